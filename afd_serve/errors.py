@@ -1,0 +1,136 @@
+"""The exceptions that cross a public boundary, each with a stable machine-readable code.
+
+``code`` is part of the wire contract: it is what a handler, a metric or a client sees. Messages are for people: they
+say what was wrong and, where there is something to do, what to do.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "AfdError",
+    "AttachError",
+    "BackboneError",
+    "CheckpointError",
+    "ConfigError",
+    "CorruptJpegError",
+    "DependencyError",
+    "EmptyInputError",
+    "ExportError",
+    "InputError",
+    "JpegError",
+    "JpegTooLargeError",
+    "NotAnImageError",
+    "PackagingError",
+    "PictureTooLargeError",
+    "ServingError",
+    "TruncatedJpegError",
+    "UnsupportedJpegError",
+]
+
+
+class AfdError(Exception):
+    """Base of every error that ``afd_serve`` raises on purpose."""
+
+    code: ClassVar[str] = "error"
+
+
+class InputError(AfdError):
+    """One picture cannot be used; its neighbours are unaffected."""
+
+    code = "bad_input"
+
+
+class EmptyInputError(InputError):
+    """The item has no bytes."""
+
+    code = "empty"
+
+
+class NotAnImageError(InputError):
+    """The bytes are in no picture format that can be read."""
+
+    code = "not_an_image"
+
+
+class PictureTooLargeError(InputError):
+    """A non-JPEG picture passes a limit on bytes or pixels."""
+
+    code = "too_large"
+
+
+class JpegError(InputError):
+    """A JPEG cannot be decoded; the message carries the codec's own words."""
+
+    code = "bad_jpeg"
+
+
+class CorruptJpegError(JpegError):
+    """The file violates the standard where no recovery is possible."""
+
+    code = "corrupt_jpeg"
+
+
+class TruncatedJpegError(JpegError):
+    """The data ends before the picture does."""
+
+    code = "truncated_jpeg"
+
+
+class UnsupportedJpegError(JpegError):
+    """A valid process that this build cannot decode (lossless, 12-bit, hierarchical, ...)."""
+
+    code = "unsupported_jpeg"
+
+
+class JpegTooLargeError(JpegError):
+    """A limit on pixels, bytes, scans or memory is exceeded."""
+
+    code = "too_large"
+
+
+class ConfigError(AfdError):
+    """A setting has a value that cannot work."""
+
+    code = "bad_config"
+
+
+class DependencyError(AfdError):
+    """An optional package or system program is missing; the message says how to install it."""
+
+    code = "missing_dependency"
+
+
+class BackboneError(AfdError):
+    """The classifier cannot be loaded or lacks something that AFD needs."""
+
+    code = "bad_backbone"
+
+
+class AttachError(BackboneError):
+    """An attach site does not exist or cannot be used; the message names the candidates."""
+
+    code = "bad_attach_site"
+
+
+class CheckpointError(AfdError):
+    """A checkpoint is missing, damaged or belongs to another model."""
+
+    code = "bad_checkpoint"
+
+
+class ExportError(AfdError):
+    """The exported classifier does not agree with the one it was made from."""
+
+    code = "bad_export"
+
+
+class PackagingError(AfdError):
+    """An archive or model repository cannot be built."""
+
+    code = "bad_package"
+
+
+class ServingError(AfdError):
+    """A server cannot be started, stopped or reached."""
+
+    code = "server_failed"

@@ -1,0 +1,363 @@
+#include "jpeg_reader.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdarg>
+#include <utility>
+
+#include "exif.h"
+#include "markers.h"
+
+namespace afd {
+namespace {
+
+__attribute__((format(printf, 1, 2))) std::string format(const char* pattern, ...) {
+  char text[320];
+  va_list arguments;
+  va_start(arguments, pattern);
+  std::vsnprintf(text, sizeof text, pattern, arguments);
+  va_end(arguments);
+  return text;
+}
+
+JpegFailure too_large(const std::string& what, const char* limit) {
+  return JpegFailure(ErrorKind::kTooLarge, what + "; pass JpegLimits(" + limit + "=...) to allow more");
+}
+
+const char* color_space_name(J_COLOR_SPACE space) {
+  switch (space) {
+    case JCS_GRAYSCALE:
+      return "grayscale";
+    case JCS_YCbCr:
+      return "ycbcr";
+    case JCS_RGB:
+      return "rgb";
+    case JCS_CMYK:
+      return "cmyk";
+    case JCS_YCCK:
+      return "ycck";
+    default:
+      return nullptr;
+  }
+}
+
+std::uint32_t round_up(std::uint32_t value, std::uint32_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+std::optional<QuantTable> copy_table(const JQUANT_TBL* table) {
+  if (table == nullptr) return std::nullopt;
+  QuantTable copy;
+  std::copy_n(table->quantval, DCTSIZE2, copy.begin());
+  return copy;
+}
+
+// Samples per side that the IDCT makes of a block. Libraries with the interface of libjpeg 7 and 8 have two such
+// fields, and give both the same value.
+int& scaled_size(jpeg_component_info& component) {
+#if JPEG_LIB_VERSION >= 70
+  return component.DCT_h_scaled_size;
+#else
+  return component.DCT_scaled_size;
+#endif
+}
+
+}  // namespace
+
+JpegReader::JpegReader(const std::uint8_t* data, std::size_t size, const Limits& limits, bool tolerant)
+    : data_(data), size_(size), limits_(limits), tolerant_(tolerant), errors_(tolerant) {
+  check_input();
+  cinfo_.err = errors_.base();
+  session_.base.progress_monitor = check_scan_number;
+  session_.reader = this;
+  const bool header_read = errors_.guarded([this] {
+    jpeg_create_decompress(&cinfo_);
+    cinfo_.progress = &session_.base;
+    jpeg_mem_src(&cinfo_, data_, static_cast<unsigned long>(size_));
+    jpeg_set_marker_processor(&cinfo_, JPEG_APP0 + 1, read_app1);
+    jpeg_read_header(&cinfo_, TRUE);
+  });
+  try {
+    if (!header_read) throw errors_.failure();
+    header_ = describe();
+  } catch (...) {
+    jpeg_destroy_decompress(&cinfo_);  // a constructor that throws has no destructor
+    throw;
+  }
+}
+
+JpegReader::~JpegReader() { jpeg_destroy_decompress(&cinfo_); }
+
+void JpegReader::check_input() const {
+  if (size_ == 0) throw JpegFailure(ErrorKind::kEmpty, "no bytes");
+  if (size_ > limits_.max_bytes) {
+    throw too_large(format("%zu bytes exceed the limit of %" PRIu64, size_, limits_.max_bytes), "max_bytes");
+  }
+  if (size_ == 1 && data_[0] == 0xFF) throw JpegFailure(ErrorKind::kTruncated, "only one byte");
+  if (size_ == 1 || data_[0] != 0xFF || data_[1] != 0xD8) {
+    throw JpegFailure(ErrorKind::kCorrupt, format("not a JPEG: starts with 0x%02x%02x instead of 0xffd8", data_[0],
+                                                  size_ == 1 ? 0u : static_cast<unsigned>(data_[1])));
+  }
+}
+
+// Looks at the segment where it lies: jpeg_save_markers would copy every one, and a file can hold millions. The first
+// EXIF segment that states an orientation counts. Skipping more than there is makes the source report the end.
+boolean JpegReader::read_app1(j_decompress_ptr cinfo) {
+  JpegReader& self = reader_of(reinterpret_cast<j_common_ptr>(cinfo));
+  jpeg_source_mgr& source = *cinfo->src;
+  std::size_t length = 2;
+  if (source.bytes_in_buffer >= 2) {
+    const JOCTET* segment = source.next_input_byte;
+    length = std::max<std::size_t>(length, std::size_t{segment[0]} << 8 | segment[1]);
+    const bool whole = length <= source.bytes_in_buffer;
+    if (whole && self.orientation_ == 0) self.orientation_ = exif_orientation(segment + 2, length - 2);
+  }
+  source.skip_input_data(cinfo, static_cast<long>(length));
+  return TRUE;
+}
+
+Header JpegReader::describe() {
+  if (cinfo_.data_precision != BITS_IN_JSAMPLE) {
+    throw JpegFailure(ErrorKind::kUnsupported, format("%d-bit samples", cinfo_.data_precision));
+  }
+  Header header{};
+  header.color_space = color_space_name(cinfo_.jpeg_color_space);
+  if (header.color_space == nullptr) {
+    throw JpegFailure(ErrorKind::kUnsupported, format("no colour space has %d components", cinfo_.num_components));
+  }
+  header.width = cinfo_.image_width;
+  header.height = cinfo_.image_height;
+  header.precision = cinfo_.data_precision;
+  header.progressive = cinfo_.progressive_mode != FALSE;
+  header.arithmetic = cinfo_.arith_code != FALSE;
+  header.restart_interval = cinfo_.restart_interval;
+  header.orientation = orientation_ == 0 ? 1 : orientation_;
+  if (cinfo_.saw_Adobe_marker) header.adobe_transform = cinfo_.Adobe_transform;
+  for (int i = 0; i < cinfo_.num_components; ++i) {
+    const jpeg_component_info& info = cinfo_.comp_info[i];
+    const JQUANT_TBL* table = info.quant_tbl_no < NUM_QUANT_TBLS ? cinfo_.quant_tbl_ptrs[info.quant_tbl_no] : nullptr;
+    header.components.push_back({info.component_id, info.h_samp_factor, info.v_samp_factor, info.width_in_blocks,
+                                 info.height_in_blocks, copy_table(table)});
+  }
+  return header;
+}
+
+Picture JpegReader::read(const ReadOptions& options) {
+  const std::vector<PlaneShape> shapes = plane_shapes();
+  if (options.pixels) set_output(options);
+  check_cost(options, shapes);
+
+  Picture picture;
+  picture.coefficients = std::make_unique<CoefficientArena>(shapes);
+  picture.coefficients->attach_to(cinfo_);
+  if (options.pixels) {
+    decode_coefficients_for_output();
+  } else {
+    decode_coefficients();
+  }
+  check_complete();
+  collect_quant_tables();
+  if (options.pixels) {
+    picture.pixels = output_pixels();
+    if (options.apply_orientation && header_.orientation > 1) {
+      picture.pixels = oriented(*picture.pixels, header_.orientation);
+    }
+  }
+  picture.header = header_;
+  picture.warnings = errors_.warnings();
+  picture.warning_count = errors_.warning_count();
+  return picture;
+}
+
+std::vector<PlaneShape> JpegReader::plane_shapes() const {
+  std::vector<PlaneShape> shapes;
+  for (const Component& component : header_.components) {
+    shapes.push_back({component.width_in_blocks, component.height_in_blocks,
+                      round_up(component.width_in_blocks, static_cast<std::uint32_t>(component.h)),
+                      round_up(component.height_in_blocks, static_cast<std::uint32_t>(component.v))});
+  }
+  return shapes;
+}
+
+void JpegReader::check_cost(const ReadOptions& options, const std::vector<PlaneShape>& shapes) {
+  const std::uint64_t pixels = std::uint64_t{header_.width} * header_.height;
+  if (pixels > limits_.max_pixels) {
+    throw too_large(format("%" PRIu32 "x%" PRIu32 " pixels exceed the limit of %" PRIu64, header_.width, header_.height,
+                           limits_.max_pixels),
+                    "max_pixels");
+  }
+  check_blocks_per_byte();
+  check_memory(options, shapes);
+  check_scans();
+}
+
+// A Huffman-coded picture spends at least one bit on the DC coefficient of each of its blocks.
+void JpegReader::check_blocks_per_byte() const {
+  std::uint64_t blocks = 0;
+  for (const Component& component : header_.components) {
+    blocks += std::uint64_t{component.width_in_blocks} * component.height_in_blocks;
+  }
+  const double allowed = limits_.max_blocks_per_byte * static_cast<double>(size_);
+  if (blocks > kAlwaysAllowedBlocks && static_cast<double>(blocks) > allowed) {
+    throw too_large(format("%" PRIu64 " blocks in %zu bytes exceed the limit of %g blocks per byte", blocks, size_,
+                           limits_.max_blocks_per_byte),
+                    "max_blocks_per_byte");
+  }
+}
+
+void JpegReader::check_memory(const ReadOptions& options, const std::vector<PlaneShape>& shapes) {
+  std::uint64_t bytes = CoefficientArena::bytes_for(shapes);
+  if (options.pixels) {
+    const std::uint64_t copies = options.apply_orientation && header_.orientation > 1 ? 2 : 1;
+    bytes += copies * 3 * cinfo_.output_width * cinfo_.output_height;
+  }
+  if (bytes > limits_.max_memory_bytes) {
+    throw too_large(format("%" PRIu64 " bytes of memory exceed the limit of %" PRIu64, bytes, limits_.max_memory_bytes),
+                    "max_memory_bytes");
+  }
+}
+
+// Every scan of a progressive file can cost as much as a whole picture. check_scan_number stops them while decoding;
+// counting them first refuses without decoding any.
+void JpegReader::check_scans() const {
+  if (!header_.progressive && cinfo_.comps_in_scan == cinfo_.num_components) return;
+  const std::uint32_t scans = count_scans(data_, size_, limits_.max_scans + 1);
+  if (scans > limits_.max_scans) {
+    throw too_large(format("more than %" PRIu32 " scans", limits_.max_scans), "max_scans");
+  }
+}
+
+void JpegReader::check_scan_number(j_common_ptr cinfo) {
+  const int scan = reinterpret_cast<j_decompress_ptr>(cinfo)->input_scan_number;
+  if (scan > 0 && static_cast<std::uint32_t>(scan) > reader_of(cinfo).limits_.max_scans) {
+    ErrorManager::fail(cinfo, ErrorKind::kTooLarge, "too many scans; pass JpegLimits(max_scans=...) to allow more");
+  }
+}
+
+void JpegReader::set_output(const ReadOptions& options) {
+  const bool four_components = cinfo_.num_components == 4;
+  cinfo_.out_color_space = four_components ? JCS_CMYK : JCS_RGB;
+  cinfo_.dct_method = JDCT_ISLOW;
+  cinfo_.do_fancy_upsampling = TRUE;
+  cinfo_.scale_num = static_cast<unsigned int>(options.scale);
+  cinfo_.scale_denom = DCTSIZE;
+  run([this] { jpeg_calc_output_dimensions(&cinfo_); });
+}
+
+// Decodes scans. After a fatal error a tolerant reader keeps those before it: libjpeg is told that the file ended
+// there, and finishes as after any last scan.
+template <typename Step>
+void JpegReader::run_scans(const Step& step) {
+  if (errors_.guarded(step)) return;
+  if (!tolerant_ || !errors_.may_forgive() || !has_finished_a_scan()) throw errors_.failure();
+  errors_.forgive();
+  cinfo_.unread_marker = JPEG_EOI;
+  run(step);
+}
+
+// libjpeg leaves the row counter at its end until the next scan really starts.
+bool JpegReader::has_finished_a_scan() const { return cinfo_.input_iMCU_row >= cinfo_.total_iMCU_rows; }
+
+void JpegReader::decode_coefficients() {
+  run_scans([this] { jpeg_read_coefficients(&cinfo_); });
+}
+
+// Buffered-image mode keeps the coefficients of the whole picture, whatever the process, and lets an output pass run
+// over them after the last scan. Entropy decoding happens once, and the pixels are those of an ordinary decode.
+//
+// Note [AC coefficients at one eighth]: libjpeg's sequential Huffman decoder drops the AC coefficients of components
+// whose IDCT makes one sample per block. It looks at their DCT_scaled_size when a scan starts, the first one inside
+// jpeg_start_decompress, right after the arrays are realized and when all buffers have their size. So that size is
+// lifted there and restored before the output pass.
+void JpegReader::decode_coefficients_for_output() {
+  run([this] {
+    realize_virt_arrays_ = cinfo_.mem->realize_virt_arrays;
+    cinfo_.mem->realize_virt_arrays = realize_then_lift_scales;
+    cinfo_.buffered_image = TRUE;
+    jpeg_start_decompress(&cinfo_);
+  });
+  run_scans([this] {
+    const j_common_ptr common = reinterpret_cast<j_common_ptr>(&cinfo_);
+    while (jpeg_consume_input(&cinfo_) != JPEG_REACHED_EOI) check_scan_number(common);
+  });
+  restore_scales();
+}
+
+void JpegReader::realize_then_lift_scales(j_common_ptr cinfo) {
+  JpegReader& self = reader_of(cinfo);
+  self.realize_virt_arrays_(cinfo);
+  self.lift_scales();
+}
+
+void JpegReader::lift_scales() {
+  for (int i = 0; i < cinfo_.num_components; ++i) {
+    int& size = scaled_size(cinfo_.comp_info[i]);
+    lifted_[i] = size == 1;
+    if (lifted_[i]) size = 2;
+  }
+}
+
+void JpegReader::restore_scales() {
+  for (int i = 0; i < cinfo_.num_components; ++i) {
+    if (lifted_[i]) scaled_size(cinfo_.comp_info[i]) = 1;
+  }
+}
+
+Pixels JpegReader::output_pixels() {
+  Pixels pixels;
+  pixels.width = cinfo_.output_width;
+  pixels.height = cinfo_.output_height;
+  const std::size_t row_bytes = std::size_t{3} * pixels.width;
+  pixels.samples = allocate_bytes(row_bytes * pixels.height);
+  const bool is_cmyk = cinfo_.out_color_space == JCS_CMYK;
+  const ByteBuffer cmyk_row = is_cmyk ? allocate_bytes(std::size_t{4} * pixels.width) : ByteBuffer();
+
+  std::uint8_t* row = pixels.samples.get();
+  std::uint8_t* cmyk = cmyk_row.get();
+  run([this, row, cmyk, row_bytes] {
+    jpeg_start_output(&cinfo_, cinfo_.input_scan_number);
+    while (cinfo_.output_scanline < cinfo_.output_height) {
+      std::uint8_t* rgb = row + row_bytes * cinfo_.output_scanline;
+      JSAMPROW target = cmyk == nullptr ? rgb : cmyk;
+      jpeg_read_scanlines(&cinfo_, &target, 1);
+      if (cmyk != nullptr) inverted_cmyk_to_rgb(cmyk, rgb, cinfo_.output_width);
+    }
+    jpeg_finish_output(&cinfo_);
+  });
+  return pixels;
+}
+
+// Finds what libjpeg does not warn about: a component without any scan, and a file that ends between two scans or in
+// arithmetic-coded data. A missing EOI after the last block is not a truncation: nothing of the picture is lost.
+void JpegReader::check_complete() {
+  if (tolerant_) return;
+  const ErrorKind kind = errors_.input_ended() ? ErrorKind::kTruncated : ErrorKind::kCorrupt;
+  for (std::size_t i = 0; i < header_.components.size(); ++i) {
+    if (cinfo_.comp_info[i].quant_table == nullptr) {
+      throw JpegFailure(kind, format("component %d has no scan", header_.components[i].id));
+    }
+    if (errors_.input_ended() && !has_every_coefficient(i)) {
+      throw JpegFailure(kind, format("the data ends before component %d is complete", header_.components[i].id));
+    }
+  }
+}
+
+bool JpegReader::has_every_coefficient(std::size_t component) const {
+  if (header_.arithmetic) return false;  // the decoder reads past the end without notice: nobody can tell
+  if (!header_.progressive) return true;
+  const int* bits = cinfo_.coef_bits[component];
+  return std::all_of(bits, bits + DCTSIZE2, [](int missing_bits) { return missing_bits == 0; });
+}
+
+// A table may be redefined between scans: the one in force is the copy that libjpeg took at the component's first scan.
+void JpegReader::collect_quant_tables() {
+  for (std::size_t i = 0; i < header_.components.size(); ++i) {
+    Component& component = header_.components[i];
+    if (auto table = copy_table(cinfo_.comp_info[i].quant_table)) component.quant_table = table;
+    if (!component.quant_table) {
+      throw JpegFailure(ErrorKind::kCorrupt, format("component %d has no quantization table", component.id));
+    }
+  }
+}
+
+}  // namespace afd

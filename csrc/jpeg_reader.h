@@ -1,0 +1,122 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coefficient_arena.h"
+#include "error.h"
+#include "limits.h"
+#include "pixels.h"
+
+namespace afd {
+
+using QuantTable = std::array<std::uint16_t, DCTSIZE2>;  // natural order
+
+struct Component {
+  int id;
+  int h;  // horizontal sampling factor
+  int v;  // vertical sampling factor
+  std::uint32_t width_in_blocks;
+  std::uint32_t height_in_blocks;
+  std::optional<QuantTable> quant_table;
+};
+
+struct Header {
+  std::uint32_t width;
+  std::uint32_t height;
+  int precision;
+  const char* color_space;
+  bool progressive;
+  bool arithmetic;
+  std::uint32_t restart_interval;  // in MCUs; 0 for none
+  int orientation;                 // EXIF, 1 to 8
+  std::optional<int> adobe_transform;
+  std::vector<Component> components;
+};
+
+struct ReadOptions {
+  bool pixels = false;
+  int scale = 8;  // eighths of the full size, 1 to 8
+  bool apply_orientation = false;
+};
+
+struct Picture {
+  Header header;
+  std::unique_ptr<CoefficientArena> coefficients;
+  std::optional<Pixels> pixels;
+  std::vector<std::string> warnings;  // the first ones
+  std::size_t warning_count = 0;      // all of them
+};
+
+// One reading session over bytes that the caller keeps alive and unchanged. All methods throw JpegFailure on bad input
+// and std::bad_alloc. A reader is used by one thread; readers share nothing.
+class JpegReader {
+ public:
+  // Reads everything up to the first scan.
+  JpegReader(const std::uint8_t* data, std::size_t size, const Limits& limits, bool tolerant);
+  ~JpegReader();
+  JpegReader(const JpegReader&) = delete;
+  JpegReader& operator=(const JpegReader&) = delete;
+
+  const Header& header() const { return header_; }
+
+  // Decodes the picture; may be called once.
+  Picture read(const ReadOptions& options);
+
+ private:
+  // libjpeg's callbacks find the reader through the progress manager, the one manager that is ours to extend.
+  struct Session {
+    jpeg_progress_mgr base;  // first, so that libjpeg's pointer to it is a pointer to this object
+    JpegReader* reader;
+  };
+
+  static JpegReader& reader_of(j_common_ptr cinfo) { return *reinterpret_cast<Session*>(cinfo->progress)->reader; }
+  static boolean read_app1(j_decompress_ptr cinfo);
+  static void check_scan_number(j_common_ptr cinfo);
+  static void realize_then_lift_scales(j_common_ptr cinfo);
+
+  template <typename Step>
+  void run(const Step& step) {
+    if (!errors_.guarded(step)) throw errors_.failure();
+  }
+
+  template <typename Step>
+  void run_scans(const Step& step);
+
+  void check_input() const;
+  Header describe();
+  std::vector<PlaneShape> plane_shapes() const;
+  void check_cost(const ReadOptions& options, const std::vector<PlaneShape>& shapes);
+  void check_blocks_per_byte() const;
+  void check_scans() const;
+  void check_memory(const ReadOptions& options, const std::vector<PlaneShape>& shapes);
+  void set_output(const ReadOptions& options);
+  void decode_coefficients();
+  void decode_coefficients_for_output();
+  bool has_finished_a_scan() const;
+  void lift_scales();
+  void restore_scales();
+  Pixels output_pixels();
+  void check_complete();
+  bool has_every_coefficient(std::size_t component) const;
+  void collect_quant_tables();
+
+  const std::uint8_t* data_;
+  std::size_t size_;
+  Limits limits_;
+  bool tolerant_;
+  ErrorManager errors_;
+  Session session_{};
+  jpeg_decompress_struct cinfo_{};
+  void (*realize_virt_arrays_)(j_common_ptr) = nullptr;
+  bool lifted_[MAX_COMPONENTS] = {};
+  int orientation_ = 0;
+  Header header_{};
+};
+
+}  // namespace afd

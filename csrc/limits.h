@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+
+namespace afd {
+
+// What one picture may cost. Every limit is checked before the memory or the time is spent.
+struct Limits {
+  std::uint64_t max_pixels;
+  std::uint64_t max_bytes;
+  std::uint32_t max_scans;
+  std::uint64_t max_memory_bytes;
+  double max_blocks_per_byte;
+};
+
+// Pictures of up to this many blocks are cheap (8 MiB of coefficients) however few bytes they have, so that
+// `max_blocks_per_byte` does not apply to them: a small flat picture, or a small part of a truncated one, is honest.
+inline constexpr std::uint64_t kAlwaysAllowedBlocks = 65536;
+
+}  // namespace afd

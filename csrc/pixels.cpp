@@ -1,0 +1,60 @@
+#include "pixels.h"
+
+#include <cstring>
+#include <new>
+#include <utility>
+
+namespace afd {
+namespace {
+
+// round(a * b / 255), exact for all bytes.
+int multiply_divide_255(int a, int b) {
+  const int product = a * b + 128;
+  return ((product >> 8) + product) >> 8;
+}
+
+}  // namespace
+
+ByteBuffer allocate_bytes(std::size_t size) {
+  ByteBuffer buffer(static_cast<std::uint8_t*>(std::malloc(size)));
+  if (!buffer) throw std::bad_alloc();
+  return buffer;
+}
+
+void inverted_cmyk_to_rgb(const std::uint8_t* cmyk, std::uint8_t* rgb, std::size_t width) {
+  for (std::size_t x = 0; x < width; ++x, cmyk += 4, rgb += 3) {
+    const int white = cmyk[3];  // 255 - K
+    for (int i = 0; i < 3; ++i) {
+      rgb[i] = static_cast<std::uint8_t>(white - multiply_divide_255(255 - cmyk[i], white));
+    }
+  }
+}
+
+// Orientation says which edges of the shown picture the stored first row and first column are (EXIF 2.32, 4.6.4.A).
+// Each row of the result is a walk through the stored picture: a start and a step.
+Pixels oriented(const Pixels& stored, int orientation) {
+  const bool swaps_axes = orientation >= 5;
+  const bool flips_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+  const bool flips_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+  const std::ptrdiff_t width = stored.width;
+  const std::ptrdiff_t height = stored.height;
+  Pixels result;
+  result.width = swaps_axes ? stored.height : stored.width;
+  result.height = swaps_axes ? stored.width : stored.height;
+  result.samples = allocate_bytes(std::size_t{3} * stored.width * stored.height);
+
+  const std::ptrdiff_t step_x = flips_x ? -3 : 3;
+  const std::ptrdiff_t step_y = flips_y ? -3 * width : 3 * width;
+  const std::uint8_t* corner =
+      stored.samples.get() + (flips_x ? 3 * (width - 1) : 0) + (flips_y ? 3 * width * (height - 1) : 0);
+  const std::ptrdiff_t along_row = swaps_axes ? step_y : step_x;
+  const std::ptrdiff_t down = swaps_axes ? step_x : step_y;
+  std::uint8_t* out = result.samples.get();
+  for (std::ptrdiff_t y = 0; y < result.height; ++y) {
+    const std::uint8_t* row = corner + y * down;
+    for (std::ptrdiff_t x = 0; x < result.width; ++x, out += 3) std::memcpy(out, row + x * along_row, 3);
+  }
+  return result;
+}
+
+}  // namespace afd
