@@ -1,0 +1,72 @@
+"""AFD weights on disk: one safetensors file that carries its own configuration. Never pickle."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from afd_serve.config import AfdConfig
+from afd_serve.errors import CheckpointError
+from afd_serve.models.afd import AfdNet
+from afd_serve.models.backbones import Backbone
+
+__all__ = ["WEIGHTS_NAME", "load_afd", "read_config", "save_afd", "write_atomically"]
+
+WEIGHTS_NAME = "afd.safetensors"
+"""Name of the file in a run's folder and in the package."""
+
+_CONFIG_KEY = "afd_config"
+
+
+def save_afd(afd: AfdNet, path: Path) -> None:
+    """Write a module in its training form, or as it is when already reparameterized."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in afd.state_dict().items()}
+    data = save(tensors, {_CONFIG_KEY: afd.config.to_json()})
+    write_atomically(path, lambda target: target.write_bytes(data))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path`` and then rename it, so that ``path`` is never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    partial.replace(path)
+
+
+def read_config(path: Path) -> AfdConfig:
+    """The configuration that a file carries.
+
+    Raises:
+        CheckpointError: There is no such file, or it is no AFD checkpoint.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if _CONFIG_KEY not in metadata:
+        raise CheckpointError(f"{path} holds no AFD configuration; was it written by `afd-serve fit`?")
+    return AfdConfig.from_json(metadata[_CONFIG_KEY])
+
+
+def load_afd(path: Path, backbone: Backbone) -> AfdNet:
+    """Read a module for this very backbone.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or was fitted to another backbone.
+    """
+    config = read_config(path)
+    if config.fingerprint != backbone.fingerprint:
+        raise CheckpointError(
+            f"{path} was fitted to {config.backbone} with weights {config.fingerprint[:12]}, but {backbone.name} has "
+            f"weights {backbone.fingerprint[:12]}; fit again with `afd-serve fit --backbone {backbone.name}`"
+        )
+    afd = AfdNet(config)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping, only keys()
+    try:
+        afd.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
+    return afd.eval()

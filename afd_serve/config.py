@@ -1,0 +1,128 @@
+"""Typed settings, one home for every key that is saved beside a result."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from afd_serve.errors import ConfigError
+
+__all__ = ["AfdConfig", "FeSiteConfig", "FitConfig", "GateSiteConfig"]
+
+PRESETS: Final = ("default", "lite", "paper")
+
+
+@dataclass(frozen=True)
+class GateSiteConfig:
+    """A channel gate on the output of the backbone's module ``site``."""
+
+    site: str
+    channels: int
+
+
+@dataclass(frozen=True)
+class FeSiteConfig:
+    """An FE-Net on the output of the backbone's module ``site``.
+
+    ``stride`` is the number of picture pixels per feature cell (1, 2, 4 or 8); ``width`` the channels of the RepConv
+    blocks; ``low_blocks`` how many of them work at half the block grid's resolution.
+    """
+
+    site: str
+    channels: int
+    stride: int
+    width: int = 32
+    low_blocks: int = 2
+
+
+@dataclass(frozen=True)
+class AfdConfig:
+    """The shape of an AFD module: everything that its weights cannot tell."""
+
+    preset: str
+    backbone: str
+    fingerprint: str
+    gates: tuple[GateSiteConfig, ...] = ()
+    fe: tuple[FeSiteConfig, ...] = ()
+    descriptor: int = 32
+    fdm_channels: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.gates and not self.fe:
+            raise ConfigError("an AFD module needs at least one attach site: a channel gate or an FE-Net")
+
+    def to_json(self) -> str:
+        """One JSON object; `from_json` reads it back."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "AfdConfig":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: A key is missing, unknown or of the wrong kind.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            values["gates"] = tuple(GateSiteConfig(**gate) for gate in values["gates"])
+            values["fe"] = tuple(FeSiteConfig(**site) for site in values["fe"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"this is no AFD configuration: {error}") from error
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One fit: what goes in, how long it runs, and where the result lies."""
+
+    backbone: str
+    images: tuple[Path, ...]
+    out: Path
+    preset: str = "default"
+    steps: int = 6000
+    batch_size: int = 16
+    sizes: tuple[int, ...] = (128, 160, 192, 224)
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    warmup_steps: int = 100
+    ema: float = 0.998
+    embedding_weight: float = 4.0
+    seed: int = 0
+    workers: int = 1
+    checkpoint_every: int = 200
+    bf16: bool = True
+    exclude: tuple[Path, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ConfigError(f"no preset is called {self.preset!r}; there are {', '.join(PRESETS)}")
+        if self.steps < 1 or self.batch_size < 2:
+            raise ConfigError("a fit needs at least one step and batches of at least two pictures")
+        if any(size % 32 for size in self.sizes):
+            raise ConfigError(f"crop sizes must be multiples of 32, not {self.sizes}")
+
+    def to_json(self) -> str:
+        """One JSON object with every key."""
+        return json.dumps(asdict(self), indent=2, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "FitConfig":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigError: A key is missing, unknown or of the wrong kind.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            for name in ("images", "exclude"):
+                values[name] = tuple(Path(path) for path in values[name])
+            values["out"] = Path(values["out"])
+            values["sizes"] = tuple(values["sizes"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"this is no fit configuration: {error}") from error
+
+    def resumes(self, other: "FitConfig") -> list[str]:
+        """The keys in which a run started with ``other`` cannot go on with these settings."""
+        free = {"out", "workers", "checkpoint_every", "images", "exclude"}
+        return [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != getattr(other, f.name)]

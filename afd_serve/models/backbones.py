@@ -1,0 +1,319 @@
+"""The frozen classifiers that AFD protects, each with its attach sites, preprocessing and labels."""
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from afd_serve.errors import AfdError, AttachError, BackboneError
+from afd_serve.labels import imagenet_labels
+from afd_serve.models.discovery import Sites, find_sites
+from afd_serve.models.efficientnet_lite import VARIANTS, load_pretrained
+from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models
+
+__all__ = ["Backbone", "Interpolation", "Preprocessing", "Triple", "load_backbone", "make_backbone"]
+
+Triple = tuple[float, float, float]
+Interpolation = Literal["bicubic", "bilinear"]
+
+_DEFAULT_FUNCTION = "backbone"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the model's input.
+
+    Attributes:
+        size: side of the square input, pixels.
+        crop_fraction: side of the central square crop / ``min(width, height)``, in (0, 1].
+        interpolation: how the crop is resized (antialiased).
+        mean: subtracted, RGB, in units of 0..255.
+        std: then divided by, RGB, in units of 0..255.
+    """
+
+    size: int
+    crop_fraction: float
+    interpolation: Interpolation
+    mean: Triple
+    std: Triple
+
+    def __post_init__(self) -> None:
+        """Reject what no picture could be processed with."""
+        if self.size < 8:
+            raise BackboneError(f"input size must be at least 8 pixels, not {self.size}")
+        if not 0.0 < self.crop_fraction <= 1.0:
+            raise BackboneError(f"crop_fraction must be in (0, 1], not {self.crop_fraction}")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise BackboneError(f"interpolation must be bicubic or bilinear, not {self.interpolation!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise BackboneError("mean and std must have three values (R, G, B), and std must be positive")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained classifier and what AFD needs to know of it.
+
+    Attributes:
+        name: the spec that it was loaded from.
+        module: eval mode, no gradients; normalized RGB float ``[N, 3, S, S]`` to logits ``[N, K]``.
+        preprocessing: how a picture becomes the module's input.
+        labels: K class names.
+        stem: qualified name of the module whose output is the stem's (after the activation).
+        blocks: qualified names of the blocks, in order of execution; empty for a vision transformer.
+        embedding: qualified name of the last ``Linear``; its *input* ``[N, D]`` is the pooled embedding.
+        fingerprint: SHA-256 (hex) of the parameters' and buffers' names, types, shapes and values.
+    """
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    stem: str
+    blocks: tuple[str, ...]
+    embedding: str
+    fingerprint: str
+
+
+def load_backbone(spec: str) -> Backbone:
+    """Load a classifier.
+
+    Args:
+        spec: one of
+
+            - ``efficientnet-lite0``, ``efficientnet-lite1``, ``efficientnet-lite2``;
+            - ``torchvision:<name>[@<weights>]`` or ``timm:<name>[@<weights>]``, where ``<weights>`` is a file with
+              a state dict (``.pth``, ``.safetensors``), ``random`` (the same on every call), a name from
+              torchvision's enumeration, or left out for the library's default;
+            - ``file:<path.py>[:<function>]``: the result of calling a function of yours (``backbone`` unless named),
+              either a ``Backbone`` or ``(module, preprocessing, labels)``. **The file is executed.**
+
+    Raises:
+        BackboneError: unknown spec, or the classifier cannot be built.
+        AttachError: stem, blocks or embedding cannot be found; the message names the candidates.
+        DependencyError: a package is missing; the message says which.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec in VARIANTS:
+        return _load_efficientnet_lite(spec)
+    loaders: dict[str, Callable[[str, str], Backbone]] = {
+        "torchvision": _load_torchvision,
+        "timm": _load_timm,
+        "file": _load_file,
+    }
+    if kind not in loaders or not rest:
+        known = ", ".join([*VARIANTS, "torchvision:<name>", "timm:<name>", "file:<path.py>"])
+        raise BackboneError(f"unknown backbone {spec!r}; known are {known}")
+    return loaders[kind](spec, rest)
+
+
+def make_backbone(
+    module: nn.Module,
+    preprocessing: Preprocessing,
+    labels: Sequence[str],
+    *,
+    name: str,
+    sites: Sites | None = None,
+) -> Backbone:
+    """Freeze a classifier and describe it.
+
+    Args:
+        module: normalized RGB float ``[N, 3, S, S]`` to logits ``[N, K]``; switched to eval mode, gradients off.
+        preprocessing: how a picture becomes the module's input.
+        labels: K class names.
+        name: the spec that finds it again.
+        sites: stem, blocks and embedding; found by family when left out.
+
+    Raises:
+        BackboneError: the module does not give one logit per label.
+        AttachError: a site is missing or cannot be found; the message names the candidates.
+    """
+    module.eval().requires_grad_(False)
+    _check_logits(module, preprocessing.size, len(labels))
+    if sites is None:
+        sites = find_sites(module, len(labels), preprocessing.size)
+    _check_sites(module, sites)
+    return Backbone(
+        name=name,
+        module=module,
+        preprocessing=preprocessing,
+        labels=tuple(labels),
+        stem=sites.stem,
+        blocks=sites.blocks,
+        embedding=sites.embedding,
+        fingerprint=_fingerprint(module),
+    )
+
+
+def _check_logits(module: nn.Module, size: int, classes: int) -> None:
+    first = next(module.parameters(), torch.zeros(()))
+    try:
+        with torch.inference_mode():
+            output = module(torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device))
+    except RuntimeError as error:
+        raise BackboneError(f"{type(module).__name__} cannot take a picture of {size}x{size}: {error}") from error
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != (1, classes):
+        raise BackboneError(f"a picture of {size}x{size} gives {shape}, but {classes} labels need (1, {classes})")
+
+
+def _check_sites(module: nn.Module, sites: Sites) -> None:
+    named = dict(module.named_modules())
+    missing = [name for name in (sites.stem, *sites.blocks, sites.embedding) if name not in named]
+    if missing:
+        near = ", ".join(name for name in named if name and name.count(".") < 2)
+        raise AttachError(f"{type(module).__name__} has no module {', '.join(missing)}; it has {near}")
+    if not isinstance(named[sites.embedding], nn.Linear):
+        raise AttachError(f"{sites.embedding} must be the classifier's last Linear layer")
+
+
+def _fingerprint(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if name.endswith("num_batches_tracked"):  # counts training steps; no output depends on it
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load_efficientnet_lite(spec: str) -> Backbone:
+    size = VARIANTS[spec].size
+    preprocessing = Preprocessing(size, size / (size + 32), "bicubic", (127.0,) * 3, (128.0,) * 3)
+    return make_backbone(load_pretrained(spec), preprocessing, imagenet_labels(), name=spec)
+
+
+def _load_torchvision(spec: str, rest: str) -> Backbone:
+    name, _, choice = rest.partition("@")
+    models = import_torchvision_models()
+    try:
+        enumeration = models.get_model_weights(name)
+        is_file = _is_file(choice)
+        weights = enumeration.DEFAULT if choice in ("", "random") or is_file else enumeration[choice]
+    except (KeyError, ValueError) as error:
+        raise BackboneError(f"torchvision knows no classifier or weights {rest!r}: {error}") from error
+    preset = weights.transforms()
+    if not hasattr(preset, "crop_size"):
+        raise BackboneError(f"torchvision's {name} is no picture classifier")
+    preprocessing = Preprocessing(
+        size=preset.crop_size[0],
+        crop_fraction=preset.crop_size[0] / preset.resize_size[0],
+        interpolation=preset.interpolation.value,
+        mean=_to_bytes_scale(preset.mean),
+        std=_to_bytes_scale(preset.std),
+    )
+    stored = None if choice == "random" or is_file else weights
+    module = _build(spec, choice, lambda: models.get_model(name, weights=stored))
+    return make_backbone(module, preprocessing, weights.meta["categories"], name=spec)
+
+
+def _load_timm(spec: str, rest: str) -> Backbone:
+    name, _, choice = rest.partition("@")
+    timm = import_timm()
+    if not timm.is_model(name.split(".")[0]):
+        raise BackboneError(f"timm knows no model {name!r}")
+    if choice not in ("", "random") and not _is_file(choice):
+        raise BackboneError(f"timm weights are chosen in the name ({name}.<tag>), as @random or as @<file>")
+    module = _build(spec, choice, lambda: timm.create_model(name, pretrained=not choice))
+    config = timm.data.resolve_model_data_config(module)
+    if config["input_size"][1] != config["input_size"][2]:
+        raise BackboneError(f"{name} takes pictures of {config['input_size'][1:]}, which is no square")
+    preprocessing = Preprocessing(
+        size=config["input_size"][1],
+        crop_fraction=config["crop_pct"],
+        interpolation=config["interpolation"],
+        mean=_to_bytes_scale(config["mean"]),
+        std=_to_bytes_scale(config["std"]),
+    )
+    return make_backbone(module, preprocessing, _timm_labels(timm, module), name=spec)
+
+
+def _timm_labels(timm: ModuleType, module: nn.Module) -> tuple[str, ...]:
+    classes = int(cast("Any", module).num_classes)
+    if classes == len(imagenet_labels()):
+        return imagenet_labels()
+    subset = timm.data.infer_imagenet_subset(module)
+    if subset is None:
+        return tuple(f"class {index}" for index in range(classes))
+    info = timm.data.ImageNetInfo(subset)
+    return tuple(info.index_to_description(index) for index in range(classes))
+
+
+def _to_bytes_scale(values: Sequence[float]) -> Triple:
+    red, green, blue = (255.0 * value for value in values)
+    return red, green, blue
+
+
+def _is_file(choice: str) -> bool:
+    return choice.endswith((".pth", ".pt", ".safetensors"))
+
+
+def _build(spec: str, choice: str, create: Callable[[], nn.Module]) -> nn.Module:
+    """Create a library's model with the weights of choice; random ones do not disturb the caller's generator."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = create()
+        if _is_file(choice):
+            module.load_state_dict(_read_state_dict(Path(choice)))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BackboneError(f"cannot load {spec}: {error}") from error
+    return module
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _load_file(spec: str, rest: str) -> Backbone:
+    path, function_name = _split_function(rest)
+    function = getattr(_run_file(path), function_name, None)
+    if not callable(function):
+        raise BackboneError(f"{path} has no function {function_name}; name another as file:{path}:<function>")
+    result = _guarded(path, function)
+    if isinstance(result, Backbone):
+        sites = Sites(result.stem, tuple(result.blocks), result.embedding)
+        return make_backbone(result.module, result.preprocessing, result.labels, name=spec, sites=sites)
+    if not (isinstance(result, tuple) and len(result) == 3 and isinstance(result[0], nn.Module)):
+        raise BackboneError(f"{function_name} in {path} must return a Backbone or (module, preprocessing, labels)")
+    module, preprocessing, labels = result
+    return make_backbone(module, preprocessing, labels, name=spec)
+
+
+def _split_function(rest: str) -> tuple[Path, str]:
+    path, _, function = rest.rpartition(":")
+    if path and function.isidentifier():
+        return Path(path), function
+    return Path(rest), _DEFAULT_FUNCTION
+
+
+def _run_file(path: Path) -> ModuleType:
+    name = f"afd_serve_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None or not path.is_file():
+        raise BackboneError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses and torch.jit.script look their module up here
+    loader = module_spec.loader
+    _guarded(path, lambda: loader.exec_module(module))
+    return module
+
+
+def _guarded(path: Path, call: Callable[[], Any]) -> Any:
+    """Run a user's code; whatever it raises is the file's fault, not ours, and becomes one clear line."""
+    try:
+        return call()
+    except AfdError:
+        raise
+    except Exception as error:
+        raise BackboneError(f"{path} failed with {type(error).__name__}: {error}") from error

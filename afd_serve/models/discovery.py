@@ -1,0 +1,131 @@
+"""Find the stem, the blocks and the embedding of a classifier from the names and classes of its modules."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from afd_serve.errors import AttachError
+
+__all__ = ["Sites", "feature_maps", "find_sites"]
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where AFD can attach: qualified module names, ``blocks`` in order of execution.
+
+    ``stem`` and each of ``blocks`` put out a feature map ``[N, C, H, W]``; ``embedding`` is the classifier's last
+    ``Linear``, whose *input* ``[N, D]`` is the pooled embedding.
+    """
+
+    stem: str
+    blocks: tuple[str, ...]
+    embedding: str
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Names that the stem's last module may have, and the class names of the blocks (empty: no spatial blocks)."""
+
+    stems: tuple[str, ...]
+    blocks: frozenset[str]
+
+
+_FAMILIES = (
+    # ResNet, ResNeXt, Wide ResNet: torchvision and timm
+    _Family(("relu", "act1"), frozenset({"BasicBlock", "Bottleneck"})),
+    # MobileNetV2, MobileNetV3, EfficientNet, ConvNeXt: torchvision
+    _Family(("features.0",), frozenset({"InvertedResidual", "MBConv", "FusedMBConv", "CNBlock"})),
+    # timm puts the activation into the BatchNorm or behind it
+    _Family(
+        ("act1", "bn1"),
+        frozenset({"DepthwiseSeparableConv", "InvertedResidual", "EdgeResidual", "ConvBnAct", "GhostBottleneck"}),
+    ),
+    # RegNet of both libraries, RepVGG and ConvNeXt of timm, EfficientNet-Lite of our own
+    _Family(
+        ("stem",),
+        frozenset({"ResBottleneckBlock", "Bottleneck", "RepVggBlock", "ConvNeXtBlock", "InvertedResidual"}),
+    ),
+    # Vision transformers: only the patch embedding is a feature map
+    _Family(("conv_proj", "patch_embed.proj"), frozenset()),
+)
+
+
+def find_sites(module: nn.Module, classes: int, size: int) -> Sites:
+    """Find the attach sites of a ResNet, MobileNet, EfficientNet, ConvNeXt, RegNet, RepVGG or ViT.
+
+    Args:
+        module: a classifier in eval mode, RGB float ``[N, 3, size, size]`` to logits ``[N, classes]``.
+        classes: length of the logits.
+        size: side of the input in pixels.
+
+    Raises:
+        AttachError: the classifier belongs to no known family; the message names the modules that could be used.
+    """
+    embedding = _last_linear(module, classes)
+    for family in _FAMILIES:
+        for stem, blocks in _matches(module, family):
+            if blocks or not family.blocks:
+                return Sites(stem, blocks, embedding)
+    raise AttachError(
+        f"{type(module).__name__} is of no known family, so name its stem and blocks yourself (a `file:` backbone may "
+        f"return them); modules that put out feature maps: {_candidates(module, size)}"
+    )
+
+
+def _matches(module: nn.Module, family: _Family) -> Iterator[tuple[str, tuple[str, ...]]]:
+    named = dict(module.named_modules())
+    for stem in family.stems:
+        if stem in named:
+            found = (name for name, child in named.items() if type(child).__name__ in family.blocks)
+            yield stem, tuple(name for name in found if name != stem and not name.startswith(f"{stem}."))
+
+
+def _last_linear(module: nn.Module, classes: int) -> str:
+    linears: dict[str, nn.Linear] = {
+        name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)
+    }
+    fitting: list[str] = [name for name, child in linears.items() if child.out_features == classes]
+    if not fitting:
+        seen = ", ".join(f"{name} ({child.out_features} outputs)" for name, child in linears.items()) or "none"
+        raise AttachError(f"no Linear layer puts out {classes} logits, one per label; linear layers: {seen}")
+    return fitting[-1]
+
+
+def _candidates(module: nn.Module, size: int, limit: int = 24) -> str:
+    shapes = feature_maps(module, size)
+    shown = [f"{name} ({'x'.join(map(str, shape))})" for name, shape in list(shapes.items())[:limit]]
+    if len(shapes) > limit:
+        shown.append(f"and {len(shapes) - limit} more")
+    return ", ".join(shown) or "none"
+
+
+@torch.inference_mode()
+def feature_maps(module: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
+    """Run the classifier once and return ``{name: (C, H, W)}`` of each feature map, in order of execution.
+
+    Args:
+        module: takes RGB float ``[1, 3, size, size]``; left as it was.
+        size: side of the input in pixels.
+    """
+    shapes: dict[str, tuple[int, int, int]] = {}
+    handles = []
+    for name, child in module.named_modules():
+
+        def record(_module: nn.Module, _inputs: object, output: object, name: str = name) -> None:
+            if name and isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) > 1:
+                shapes[name] = (output.shape[1], output.shape[2], output.shape[3])
+
+        handles.append(child.register_forward_hook(record))
+    try:
+        module(_zeros_like_input(module, size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _zeros_like_input(module: nn.Module, size: int) -> Tensor:
+    first = next(module.parameters(), torch.zeros(()))
+    return torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device)

@@ -1,0 +1,94 @@
+"""FDE-Net: from a JPEG's own DCT coefficients to how far the features have drifted.
+
+Two outputs (arXiv 2401.01724 has the first): the *feature drifting map* (FDM), one vector per cell of the block grid,
+and the *drift descriptor*, one vector per picture, from the quantization tables and the pooled magnitude of each
+frequency.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["COMPONENTS", "FREQUENCIES", "GEOMETRY", "STATISTICS", "FdeNet", "picture_statistics"]
+
+COMPONENTS: Final = 3
+"""Y, Cb, Cr."""
+
+FREQUENCIES: Final = 64 * COMPONENTS
+"""Values per cell of the block grid, component-major, each block in natural order."""
+
+GEOMETRY: Final = 3
+"""log2 of JPEG pixels per model pixel; log2 of the horizontal and of the vertical chroma subsampling."""
+
+STATISTICS: Final = 2 * FREQUENCIES + GEOMETRY
+"""Length of `picture_statistics`."""
+
+
+def picture_statistics(dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> Tensor:
+    """What is known of a picture as a whole.
+
+    Args:
+        dequantized: Dequantized coefficients on the block grid, [N, G, G, 192], any number type.
+        quant_tables: The tables that took part in the picture's history, [N, 3, 64], natural order, 1..65535.
+        geometry: [N, 3], see `GEOMETRY`.
+
+    Returns:
+        float32 [N, `STATISTICS`]: log mean magnitude of each frequency, log2 of each table entry, geometry.
+    """
+    magnitude = dequantized.float().abs().mean(dim=(1, 2))
+    tables = torch.log2(quant_tables.float()).flatten(1)
+    return torch.cat((torch.log(magnitude + 1e-3), tables / 4 - 1, geometry.float()), dim=1)
+
+
+class FdeNet(nn.Module):
+    """The feature drifting estimator.
+
+    Args:
+        fdm_channels: Length of the FDM's vectors; 0 leaves the FDM out.
+        descriptor: Length of the drift descriptor.
+    """
+
+    limit: Final[float] = 4.0  # in standard deviations of an input
+    frequency_scale: Tensor
+    statistics_mean: Tensor
+    statistics_std: Tensor
+
+    def __init__(self, fdm_channels: int, descriptor: int) -> None:
+        super().__init__()
+        self.register_buffer("frequency_scale", torch.ones(FREQUENCIES))
+        self.register_buffer("statistics_mean", torch.zeros(STATISTICS))
+        self.register_buffer("statistics_std", torch.ones(STATISTICS))
+        hidden = max(fdm_channels, 1)
+        self.fdm_channels = fdm_channels
+        # 1x1 convolutions over the block grid, written as matrix products on its last axis.
+        self.spatial = nn.Sequential(nn.Linear(FREQUENCIES, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        if not fdm_channels:
+            self.spatial = nn.Sequential()
+        self.descriptor = nn.Sequential(
+            nn.Linear(STATISTICS, descriptor), nn.SiLU(), nn.Linear(descriptor, descriptor), nn.SiLU()
+        )
+
+    def calibrate(self, dequantized: Tensor, statistics: Tensor) -> None:
+        """Take the scales of the inputs from compressed pictures.
+
+        Args:
+            dequantized: [M, 192] values of many cells.
+            statistics: [P, `STATISTICS`] of many pictures.
+        """
+        self.frequency_scale.copy_(dequantized.float().std(dim=0).clamp_min(1.0))
+        self.statistics_mean.copy_(statistics.mean(dim=0))
+        self.statistics_std.copy_(statistics.std(dim=0).clamp_min(0.05))
+
+    def describe(self, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> Tensor:
+        """The drift descriptor, float [N, descriptor]; arguments as in `picture_statistics`."""
+        statistics = picture_statistics(dequantized, quant_tables, geometry)
+        normalized = (statistics - self.statistics_mean) / self.statistics_std
+        out: Tensor = self.descriptor(normalized.clamp(-self.limit, self.limit))
+        return out
+
+    def map(self, dequantized: Tensor) -> Tensor:
+        """The feature drifting map, float [N, fdm_channels, G, G], from dequantized coefficients [N, G, G, 192]."""
+        normalized = (dequantized.float() / self.frequency_scale).clamp(-self.limit, self.limit)
+        out: Tensor = self.spatial(normalized)
+        return out.permute(0, 3, 1, 2)

@@ -1,0 +1,91 @@
+"""From a decoded picture to the model's input, and from the JPEG's block grid to the model's.
+
+A *box* is ``(left, top, right, bottom)`` in pixels of the picture, right and bottom exclusive.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from afd_serve.models.backbones import Interpolation, Preprocessing
+
+__all__ = ["block_grid", "crop_box", "resize_crop"]
+
+Box = tuple[float, float, float, float]
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_BLOCK = 8
+
+
+def crop_box(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """Return the central square that the model sees of a picture of ``width x height`` pixels.
+
+    Source: EfficientNet's evaluation preprocessing (``_decode_and_center_crop``), down to the rounding.
+    """
+    side = max(1, int(preprocessing.crop_fraction * min(width, height)))
+    left, top = (width - side + 1) // 2, (height - side + 1) // 2
+    return left, top, left + side, top + side
+
+
+def resize_crop(
+    pixels: npt.NDArray[np.uint8], box: Box, size: int, interpolation: Interpolation
+) -> npt.NDArray[np.uint8]:
+    """Resize the part of a picture that is in a box, antialiased.
+
+    As in Pillow, the filter reads a few pixels beyond the box where the picture has them.
+
+    Args:
+        pixels: uint8 RGB ``[H, W, 3]``, C-contiguous.
+        box: part of the picture; fractions of a pixel are allowed.
+        size: side of the result in pixels.
+        interpolation: the filter.
+
+    Returns:
+        uint8 RGB ``[size, size, 3]``; ``pixels`` itself where the box is the whole picture and already of that size.
+    """
+    height, width = pixels.shape[:2]
+    if tuple(box) == (0, 0, width, height) and (width, height) == (size, size):
+        return pixels
+    resized = Image.fromarray(pixels).resize((size, size), _RESAMPLING[interpolation], box=box)
+    return np.asarray(resized)
+
+
+def block_grid(
+    box: Box,
+    size: int,
+    width_in_blocks: int,
+    height_in_blocks: int,
+    block_width_px: float,
+    block_height_px: float,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Find the JPEG block under the centre of each 8x8 cell of the model's input.
+
+    ``coefficients[rows[:, None], cols[None, :]]`` then gathers a component's blocks on the model's grid. The map is
+    the identity where the JPEG is exactly the model's crop.
+
+    Args:
+        box: the part of the picture that becomes the model's input.
+        size: side of the model's input in pixels; the grid has ``G = ceil(size / 8)`` cells a side.
+        width_in_blocks: of the component, without padding.
+        height_in_blocks: of the component, without padding.
+        block_width_px: width that one block covers, in pixels of the picture: 8, or 16 where chroma is halved.
+        block_height_px: height that one block covers.
+
+    Returns:
+        Row indices int64 ``[G]`` in ``0..height_in_blocks - 1`` and column indices int64 ``[G]`` in
+        ``0..width_in_blocks - 1``, neither ever decreasing.
+    """
+    left, top, right, bottom = box
+    rows = _blocks_under(top, bottom, size, height_in_blocks, block_height_px)
+    cols = _blocks_under(left, right, size, width_in_blocks, block_width_px)
+    return rows, cols
+
+
+def _blocks_under(start: float, stop: float, size: int, blocks: int, block_px: float) -> npt.NDArray[np.int64]:
+    first = np.arange(math.ceil(size / _BLOCK)) * _BLOCK
+    last = np.minimum(first + _BLOCK, size)  # the last cell is cut where 8 does not divide the size
+    centres = start + (first + last) * ((stop - start) / (2 * size))
+    under: npt.NDArray[np.int64] = np.floor(centres / block_px).astype(np.int64)
+    return under.clip(0, blocks - 1)

@@ -1,0 +1,95 @@
+"""What several test modules need: the tiny backbone, AFD modules with something to say, and pictures."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from afd_serve.checkpoint import save_afd
+from afd_serve.models.afd import AfdNet
+from afd_serve.models.backbones import Backbone
+from afd_serve.models.presets import preset_config
+from tests import tiny_backbone
+
+# Machines are shared: how long an example takes says more about the neighbours than about the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Backbone:
+    return tiny_backbone.backbone()
+
+
+def awakened(backbone: Backbone, preset: str = "default") -> AfdNet:
+    """An AFD module whose last layers are not zero, so that it changes what it is attached to."""
+    torch.manual_seed(3)
+    afd = AfdNet(preset_config(preset, backbone)).eval()
+    with torch.no_grad():
+        for parameter in afd.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return afd
+
+
+@pytest.fixture
+def awake(tiny: Backbone) -> AfdNet:
+    return awakened(tiny)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with weights for the tiny backbone."""
+    run = tmp_path_factory.mktemp("run")
+    save_afd(awakened(tiny), run / "afd.safetensors")
+    return run
+
+
+def scene(width: int = 96, height: int = 80, seed: int = 0) -> Image.Image:
+    """A picture with edges, gradients and texture, so that its spectrum is not empty."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    planes = []
+    for _ in range(3):
+        wave = 60 * np.sin(x * random.uniform(0.05, 0.5) + y * random.uniform(0.05, 0.5) + random.uniform(0, 6))
+        edge = 50 * ((x * random.normal() + y * random.normal()) > random.uniform(-20, 20))
+        planes.append(110 + wave + edge + random.normal(0, 12, (height, width)))
+    return Image.fromarray(np.clip(np.stack(planes, axis=2), 0, 255).astype(np.uint8))
+
+
+def encoded(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def recompressed(picture: Image.Image, *qualities: int) -> bytes:
+    """The bytes after compressing with each quality in turn."""
+    data = b""
+    for quality in qualities:
+        data = encoded(picture, quality=quality)
+        with Image.open(io.BytesIO(data)) as decoded:
+            picture = decoded.convert("RGB")
+    return data
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Callable[[int], Path]:
+    def make(count: int) -> Path:
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        for index in range(count):
+            scene(120, 90, seed=index).save(folder / f"{index}.png")
+        return folder
+
+    return make

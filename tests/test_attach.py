@@ -1,0 +1,100 @@
+"""Attaching to a backbone without touching it."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from afd_serve.errors import AttachError
+from afd_serve.models.attach import Insertion, SiteShape, attach, fold_norms, probe_shapes
+from afd_serve.models.backbones import Backbone
+from tests.tiny_backbone import SIZE
+
+
+class Scale(nn.Module):
+    def forward(self, x: Tensor, factor: Tensor) -> Tensor:
+        return x * factor
+
+
+class AddOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+def picture() -> Tensor:
+    return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def test_nothing_inserted_changes_nothing(tiny: Backbone) -> None:
+    assert torch.equal(attach(tiny.module)(picture()), tiny.module(picture()))
+
+
+@pytest.mark.parametrize("site", ["stem", "stem.norm", "blocks.0", "blocks.2", "blocks.2.conv"])
+def test_a_module_is_called_on_the_output_of_its_site(tiny: Backbone, site: str) -> None:
+    reference = copy.deepcopy(tiny.module)
+    reference.get_submodule(site).register_forward_hook(lambda _module, _args, output: output * 0.5)
+    attached = attach(tiny.module, [Insertion(site, Scale(), ("factor",))], inputs=("factor",))
+    torch.testing.assert_close(attached(picture(), torch.tensor(0.5)), reference(picture()))
+
+
+def test_insertions_at_one_site_are_chained_in_order(tiny: Backbone) -> None:
+    calls = [Insertion("stem", AddOne(), ()), Insertion("stem", Scale(), ("factor",))]
+    attached = attach(tiny.module, calls, inputs=("factor",), taps=["stem"])
+    stem = attached(picture(), torch.tensor(3.0))[1]
+    torch.testing.assert_close(stem, (tiny.module.get_submodule("stem")(picture()) + 1) * 3)
+
+
+def test_taps_and_the_embedding_are_returned(tiny: Backbone) -> None:
+    logits, block, embedding = attach(tiny.module, taps=["blocks.1"], embedding="classifier")(picture())
+    assert block.shape == (2, 16, 8, 8)
+    assert embedding.shape == (2, 16)
+    assert torch.equal(tiny.module.get_submodule("classifier")(embedding), logits)
+
+
+def test_the_backbone_is_never_changed(tiny: Backbone) -> None:
+    before = {name: value.clone() for name, value in tiny.module.state_dict().items()}
+    modules = [(name, id(module)) for name, module in tiny.module.named_modules()]
+    expected = tiny.module(picture())
+    attached = attach(tiny.module, [Insertion("stem", AddOne(), ())])
+    attached(picture())
+    assert torch.equal(tiny.module(picture()), expected)
+    assert [(name, id(module)) for name, module in tiny.module.named_modules()] == modules
+    after = tiny.module.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_parameters_are_shared_not_copied(tiny: Backbone) -> None:
+    ours = {parameter.data_ptr() for parameter in attach(tiny.module).parameters()}
+    assert ours == {parameter.data_ptr() for parameter in tiny.module.parameters()}
+
+
+def test_an_unknown_site_names_the_candidates(tiny: Backbone) -> None:
+    with pytest.raises(AttachError, match=r"blocks\.7.*candidates: .*blocks\.2"):
+        attach(tiny.module, [Insertion("blocks.7", AddOne(), ())])
+
+
+def test_a_backbone_that_branches_on_values_is_refused_with_the_reason() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(AttachError, match="cannot be recorded"):
+        attach(Branching())
+
+
+def test_shapes_are_probed(tiny: Backbone) -> None:
+    shapes = probe_shapes(tiny.module, ["stem", "blocks.0", "blocks.2.norm"], SIZE)
+    assert shapes == {"stem": SiteShape(8, 2), "blocks.0": SiteShape(12, 4), "blocks.2.norm": SiteShape(16, 8)}
+    with pytest.raises(AttachError, match="no feature map"):
+        probe_shapes(tiny.module, ["classifier"], SIZE)
+
+
+def test_folding_norms_keeps_the_function_and_the_names(tiny: Backbone) -> None:
+    folded = fold_norms(tiny.module)
+    torch.testing.assert_close(folded(picture()), tiny.module(picture()))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in tiny.module.modules())
+    calls = [Insertion("stem.norm", AddOne(), ())]
+    torch.testing.assert_close(attach(folded, calls)(picture()), attach(tiny.module, calls)(picture()))

@@ -1,0 +1,306 @@
+"""The backbones: our EfficientNet-Lite against its reference, discovery in foreign families, specs and errors."""
+
+import importlib
+import importlib.util
+import textwrap
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx, nn
+
+from afd_serve.errors import AttachError, BackboneError, DependencyError
+from afd_serve.labels import imagenet_labels, imagenet_wnids, label_lookup
+from afd_serve.models.backbones import Preprocessing, load_backbone, make_backbone
+from afd_serve.models.discovery import Sites, feature_maps, find_sites
+from afd_serve.models.efficientnet_lite import VARIANTS, EfficientNetLite, load_pretrained, same_padding
+
+NAMES = tuple(VARIANTS)
+SMALL = Preprocessing(32, 1.0, "bilinear", (127.0,) * 3, (128.0,) * 3)
+
+
+class SmallNet(nn.Module):
+    """A user's own classifier, of no known family."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.entry = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU())
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(self.entry(x)).mean((2, 3)))
+
+
+def needs(package: str) -> None:
+    """Skip where an optional package is not installed (importing it here would miss how the product does it)."""
+    if importlib.util.find_spec(package) is None or importlib.util.find_spec("torchvision") is None:
+        pytest.skip(f"{package} is not installed")
+
+
+def random_input(size: int, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_efficientnet_lite_equals_its_reference(name: str) -> None:
+    reference_package = pytest.importorskip("efficientnet_lite_pytorch")
+    variant = VARIANTS[name]
+    reference = reference_package.EfficientNet.from_name(name).eval()
+    weights = Path(importlib.import_module(variant.weights_package).__file__).parent / variant.weights_file
+    reference.load_state_dict(torch.load(weights, weights_only=True))
+    x = random_input(variant.size)
+    with torch.inference_mode():
+        ours, theirs = load_pretrained(name).eval()(x), reference(x)
+    assert (ours - theirs).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_efficientnet_lite_can_be_scripted_and_traced_symbolically(name: str) -> None:
+    backbone = load_backbone(name)
+    x = random_input(VARIANTS[name].size, batch=3)
+    with torch.inference_mode():
+        eager = backbone.module(x)
+        assert torch.equal(fx.symbolic_trace(backbone.module)(x), eager)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch says that TorchScript has been retired
+            scripted = torch.jit.freeze(torch.jit.script(backbone.module))
+        assert (scripted(x) - eager).abs().max() <= 5e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_norm_is_a_named_call_and_every_block_owns_its_last_node(name: str) -> None:
+    backbone = load_backbone(name)
+    graph = fx.symbolic_trace(backbone.module).graph
+    called = {node.target for node in graph.nodes if node.op == "call_module"}
+    norms = {key for key, child in backbone.module.named_modules() if isinstance(child, nn.BatchNorm2d)}
+    assert norms <= called
+    owners = [tuple(node.meta.get("nn_module_stack", {})) for node in graph.nodes]
+    assert all(any(block in owner for owner in owners) for block in backbone.blocks)
+
+
+def test_efficientnet_lite0_knows_what_afd_needs() -> None:
+    backbone = load_backbone("efficientnet-lite0")
+    assert backbone.preprocessing == Preprocessing(224, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
+    assert backbone.labels == imagenet_labels()
+    assert (backbone.stem, backbone.embedding) == ("stem", "classifier")
+    assert backbone.blocks == tuple(f"blocks.{index}" for index in range(16))
+    assert not backbone.module.training
+    assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
+    shapes = feature_maps(backbone.module, 224)
+    assert shapes[backbone.stem] == (32, 112, 112)
+    assert shapes[backbone.blocks[-1]] == (320, 7, 7)
+
+
+@given(st.integers(1, 600), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2]))
+def test_same_padding_gives_tensorflows_output_size(size: int, kernel: int, stride: int) -> None:
+    before, after = same_padding(size, kernel, stride)
+    assert 0 <= after - before <= 1
+    padded = max(size + before + after, kernel)
+    assert (padded - kernel) // stride + 1 == -(-size // stride)
+
+
+@pytest.mark.parametrize("size", [31, 32, 33, 50, 67])
+def test_odd_and_even_sizes_run(size: int) -> None:
+    model = EfficientNetLite(1.0, 1.0, size, classes=5).eval()
+    assert model(random_input(size, batch=1)).shape == (1, 5)
+    assert model.stem(random_input(size)).shape[-1] == -(-size // 2)
+
+
+def test_fingerprint_tells_weights_apart() -> None:
+    first, again, other = (load_backbone(name) for name in (NAMES[0], NAMES[0], NAMES[1]))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    next(again.module.parameters()).view(-1)[0] += 1e-3
+    changed = make_backbone(again.module, again.preprocessing, again.labels, name="changed")
+    assert changed.fingerprint != first.fingerprint
+
+
+def test_unknown_specs_name_the_known_ones() -> None:
+    for spec in ("resnet50", "torchvision:", "efficientnet-lite9", ""):
+        with pytest.raises(BackboneError, match="efficientnet-lite0"):
+            load_backbone(spec)
+
+
+def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = VARIANTS[NAMES[0]].__class__(1.0, 1.0, 224, "efficientnet_lite_of_nobody", "models/none.pth")
+    monkeypatch.setitem(VARIANTS, NAMES[0], gone)  # type: ignore[arg-type]
+    with pytest.raises(DependencyError, match="pip install efficientnet-lite-of-nobody"):
+        load_pretrained(NAMES[0])
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "timm"])
+def test_a_missing_library_says_what_to_install(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == kind else find(name))
+    with pytest.raises(DependencyError, match=f"pip install {kind}|pip install torchvision"):
+        load_backbone(f"{kind}:resnet18@random")
+
+
+TORCHVISION = {
+    "resnet18": ("relu", 8, "layer1.0", "fc"),
+    "mobilenet_v2": ("features.0", 17, "features.1", "classifier.1"),
+    "mobilenet_v3_small": ("features.0", 11, "features.1", "classifier.3"),
+    "efficientnet_b0": ("features.0", 16, "features.1.0", "classifier.1"),
+    "regnet_y_400mf": ("stem", 16, "trunk_output.block1.block1-0", "fc"),
+    "convnext_tiny": ("features.0", 18, "features.1.0", "classifier.2"),
+    "vit_b_32": ("conv_proj", 0, None, "heads.head"),
+}
+TIMM = {
+    "resnet18": ("act1", 8, "layer1.0", "fc"),
+    "mobilenetv3_small_100": ("bn1", 12, "blocks.0.0", "classifier"),
+    "convnext_atto": ("stem", 12, "stages.0.blocks.0", "head.fc"),
+    "regnety_004": ("stem", 16, "s1.b1", "head.fc"),
+    "repvgg_a0": ("stem", 21, "stages.0.0", "head.fc"),
+    "vit_tiny_patch16_224": ("patch_embed.proj", 0, None, "head"),
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [(f"torchvision:{name}@random", sites) for name, sites in TORCHVISION.items()]
+    + [(f"timm:{name}@random", sites) for name, sites in TIMM.items()],
+)
+def test_sites_are_found_in_foreign_families(spec: str, expected: tuple[str, int, str | None, str]) -> None:
+    needs(spec.partition(":")[0])
+    backbone = load_backbone(spec)
+    stem, count, first, embedding = expected
+    assert (backbone.stem, len(backbone.blocks), backbone.embedding) == (stem, count, embedding)
+    assert (backbone.blocks[0] if backbone.blocks else None) == first
+    assert {backbone.stem, *backbone.blocks} <= feature_maps(backbone.module, backbone.preprocessing.size).keys()
+    assert len(backbone.labels) == 1000
+
+
+def test_torchvision_preprocessing_and_labels_come_from_the_weights() -> None:
+    needs("torchvision")
+    backbone = load_backbone("torchvision:resnet18@random")
+    assert backbone.preprocessing.size == 224
+    assert backbone.preprocessing.crop_fraction == pytest.approx(224 / 256)
+    assert backbone.preprocessing.interpolation == "bilinear"
+    assert backbone.preprocessing.mean == pytest.approx((123.675, 116.28, 103.53))
+    assert backbone.labels[:2] == ("tench", "goldfish")
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone() -> None:
+    needs("torchvision")
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first = load_backbone("torchvision:mobilenet_v3_small@random")
+    assert torch.equal(torch.rand(1), expected)
+    assert first.fingerprint == load_backbone("torchvision:mobilenet_v3_small@random").fingerprint
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "timm"])
+def test_weights_from_a_file(kind: str, tmp_path: Path) -> None:
+    needs(kind)
+    original = load_backbone(f"{kind}:resnet18@random")
+    state = original.module.state_dict()
+    state["fc.bias"] = state["fc.bias"] + 1.0
+    torch.save(state, tmp_path / "weights.pth")
+    loaded = load_backbone(f"{kind}:resnet18@{tmp_path / 'weights.pth'}")
+    assert loaded.fingerprint != original.fingerprint
+    assert torch.equal(loaded.module.state_dict()["fc.bias"], state["fc.bias"])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "torchvision:nothing_like_it",
+        "torchvision:resnet18@NO_SUCH_WEIGHTS",
+        "torchvision:resnet18@/no/such/file.pth",
+        "torchvision:fcn_resnet50@random",
+    ],
+)
+def test_torchvision_errors_are_ours(spec: str) -> None:
+    needs("torchvision")
+    with pytest.raises(BackboneError):
+        load_backbone(spec)
+
+
+def test_an_unknown_family_names_the_candidates() -> None:
+    with pytest.raises(AttachError, match=r"SmallNet.*entry\.1 \(8x16x16\).*body"):
+        find_sites(SmallNet().eval(), classes=4, size=32)
+    with pytest.raises(AttachError, match=r"7 logits.*fc \(4 outputs\)"):
+        find_sites(SmallNet().eval(), classes=7, size=32)
+
+
+def test_own_sites_are_checked() -> None:
+    labels = ("a", "b", "c", "d")
+    backbone = make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "fc"))
+    assert (backbone.stem, backbone.blocks, backbone.embedding) == ("entry", ("body",), "fc")
+    with pytest.raises(AttachError, match="no module trunk; it has entry"):
+        make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("trunk",), "fc"))
+    with pytest.raises(AttachError, match="Linear"):
+        make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "body"))
+    with pytest.raises(BackboneError, match="2 labels"):
+        make_backbone(SmallNet(), SMALL, ("a", "b"), name="own", sites=Sites("entry", ("body",), "fc"))
+
+
+USER_FILE = """
+    from torch import nn
+    from afd_serve.models.backbones import Preprocessing, make_backbone
+    from afd_serve.models.discovery import Sites
+    from afd_serve.models.efficientnet_lite import EfficientNetLite
+
+    PREPROCESSING = Preprocessing(32, 0.9, "bilinear", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+
+    def backbone():
+        return EfficientNetLite(1.0, 1.0, 32, classes=2), PREPROCESSING, ["cat", "dog"]
+
+    def described():
+        module = EfficientNetLite(1.0, 1.0, 32, classes=2)
+        sites = Sites("stem", ("blocks.1", "blocks.3"), "classifier")
+        return make_backbone(module, PREPROCESSING, ["cat", "dog"], name="mine", sites=sites)
+
+    def broken():
+        raise KeyError("weights")
+
+    def wrong():
+        return "a string"
+"""
+
+
+def test_a_users_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(USER_FILE), encoding="utf-8")
+    found = load_backbone(f"file:{path}")
+    assert (found.name, found.labels, len(found.blocks)) == (f"file:{path}", ("cat", "dog"), 16)
+    assert load_backbone(f"file:{path}:described").blocks == ("blocks.1", "blocks.3")
+    with pytest.raises(BackboneError, match="must return a Backbone"):
+        load_backbone(f"file:{path}:wrong")
+    with pytest.raises(BackboneError, match="KeyError: 'weights'"):
+        load_backbone(f"file:{path}:broken")
+    with pytest.raises(BackboneError, match="no function other"):
+        load_backbone(f"file:{path}:other")
+    with pytest.raises(BackboneError, match="no Python file"):
+        load_backbone(f"file:{tmp_path / 'none.py'}")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"size": 0},
+        {"crop_fraction": 0.0},
+        {"crop_fraction": 1.5},
+        {"interpolation": "nearest"},
+        {"std": (1.0, 0.0, 1.0)},
+        {"mean": (1.0, 2.0)},
+    ],
+)
+def test_impossible_preprocessing_is_rejected(values: dict[str, object]) -> None:
+    with pytest.raises(BackboneError):
+        replace(SMALL, **values)
+
+
+def test_labels_are_1000_unique_names_with_their_wnids() -> None:
+    labels = imagenet_labels()
+    assert len(labels) == len({label.casefold() for label in labels}) == 1000
+    assert imagenet_wnids() == tuple(sorted(imagenet_wnids()))
+    assert (labels[2], imagenet_wnids()[2]) == ("great white shark", "n01484850")
+    lookup = label_lookup(labels)
+    assert lookup["great white shark"] == lookup["n01484850"] == 2
+    assert label_lookup(["Cat", "cat", "dog_house"]) == {"dog house": 2}

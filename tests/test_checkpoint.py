@@ -1,0 +1,52 @@
+"""Weights on disk."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from afd_serve.checkpoint import load_afd, read_config, save_afd
+from afd_serve.config import AfdConfig
+from afd_serve.errors import CheckpointError, ConfigError
+from afd_serve.models.afd import AfdNet
+from afd_serve.models.backbones import Backbone
+
+
+def test_what_is_saved_is_loaded(tiny: Backbone, awake: AfdNet, tmp_path: Path) -> None:
+    save_afd(awake, tmp_path / "afd.safetensors")
+    loaded = load_afd(tmp_path / "afd.safetensors", tiny)
+    assert loaded.config == awake.config
+    assert all(torch.equal(value, awake.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["afd.safetensors"]
+
+
+def test_another_backbones_weights_are_refused(tiny: Backbone, awake: AfdNet, tmp_path: Path) -> None:
+    save_afd(awake, tmp_path / "afd.safetensors")
+    with pytest.raises(CheckpointError, match="fit again"):
+        load_afd(tmp_path / "afd.safetensors", replace(tiny, fingerprint="0" * 64))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 99])
+def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "afd.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_config(tmp_path / "afd.safetensors")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_config(tmp_path / "none.safetensors")
+
+
+def test_foreign_tensors_are_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "afd.safetensors")
+    with pytest.raises(CheckpointError, match="no AFD configuration"):
+        read_config(tmp_path / "afd.safetensors")
+
+
+def test_the_configuration_survives_json(awake: AfdNet) -> None:
+    assert AfdConfig.from_json(awake.config.to_json()) == awake.config
+    with pytest.raises(ConfigError):
+        AfdConfig.from_json('{"preset": "default"}')

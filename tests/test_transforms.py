@@ -1,0 +1,102 @@
+"""Properties of the crop, the resize and the map from the JPEG's blocks to the model's grid."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afd_serve.models.backbones import Preprocessing
+from afd_serve.transforms import block_grid, crop_box, resize_crop
+
+SIDES = st.integers(1, 3000)
+FRACTIONS = st.floats(0.05, 1.0)
+
+
+def preprocessing(size: int = 224, crop_fraction: float = 0.875) -> Preprocessing:
+    return Preprocessing(size, crop_fraction, "bicubic", (127.0,) * 3, (128.0,) * 3)
+
+
+@given(SIDES, SIDES, FRACTIONS)
+def test_crop_box_is_a_centred_square_inside_the_picture(width: int, height: int, fraction: float) -> None:
+    left, top, right, bottom = crop_box(width, height, preprocessing(crop_fraction=fraction))
+    assert right - left == bottom - top == max(1, int(fraction * min(width, height)))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    assert abs(left - (width - right)) <= 1
+    assert abs(top - (height - bottom)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [(500, 375, (86, 24, 414, 352)), (224, 224, (14, 14, 210, 210)), (333, 500, (21, 105, 312, 396))],
+)
+def test_crop_box_rounds_as_efficientnet_does(width: int, height: int, expected: tuple[int, int, int, int]) -> None:
+    assert crop_box(width, height, preprocessing()) == expected
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(8, 40), st.integers(0, 255))
+def test_resize_keeps_a_flat_picture_flat(width: int, height: int, size: int, value: int) -> None:
+    pixels = np.full((height, width, 3), value, np.uint8)
+    box = crop_box(width, height, preprocessing(size))
+    assert np.array_equal(resize_crop(pixels, box, size, "bicubic"), np.full((size, size, 3), value, np.uint8))
+
+
+@given(st.integers(9, 60), st.integers(9, 60), st.integers(0, 2**32 - 1))
+def test_resize_reads_only_the_box_and_the_reach_of_the_filter(width: int, height: int, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    left, top, right, bottom = box = crop_box(width, height, preprocessing(16, 0.6))
+    reach = 1 + int(max(1.0, (right - left) / 16))  # a bilinear filter spans one output pixel to each side
+    elsewhere = np.ones((height, width), bool)
+    elsewhere[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach] = False
+    changed = np.where(elsewhere[..., None], 255 - pixels, pixels)
+    assert np.array_equal(resize_crop(pixels, box, 16, "bilinear"), resize_crop(changed, box, 16, "bilinear"))
+
+
+def test_a_picture_of_the_right_size_passes_unchanged() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    assert resize_crop(pixels, (0, 0, 32, 32), 32, "bicubic") is pixels
+
+
+def test_interpolation_is_honoured() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    bicubic = resize_crop(pixels, (0, 0, 40, 40), 16, "bicubic")
+    assert not np.array_equal(bicubic, resize_crop(pixels, (0, 0, 40, 40), 16, "bilinear"))
+
+
+@given(st.integers(8, 600))
+def test_block_grid_is_the_identity_on_the_models_crop(size: int) -> None:
+    blocks = -(-size // 8)
+    rows, cols = block_grid((0, 0, size, size), size, blocks, blocks, 8, 8)
+    assert rows.tolist() == cols.tolist() == list(range(blocks))
+
+
+@given(st.integers(8, 600))
+def test_halved_chroma_repeats_each_block(size: int) -> None:
+    blocks = -(-size // 16)
+    rows, cols = block_grid((0, 0, size, size), size, blocks, blocks, 16, 16)
+    assert rows.tolist() == cols.tolist() == [index // 2 for index in range(-(-size // 8))]
+
+
+@given(st.tuples(SIDES, SIDES), FRACTIONS, st.integers(8, 400), st.tuples(*[st.sampled_from([8, 16, 32])] * 2))
+def test_every_cell_gets_the_block_under_its_centre(
+    picture: tuple[int, int], fraction: float, size: int, block: tuple[int, int]
+) -> None:
+    (width, height), (block_width, block_height) = picture, block
+    box = crop_box(width, height, preprocessing(size, fraction))
+    columns, lines = -(-width // block_width), -(-height // block_height)
+    rows, cols = block_grid(box, size, columns, lines, block_width, block_height)
+    cells = -(-size // 8)
+    assert rows.shape == cols.shape == (cells,)
+    for indices, blocks in ((rows, lines), (cols, columns)):
+        assert set(indices.tolist()) <= set(range(blocks))
+        assert (np.diff(indices) >= 0).all()
+    for cell in (0, cells // 2, cells - 1):
+        centre = (8 * cell + min(8 * cell + 8, size)) / 2
+        x = box[0] + centre * (box[2] - box[0]) / size
+        assert -1e-6 <= x - cols[cell] * block_width <= block_width + 1e-6
+
+
+def test_indices_are_clamped_to_the_component() -> None:
+    rows, cols = block_grid((-40.0, 0.0, 200.0, 400.0), 32, 3, 2, 8, 8)
+    assert cols.tolist() == [0, 2, 2, 2]
+    assert rows.tolist() == [1, 1, 1, 1]
