@@ -1,0 +1,298 @@
+"""From fitted weights to what is deployed: one frozen TorchScript file and the signature that describes it."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from afd_serve import __version__
+from afd_serve.checkpoint import WEIGHTS_NAME, load_afd, read_config, write_atomically
+from afd_serve.dct import BLOCK
+from afd_serve.errors import CheckpointError, ExportError
+from afd_serve.models.backbones import Backbone, Preprocessing, load_backbone
+from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier
+from afd_serve.models.fde import FREQUENCIES, GEOMETRY
+from afd_serve.preprocess import ClassifierInputs
+
+__all__ = [
+    "MODEL_NAME",
+    "SIGNATURE_NAME",
+    "Deployed",
+    "ExportedModel",
+    "Signature",
+    "TensorSpec",
+    "deploy",
+    "example_inputs",
+    "export_classifier",
+    "freeze",
+    "load_deployed",
+    "shipped_models",
+]
+
+MODEL_NAME: Final = "model.pt"
+SIGNATURE_NAME: Final = "signature.json"
+_FORMAT: Final = 1
+_TOLERANCE: Final = 1e-4
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: a name, a torch dtype's name, and a shape in which -1 is the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """All that a server has to know of an exported classifier."""
+
+    name: str
+    backbone: str
+    preset: str
+    fingerprint: str
+    sha256: str
+    format: int
+    version: str
+    torch: str
+    preprocessing: Preprocessing
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """One JSON object; `from_json` reads it back."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Signature":
+        """Read what `to_json` wrote.
+
+        Raises:
+            CheckpointError: It is no signature, or one of a later format.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values.get("format") != _FORMAT:
+                raise CheckpointError(f"the signature has format {values.get('format')}, this version reads {_FORMAT}")
+            preprocessing = values["preprocessing"]
+            values["preprocessing"] = Preprocessing(
+                **preprocessing | {key: tuple(preprocessing[key]) for key in ("mean", "std")}
+            )
+            for key in ("inputs", "outputs"):
+                values[key] = tuple(
+                    TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in values[key]
+                )
+            values["labels"] = tuple(values["labels"])
+            return cls(**{field.name: values[field.name] for field in fields(cls)})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"this is no signature of an exported classifier: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A classifier ready to answer: a frozen script module with `INPUTS` and `OUTPUTS`, and its signature."""
+
+    module: torch.jit.ScriptModule
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A folder with ``model.pt`` and ``signature.json``."""
+
+    folder: Path
+    signature: Signature
+
+
+def shipped_models() -> dict[str, Path]:
+    """The weights inside the package: ``<backbone>`` for the default preset, ``<backbone>/<preset>`` for each."""
+    found: dict[str, Path] = {}
+    root = Path(str(resources.files("afd_serve"))) / "weights"
+    for path in sorted(root.glob("*/*.safetensors")):
+        found[f"{path.parent.name}/{path.stem}"] = path
+        if path.stem == "default":
+            found[path.parent.name] = path
+    return found
+
+
+def deploy(source: str | Path) -> Deployed:
+    """Build the deployed form from fitted weights: reparameterized, scripted, frozen.
+
+    Args:
+        source: A shipped model's name, a run's folder, or a weights file.
+
+    Raises:
+        CheckpointError: There are no such weights, or they are another backbone's.
+        ExportError: The scripted classifier does not agree with the eager one.
+    """
+    weights = _find_weights(source)
+    backbone = load_backbone(read_config(weights).backbone)
+    afd = load_afd(weights, backbone)
+    afd.reparameterize()
+    classifier = AfdClassifier(backbone, afd).eval()
+    example = example_inputs(backbone.preprocessing.size)
+    module = _freeze_classifier(classifier, example)
+    _check_parity(classifier, module, backbone.preprocessing.size)
+    return Deployed(module, _signature(source, backbone, afd.config.preset))
+
+
+def export_classifier(source: str | Path, out: Path) -> ExportedModel:
+    """Write ``model.pt`` and ``signature.json`` into a folder.
+
+    Raises:
+        CheckpointError: There are no such weights, or they are another backbone's.
+        ExportError: The scripted classifier does not agree with the eager one.
+    """
+    deployed = deploy(source)
+    write_atomically(out / MODEL_NAME, lambda path: deployed.module.save(str(path)))
+    sha256 = hashlib.sha256((out / MODEL_NAME).read_bytes()).hexdigest()
+    signature = Signature(**{**_shallow(deployed.signature), "sha256": sha256})
+    write_atomically(out / SIGNATURE_NAME, lambda path: path.write_text(signature.to_json()))
+    return ExportedModel(out, signature)
+
+
+def load_deployed(source: str | Path) -> Deployed:
+    """Load an exported folder, or build the deployed form of shipped or fitted weights.
+
+    Raises:
+        CheckpointError: There is no such model, or ``model.pt`` is not the file that the signature describes.
+        ExportError: See `deploy`.
+    """
+    folder = Path(source)
+    if not (folder / SIGNATURE_NAME).is_file():
+        return deploy(source)
+    signature = Signature.from_json((folder / SIGNATURE_NAME).read_text())
+    try:
+        data = (folder / MODEL_NAME).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder} has a signature but no {MODEL_NAME}: {error}") from error
+    if hashlib.sha256(data).hexdigest() != signature.sha256:
+        raise CheckpointError(f"{folder / MODEL_NAME} is not the file that was exported; export it again")
+    with _torchscript():
+        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            str(folder / MODEL_NAME), map_location="cpu"
+        )
+    return Deployed(module, signature)
+
+
+def _shallow(signature: Signature) -> dict[str, Any]:
+    return {field.name: getattr(signature, field.name) for field in fields(signature)}
+
+
+def _find_weights(source: str | Path) -> Path:
+    shipped = shipped_models()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    path = Path(source)
+    if path.is_dir():
+        path = path / WEIGHTS_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"{source} is neither a shipped model ({', '.join(shipped)}) nor a fitted run's or an exported model's "
+            "folder"
+        )
+    return path
+
+
+def _signature(source: str | Path, backbone: Backbone, preset: str) -> Signature:
+    size, grid = backbone.preprocessing.size, -(-backbone.preprocessing.size // BLOCK)
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "rgb": ("uint8", (-1, 3, size, size)),
+        "dequantized": ("int16", (-1, grid, grid, FREQUENCIES)),
+        "quant_tables": ("int32", (-1, 3, BLOCK * BLOCK)),
+        "geometry": ("float32", (-1, GEOMETRY)),
+        "gate": ("float32", (-1,)),
+        "logits": ("float32", (-1, len(backbone.labels))),
+        "drift": ("float32", (-1,)),
+    }
+    return Signature(
+        name=Path(source).name if Path(source).exists() else str(source),
+        backbone=backbone.name,
+        preset=preset,
+        fingerprint=backbone.fingerprint,
+        sha256="",
+        format=_FORMAT,
+        version=__version__,
+        torch=str(torch.__version__),
+        preprocessing=backbone.preprocessing,
+        inputs=tuple(TensorSpec(name, *shapes[name]) for name in INPUTS),
+        outputs=tuple(TensorSpec(name, *shapes[name]) for name in OUTPUTS),
+        labels=backbone.labels,
+    )
+
+
+def example_inputs(size: int, batch: int = 2) -> ClassifierInputs:
+    """Noise in the range of real inputs; the gates alternate between open and closed."""
+    generator = torch.Generator().manual_seed(size)
+    grid = -(-size // BLOCK)
+    return ClassifierInputs(
+        rgb=torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator),
+        dequantized=torch.randint(-64, 65, (batch, grid, grid, FREQUENCIES), dtype=torch.int16, generator=generator),
+        quant_tables=torch.randint(1, 256, (batch, 3, BLOCK * BLOCK), dtype=torch.int32, generator=generator),
+        geometry=torch.rand(batch, GEOMETRY, generator=generator),
+        gate=(torch.arange(batch) + 1).remainder(2).float(),
+    )
+
+
+@contextmanager
+def _torchscript() -> Iterator[None]:
+    """TorchScript is past its active life and says so at every call; the README says what that means here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
+        yield
+
+
+def freeze(module: nn.Module) -> torch.jit.ScriptModule:
+    """Script and freeze a module in evaluation mode."""
+    with _torchscript(), torch.no_grad():
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(module.eval()))
+    return frozen
+
+
+def _freeze_classifier(classifier: AfdClassifier, example: ClassifierInputs) -> torch.jit.ScriptModule:
+    try:
+        return freeze(classifier)
+    except Exception:  # whatever the compiler dislikes in third-party code: record that part instead
+        with _torchscript(), torch.no_grad():
+            traced = _TracedTrunk(classifier, example)
+        return freeze(traced)
+
+
+class _TracedTrunk(nn.Module):
+    """The classifier with its trunk recorded; the attach sites in it stay scripted, with their control flow."""
+
+    def __init__(self, classifier: AfdClassifier, example: ClassifierInputs) -> None:
+        super().__init__()
+        self.normalize = classifier.normalize
+        self.afd = classifier.afd
+        descriptor, modulation, fdm, _ = classifier.afd.estimate(*example[1:])
+        trunk = classifier.trunk
+        for name, module in list(trunk.named_children()):
+            if name.startswith("afd_"):
+                setattr(trunk, name, torch.jit.script(module))
+        arguments = (classifier.normalize(example.rgb), modulation, fdm, descriptor, example.gate)
+        self.trunk = torch.jit.trace(trunk, arguments, check_trace=False)  # type: ignore[no-untyped-call]
+
+    forward = AfdClassifier.forward
+
+
+def _check_parity(classifier: AfdClassifier, module: torch.jit.ScriptModule, size: int) -> None:
+    for batch in (1, 3):
+        inputs = example_inputs(size, batch)
+        with torch.inference_mode():
+            eager, scripted = classifier(*inputs), module(*inputs)
+        for name, ours, theirs in zip(OUTPUTS, eager, scripted, strict=True):
+            error = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1.0))
+            if not error <= _TOLERANCE:
+                raise ExportError(f"{name} of the scripted classifier is off by {error:.2e} (limit {_TOLERANCE:.0e})")

@@ -1,0 +1,177 @@
+"""Bytes in, predictions or per-item failures out: the one path behind every server, the CLI and the evaluation.
+
+Note [One picture at a time]
+    On a CPU core the classifier is fastest at batch size 1, where the features stay in the cache (19-22 ms per picture
+    against 25-28 ms at 8 or 16, one thread), and a convolution's last bits depend on the batch size. So every picture
+    goes through the model alone, and its answer is the same, bit for bit, whatever it is batched with.
+"""
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from afd_serve.errors import ConfigError, InputError
+from afd_serve.export import Deployed, Signature, load_deployed
+from afd_serve.jpeg import JpegLimits
+from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
+
+__all__ = ["Failure", "Pipeline", "Prediction", "StageTimes"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture.
+
+    Attributes:
+        indices: Classes by falling probability, top-k of them.
+        labels: Their names.
+        probabilities: Their probabilities, 0..1.
+        estimated_quality: QF of the heaviest compression found, 1..100; None where nothing tells (a PNG, say).
+        drift: Expected squared distance of the unprotected embedding from the clean picture's, in variances; >= 0.
+        protected: Whether the gate was open.
+    """
+
+    indices: tuple[int, ...]
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    estimated_quality: int | None
+    drift: float
+    protected: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one picture has no answer: a code of `afd_serve.errors`, and a reason for people."""
+
+    code: str
+    reason: str
+
+
+@dataclass
+class StageTimes:
+    """Seconds that calls of `Pipeline.predict` spent, added up by whoever passes the same object again."""
+
+    preprocess: float = 0.0
+    inference: float = 0.0
+
+
+class Pipeline:
+    """A loaded classifier with its preprocessing. Thread-safe: nothing changes after loading."""
+
+    def __init__(self, deployed: Deployed, limits: JpegLimits | None = None) -> None:
+        self._module = deployed.module
+        self._limits = limits or JpegLimits()
+        self.signature: Signature = deployed.signature
+
+    @classmethod
+    def load(
+        cls, source: str | Path = "efficientnet-lite0", *, threads: int | None = None, limits: JpegLimits | None = None
+    ) -> "Pipeline":
+        """Load a classifier with its AFD module.
+
+        Args:
+            source: A shipped model's name (``efficientnet-lite0``), a run's folder, or an exported model's folder.
+            threads: Torch's threads for this process; left alone where None.
+            limits: On what one picture may cost.
+
+        Raises:
+            CheckpointError: There is no such model, or its files do not belong together.
+            ConfigError: ``threads`` is not positive.
+        """
+        if threads is not None:
+            if threads < 1:
+                raise ConfigError(f"threads must be at least 1, not {threads}")
+            torch.set_num_threads(threads)
+        return cls(load_deployed(source), limits)
+
+    def predict(
+        self,
+        items: Sequence[Buffer],
+        *,
+        top_k: int = 5,
+        afd: bool | Sequence[bool] = True,
+        crop: bool = True,
+        times: StageTimes | None = None,
+    ) -> list[Prediction | Failure]:
+        """Classify pictures; one that cannot be read never harms the others.
+
+        Args:
+            items: The bytes of each picture.
+            top_k: How many classes to name, 1 to the number of classes.
+            afd: Whether to protect; one value, or one per item. False is the bare backbone, bit for bit.
+            crop: False takes each picture as the model's crop already; it is resized only if its size differs.
+            times: Where to add the time that each stage takes.
+
+        Returns:
+            One result per item, in order.
+
+        Raises:
+            ConfigError: An argument has an impossible value.
+        """
+        classes = len(self.signature.labels)
+        if not 1 <= top_k <= classes:
+            raise ConfigError(f"top_k must be from 1 to {classes}, not {top_k}")
+        wanted = [afd] * len(items) if isinstance(afd, bool) else list(afd)
+        if len(wanted) != len(items):
+            raise ConfigError(f"afd has {len(wanted)} values for {len(items)} pictures")
+        times = times or StageTimes()
+        return [self._predict_one(item, top_k, on, crop, times) for item, on in zip(items, wanted, strict=True)]
+
+    def prepare(self, item: Buffer, *, crop: bool = True) -> PreparedPicture:
+        """What `predict` does before the model, for one picture.
+
+        Raises:
+            InputError: A subclass says what is wrong with the picture.
+        """
+        return prepare(item, self.signature.preprocessing, crop=crop, limits=self._limits)
+
+    def logits(self, inputs: ClassifierInputs) -> tuple[Tensor, Tensor]:
+        """Logits [N, K] and drift scores [N] of prepared inputs."""
+        with torch.inference_mode():
+            logits, drift = self._module(*inputs)
+        return logits, drift
+
+    def warm_up(self, rounds: int = 3) -> None:
+        """Answer for a grey picture a few times, open and closed, so that the first request finds all compiled."""
+        picture = self.prepare(_grey_jpeg(self.signature.preprocessing.size))
+        for _ in range(rounds):
+            for is_open in (True, False):
+                self._classify(picture, is_open, 1)
+
+    def _predict_one(self, item: Buffer, top_k: int, afd: bool, crop: bool, times: StageTimes) -> Prediction | Failure:
+        start = time.perf_counter()
+        try:
+            picture = self.prepare(item, crop=crop)
+        except InputError as error:
+            return Failure(error.code, str(error))
+        finally:
+            ready = time.perf_counter()
+            times.preprocess += ready - start
+        answer = self._classify(picture, afd and not picture.history.good, top_k)
+        times.inference += time.perf_counter() - ready
+        return answer
+
+    def _classify(self, picture: PreparedPicture, is_open: bool, top_k: int) -> Prediction:
+        # See Note [One picture at a time].
+        logits, drift = self.logits(stack([picture], [is_open]))
+        probabilities, indices = logits[0].softmax(dim=0).topk(top_k)
+        return Prediction(
+            indices=tuple(indices.tolist()),
+            labels=tuple(self.signature.labels[index] for index in indices.tolist()),
+            probabilities=tuple(probabilities.tolist()),
+            estimated_quality=picture.estimated_quality,
+            drift=float(drift[0]),
+            protected=is_open,
+        )
+
+
+def _grey_jpeg(size: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (size, size), (127, 127, 127)).save(out, "JPEG", quality=50)
+    return out.getvalue()

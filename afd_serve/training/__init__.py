@@ -1,0 +1,1 @@
+"""Fitting AFD to a frozen backbone with unlabelled pictures."""

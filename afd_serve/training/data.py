@@ -1,0 +1,187 @@
+"""Unlabelled pictures in, pairs of compressed and clean crops out; batch ``k`` depends on the seed and ``k`` alone."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from afd_serve.errors import ConfigError
+from afd_serve.models.backbones import Preprocessing
+from afd_serve.preprocess import ClassifierInputs, PreparedPicture, prepare, stack
+
+__all__ = ["CompressedPairs", "Pair", "Recipe", "find_pictures"]
+
+_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How fitting pictures are cropped and compressed; all ``p_*`` are probabilities."""
+
+    least_area: float = 0.2
+    p_flip: float = 0.5
+    p_native: float = 0.35
+    p_clean: float = 0.06
+    p_mild: float = 0.10
+    p_again: float = 0.22
+    p_resave: float = 0.08
+    p_full_chroma: float = 0.15
+    p_colour: float = 0.3
+    heavy: tuple[int, int] = (5, 50)
+    mild: tuple[int, int] = (50, 95)
+    resave: tuple[int, int] = (90, 98)
+
+
+class Pair(NamedTuple):
+    """One batch: what the student sees, and the clean pixels (uint8 [N, 3, S, S]) that the teacher sees."""
+
+    inputs: ClassifierInputs
+    clean: Tensor
+
+
+def find_pictures(folders: Sequence[Path], exclude: Sequence[Path] = ()) -> list[Path]:
+    """All pictures below the folders (a file stands for itself), sorted, without those below ``exclude``.
+
+    Raises:
+        ConfigError: A folder does not exist, or there are fewer than two pictures.
+    """
+    excluded = _files_below(exclude)
+    pictures = sorted(path for path in _files_below(folders) if path not in excluded)
+    if len(pictures) < 2:
+        raise ConfigError(f"fitting needs pictures; {', '.join(map(str, folders))} hold {len(pictures)}")
+    return pictures
+
+
+def _files_below(folders: Sequence[Path]) -> set[Path]:
+    found: set[Path] = set()
+    for folder in folders:
+        if not folder.exists():
+            raise ConfigError(f"{folder} does not exist")
+        files = [folder] if folder.is_file() else folder.rglob("*")
+        found.update(path.resolve() for path in files if path.suffix.lower() in _SUFFIXES)
+    return found
+
+
+class CompressedPairs(Dataset[Pair]):
+    """Batches of compressed crops with their clean originals, made on the fly.
+
+    Args:
+        pictures: Files; one that cannot be read is passed over.
+        preprocessing: The backbone's; its size is replaced by each batch's.
+        sizes: Crop sizes, one drawn per batch.
+        batch_size: Pictures per batch.
+        batches: How many batches there are.
+        seed: Together with the index, decides everything about a batch.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Path],
+        preprocessing: Preprocessing,
+        *,
+        sizes: Sequence[int],
+        batch_size: int,
+        batches: int,
+        seed: int,
+        recipe: Recipe | None = None,
+    ) -> None:
+        self.pictures = list(pictures)
+        self.preprocessing = preprocessing
+        self.sizes = tuple(sizes)
+        self.batch_size = batch_size
+        self.batches = batches
+        self.seed = seed
+        self.recipe = recipe or Recipe()
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return self.batches
+
+    def __getitem__(self, index: int) -> Pair:
+        """Make batch ``index``."""
+        random = np.random.default_rng((self.seed, index))
+        preprocessing = replace(self.preprocessing, size=int(random.choice(self.sizes)))
+        pairs = [self._pair(random, preprocessing) for _ in range(self.batch_size)]
+        inputs = stack([picture for picture, _ in pairs], [True] * len(pairs))
+        clean = torch.from_numpy(np.stack([pixels for _, pixels in pairs])).permute(0, 3, 1, 2)
+        return Pair(inputs, clean)
+
+    def _pair(
+        self, random: np.random.Generator, preprocessing: Preprocessing
+    ) -> tuple[PreparedPicture, NDArray[np.uint8]]:
+        scene = self._scene(random)
+        filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+        clean = scene.resize((preprocessing.size,) * 2, filters[preprocessing.interpolation])
+        source = scene if random.random() < self.recipe.p_native else clean
+        return prepare(self._compress(random, source), preprocessing, crop=False), np.asarray(clean)
+
+    def _scene(self, random: np.random.Generator) -> Image.Image:
+        """A random part of a random picture, near native resolution, perhaps mirrored and recoloured."""
+        while True:
+            path = self.pictures[random.integers(len(self.pictures))]
+            try:
+                with Image.open(path) as picture:
+                    picture.draft("RGB", (1024, 1024))
+                    rgb = picture.convert("RGB")
+                break
+            except (OSError, UnidentifiedImageError):
+                self.pictures.remove(path)
+                if not self.pictures:
+                    raise ConfigError("none of the fitting pictures can be read") from None
+        scene = rgb.crop(self._random_box(random, rgb.width, rgb.height))
+        if random.random() < self.recipe.p_flip:
+            scene = scene.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _recolour(random, scene) if random.random() < self.recipe.p_colour else scene
+
+    def _random_box(self, random: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
+        area = random.uniform(self.recipe.least_area, 1.0) * width * height
+        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w = int(np.clip(np.sqrt(area * aspect), min(32, width), width))
+        h = int(np.clip(np.sqrt(area / aspect), min(32, height), height))
+        left, top = int(random.integers(width - w + 1)), int(random.integers(height - h + 1))
+        return left, top, left + w, top + h
+
+    def _compress(self, random: np.random.Generator, picture: Image.Image) -> bytes:
+        """Compress once or more; the last result is what a client would upload."""
+        recipe = self.recipe
+        kind = random.random()
+        if kind < recipe.p_clean:
+            return _encode(picture, 100, 0)
+        qualities = [_draw(random, recipe.mild if kind < recipe.p_clean + recipe.p_mild else recipe.heavy)]
+        if random.random() < recipe.p_again:
+            qualities += [_draw(random, recipe.heavy) for _ in range(random.integers(1, 5))]
+        if random.random() < recipe.p_resave:
+            qualities.append(_draw(random, recipe.resave))
+        subsampling = 0 if random.random() < recipe.p_full_chroma else 2
+        for quality in qualities[:-1]:
+            with Image.open(io.BytesIO(_encode(picture, quality, subsampling))) as decoded:
+                picture = decoded.convert("RGB")
+        return _encode(picture, qualities[-1], subsampling)
+
+
+def _draw(random: np.random.Generator, bounds: tuple[int, int]) -> int:
+    """A quality factor, uniform in its logarithm."""
+    return round(float(np.exp(random.uniform(np.log(bounds[0]), np.log(bounds[1])))))
+
+
+def _encode(picture: Image.Image, quality: int, subsampling: int) -> bytes:
+    """JPEG bytes; subsampling 0 is 4:4:4 and 2 is 4:2:0, as Pillow counts."""
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=quality, subsampling=subsampling)
+    return out.getvalue()
+
+
+def _recolour(random: np.random.Generator, picture: Image.Image) -> Image.Image:
+    """Change contrast and brightness per channel, mildly."""
+    values = np.asarray(picture, np.float32)
+    gain = random.uniform(0.7, 1.2) * random.uniform(0.9, 1.1, 3)
+    out = (values - 128) * gain + 128 + random.uniform(-24, 24)
+    return Image.fromarray(np.clip(out, 0, 255).astype(np.uint8))

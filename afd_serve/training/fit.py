@@ -1,0 +1,221 @@
+"""Fitting: the frozen backbone on the clean crop teaches AFD on the compressed one."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, fx, nn
+from torch.utils.data import DataLoader, Subset
+
+from afd_serve.checkpoint import WEIGHTS_NAME, save_afd, write_atomically
+from afd_serve.config import FitConfig
+from afd_serve.errors import ConfigError
+from afd_serve.models.afd import AfdNet
+from afd_serve.models.attach import attach, fold_norms
+from afd_serve.models.backbones import Backbone, load_backbone
+from afd_serve.models.classifier import GUIDES, Normalize, insertions
+from afd_serve.models.fde import picture_statistics
+from afd_serve.models.presets import preset_config
+from afd_serve.training.data import CompressedPairs, Pair, find_pictures
+from afd_serve.training.losses import FeatureLoss
+from afd_serve.training.state import load_state, save_state
+
+__all__ = ["FitResult", "fit"]
+
+_CALIBRATION_BATCHES = 16
+_TAPS = 5
+_DRIFT_BATCHES = 48
+_STATE_NAME = "state.safetensors"
+_CONFIG_NAME = "config.json"
+_LOG_NAME = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Where the weights lie, and the mean loss of the last steps."""
+
+    weights: Path
+    loss: float
+
+
+def fit(config: FitConfig) -> FitResult:
+    """Fit AFD to a backbone, or go on with a run that was interrupted.
+
+    The run's folder receives ``config.json``, ``log.jsonl``, ``state.safetensors`` (to resume from) and, at the end,
+    ``afd.safetensors``.
+
+    Raises:
+        ConfigError: The settings cannot work, or differ from those of the run in ``config.out``.
+        BackboneError: The backbone cannot be loaded or has no usable attach site.
+    """
+    _check_resumable(config)
+    torch.manual_seed(config.seed)
+    backbone = load_backbone(config.backbone)
+    pictures = find_pictures(config.images, config.exclude)
+    trainer = _Trainer(config, backbone, pictures)
+    write_atomically(config.out / _CONFIG_NAME, lambda path: path.write_text(config.to_json()))
+    loss = trainer.run()
+    return FitResult(weights=config.out / WEIGHTS_NAME, loss=loss)
+
+
+def _check_resumable(config: FitConfig) -> None:
+    path = config.out / _CONFIG_NAME
+    if path.exists():
+        differing = FitConfig.from_json(path.read_text()).resumes(config)
+        if differing:
+            raise ConfigError(
+                f"{config.out} holds a run with other settings ({', '.join(differing)}); choose another folder for "
+                "this one or delete that one"
+            )
+
+
+def _spread(blocks: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """``count`` of the blocks, evenly spaced, the last always among them."""
+    wanted = [round((k + 1) * len(blocks) / count) - 1 for k in range(count)]
+    return tuple(dict.fromkeys(blocks[max(index, 0)] for index in wanted)) if blocks else ()
+
+
+def training_sizes(config: FitConfig, size: int) -> tuple[int, ...]:
+    """The crop sizes of a fit: those asked for, moved so that padding falls as it does at the backbone's size."""
+    return tuple(max(wanted + size % 32, 64) for wanted in config.sizes if wanted <= size) or (size,)
+
+
+class _Trainer:
+    def __init__(self, config: FitConfig, backbone: Backbone, pictures: list[Path]) -> None:
+        self.config = config
+        self.afd = AfdNet(preset_config(config.preset, backbone)).train()
+        self.average = AfdNet(self.afd.config).eval().requires_grad_(False)
+        self.normalize = Normalize(backbone.preprocessing)
+        taps = _spread(backbone.blocks, _TAPS)
+        frozen = fold_norms(backbone.module)
+        self.teacher = attach(frozen, taps=taps, embedding=backbone.embedding)
+        self.student = attach(frozen, insertions(self.afd), inputs=GUIDES, taps=taps, embedding=backbone.embedding)
+        self.data = CompressedPairs(
+            pictures,
+            backbone.preprocessing,
+            sizes=training_sizes(config, backbone.preprocessing.size),
+            batch_size=config.batch_size,
+            batches=_CALIBRATION_BATCHES + config.steps + _DRIFT_BATCHES,
+            seed=config.seed,
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.afd.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        )
+        self.loss = self._calibrate()
+        self.average.load_state_dict(self.afd.state_dict())
+        self.step = self._resume()
+
+    def run(self) -> float:
+        """Train until the last step; the state is saved as it goes and when it is interrupted."""
+        recent = math.nan
+        with _progress() as progress:
+            task = progress.add_task("fitting", total=self.config.steps, completed=self.step, loss="")
+            try:
+                for pair in self._batches():
+                    loss = self._train_step(pair)
+                    recent = loss if math.isnan(recent) else 0.98 * recent + 0.02 * loss
+                    self.step += 1
+                    progress.update(task, completed=self.step, loss=f"loss {recent:.3f}")
+                    self._bookkeeping(recent)
+            finally:
+                self._save_state()
+        self._fit_drift()
+        save_afd(self.average, self.config.out / WEIGHTS_NAME)
+        return recent
+
+    def _batches(self) -> Iterator[Pair]:
+        first = _CALIBRATION_BATCHES + self.step
+        rest = Subset(self.data, range(first, _CALIBRATION_BATCHES + self.config.steps))
+        yield from DataLoader(rest, batch_size=None, num_workers=self.config.workers)
+
+    def _train_step(self, pair: Pair) -> float:
+        rate = self._learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
+            with torch.no_grad():
+                _, *target = self.teacher(self.normalize(pair.clean))
+            rgb = self.normalize(pair.inputs.rgb)
+            descriptor, modulation, fdm, _ = self.afd.estimate(*pair.inputs[1:])
+            _, *features = self.student(rgb, modulation, fdm, descriptor, pair.inputs.gate)
+        loss: Tensor = self.loss(features, target)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.afd.parameters(), 1.0)
+        self.optimizer.step()
+        self._update_average()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _fit_drift(self) -> None:
+        """Teaches the drift score how far an unprotected embedding is from the clean one, on fresh pictures."""
+        descriptors, distances = [], []
+        for index in range(_CALIBRATION_BATCHES + self.config.steps, len(self.data)):
+            pair = self.data[index]
+            *_, clean = self.teacher(self.normalize(pair.clean))
+            *_, unprotected = self.teacher(self.normalize(pair.inputs.rgb))
+            descriptors.append(self.average.fde.describe(*pair.inputs[1:4]))
+            distances.append(self.loss.embedding_distance(unprotected, clean))
+        self.average.fit_drift(torch.cat(descriptors), torch.cat(distances))
+
+    def _learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
+        return self.config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
+
+    def _update_average(self) -> None:
+        # Early steps would weigh on the average for long without this ramp.
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.afd.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+
+    def _calibrate(self) -> FeatureLoss:
+        """Input scales of FDE-Net from compressed crops, variances of the features from clean ones."""
+        cells, statistics, features = [], [], []
+        for index in range(_CALIBRATION_BATCHES):
+            pair = self.data[index]
+            inputs = pair.inputs
+            cells.append(inputs.dequantized.flatten(0, 2)[::7])
+            statistics.append(picture_statistics(inputs.dequantized, inputs.quant_tables, inputs.geometry))
+            features.append(_channel_moments(self.teacher, self.normalize(pair.clean)))
+        self.afd.fde.calibrate(torch.cat(cells), torch.cat(statistics))
+        mean = [torch.stack([batch[k][0] for batch in features]).mean(dim=0) for k in range(len(features[0]))]
+        square = [torch.stack([batch[k][1] for batch in features]).mean(dim=0) for k in range(len(features[0]))]
+        *taps, embedding = [s - m.square() for s, m in zip(square, mean, strict=True)]
+        return FeatureLoss(taps, embedding, self.config.embedding_weight)
+
+    def _bookkeeping(self, loss: float) -> None:
+        if self.step % 20 == 0:
+            with (self.config.out / _LOG_NAME).open("a") as log:
+                log.write(json.dumps({"step": self.step, "loss": round(loss, 5)}) + "\n")
+        if self.step % self.config.checkpoint_every == 0:
+            self._save_state()
+
+    def _save_state(self) -> None:
+        save_state(self.config.out / _STATE_NAME, self.step, self.afd, self.average, self.optimizer)
+
+    def _resume(self) -> int:
+        path = self.config.out / _STATE_NAME
+        return load_state(path, self.afd, self.average, self.optimizer) if path.exists() else 0
+
+
+def _channel_moments(teacher: fx.GraphModule, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    with torch.no_grad():
+        _, *features = teacher(pixels)
+    flat = [f.transpose(0, 1).flatten(1) for f in features]
+    return [(values.mean(dim=1), values.square().mean(dim=1)) for values in flat]
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )

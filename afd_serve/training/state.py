@@ -1,0 +1,53 @@
+"""The state of an interrupted fit as one safetensors file: weights, their average, and AdamW's moments."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from afd_serve.checkpoint import write_atomically
+from afd_serve.errors import CheckpointError
+from afd_serve.models.afd import AfdNet
+
+__all__ = ["load_state", "save_state"]
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def save_state(path: Path, step: int, afd: AfdNet, average: AfdNet, optimizer: torch.optim.AdamW) -> None:
+    """Write everything that the next step depends on; ``step`` is the number of steps done."""
+    tensors = {f"afd.{name}": value for name, value in afd.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    for name, parameter in afd.named_parameters():
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{moment}.{name}"] = value
+    contiguous = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    data = save(contiguous, {"step": str(step)})
+    write_atomically(path, lambda target: target.write_bytes(data))
+
+
+def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.AdamW) -> int:
+    """Read what `save_state` wrote into the three objects; returns the number of steps done.
+
+    Raises:
+        CheckpointError: The file is damaged or belongs to a module of another shape.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = int(file.metadata()["step"])
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        afd.load_state_dict(_under("afd.", tensors))
+        average.load_state_dict(_under("average.", tensors))
+        for name, parameter in afd.named_parameters():
+            moments = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS if f"{moment}.{name}" in tensors}
+            if moments:
+                optimizer.state[parameter] = moments
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be resumed from ({error}); delete it to start afresh") from error
+    return step
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,159 @@
+"""Deployment: TorchScript, its signature, and the checks around both."""
+
+import json
+from functools import reduce
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from afd_serve.checkpoint import load_afd, save_afd
+from afd_serve.errors import CheckpointError
+from afd_serve.export import (
+    MODEL_NAME,
+    SIGNATURE_NAME,
+    Signature,
+    deploy,
+    export_classifier,
+    load_deployed,
+    shipped_models,
+)
+from afd_serve.models.backbones import Backbone, load_backbone
+from afd_serve.models.classifier import AfdClassifier
+from tests.conftest import awakened
+from tests.test_classifier import batch
+from tests.tiny_backbone import SIZE
+
+
+@pytest.mark.parametrize("preset", ["default", "lite", "paper"])
+@pytest.mark.parametrize("gate", [[1.0], [0.0], [1.0, 0.0, 1.0]])
+def test_scripted_equals_eager(tiny: Backbone, tmp_path: Path, preset: str, gate: list[float]) -> None:
+    save_afd(awakened(tiny, preset), tmp_path / "afd.safetensors")
+    afd = load_afd(tmp_path / "afd.safetensors", tiny)
+    with torch.inference_mode():
+        eager = AfdClassifier(tiny, afd).eval()(*batch(gate))
+        scripted = deploy(tmp_path).module(*batch(gate))
+    for ours, theirs in zip(scripted, eager, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_closed_gate_is_the_scripted_bare_backbone_bit_for_bit(tiny_run: Path) -> None:
+    module = deploy(tiny_run).module
+    closed = batch([0.0])
+    with torch.inference_mode():
+        reference = module(*closed)[0]
+        others = closed._replace(dequantized=-closed.dequantized, quant_tables=closed.quant_tables + 3)
+        assert torch.equal(module(*others)[0], reference)
+
+
+def test_an_exported_folder_says_everything_a_server_needs(tiny_run: Path, tmp_path: Path) -> None:
+    exported = export_classifier(tiny_run, tmp_path / "out")
+    assert sorted(path.name for path in exported.folder.iterdir()) == [MODEL_NAME, SIGNATURE_NAME]
+    signature = Signature.from_json((exported.folder / SIGNATURE_NAME).read_text())
+    assert signature == exported.signature
+    assert [(spec.name, spec.dtype, spec.shape) for spec in signature.inputs] == [
+        ("rgb", "uint8", (-1, 3, SIZE, SIZE)),
+        ("dequantized", "int16", (-1, 8, 8, 192)),
+        ("quant_tables", "int32", (-1, 3, 64)),
+        ("geometry", "float32", (-1, 3)),
+        ("gate", "float32", (-1,)),
+    ]
+    deployed = load_deployed(exported.folder)
+    for spec, tensor in zip(signature.inputs, batch([1.0, 0.0]), strict=True):
+        assert str(tensor.dtype) == f"torch.{spec.dtype}"
+        assert tuple(tensor.shape[1:]) == spec.shape[1:]
+    for spec, tensor in zip(signature.outputs, deployed.module(*batch([1.0, 0.0])), strict=True):
+        assert str(tensor.dtype) == f"torch.{spec.dtype}"
+        assert tuple(tensor.shape) == (2, *spec.shape[1:])
+
+
+def test_a_changed_model_file_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    folder = export_classifier(tiny_run, tmp_path).folder
+    data = bytearray((folder / MODEL_NAME).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / MODEL_NAME).write_bytes(data)
+    with pytest.raises(CheckpointError, match="not the file that was exported"):
+        load_deployed(folder)
+    (folder / MODEL_NAME).unlink()
+    with pytest.raises(CheckpointError, match="no model"):
+        load_deployed(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', '{"format": 1}'])
+def test_a_foreign_signature_is_refused(text: str) -> None:
+    with pytest.raises(CheckpointError):
+        Signature.from_json(text)
+
+
+def test_an_unknown_source_names_what_there_is() -> None:
+    with pytest.raises(CheckpointError, match="efficientnet-lite0"):
+        deploy("no-such-model")
+
+
+def test_the_package_ships_the_default_model_in_under_three_megabytes() -> None:
+    shipped = shipped_models()
+    assert shipped["efficientnet-lite0"] == shipped["efficientnet-lite0/default"]
+    assert sum(path.stat().st_size for path in set(shipped.values())) < 3_000_000
+
+
+def test_the_shipped_model_deploys_and_agrees_with_eager() -> None:
+    backbone = load_backbone("efficientnet-lite0")
+    afd = load_afd(shipped_models()["efficientnet-lite0"], backbone)
+    afd.reparameterize()
+    module = deploy("efficientnet-lite0").module
+    torch.manual_seed(4)
+    for n in (1, 3):
+        inputs = (
+            torch.randint(0, 256, (n, 3, 224, 224), dtype=torch.uint8),
+            torch.randint(-50, 50, (n, 28, 28, 192), dtype=torch.int16),
+            torch.randint(1, 99, (n, 3, 64), dtype=torch.int32),
+            torch.zeros(n, 3),
+            torch.ones(n),
+        )
+        with torch.inference_mode():
+            eager = AfdClassifier(backbone, afd).eval()(*inputs)
+            for ours, theirs in zip(module(*inputs), eager, strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+@fx.wrap
+def pooled(x: Tensor) -> Tensor:
+    return reduce(lambda y, dim: y.mean(dim=dim), (3, 2), x)  # no lambda passes the TorchScript compiler
+
+
+class Unscriptable(nn.Module):
+    """Runs under `torch.fx` but not under the TorchScript compiler: it stands for third-party code."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.classifier = inner.stem, inner.blocks, inner.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(pooled(self.blocks(self.stem(x))))
+        return y
+
+
+def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(tmp_path: Path) -> None:
+    source = tmp_path / "third_party.py"
+    source.write_text(
+        "from dataclasses import replace\n"
+        "from tests.test_export import Unscriptable\n"
+        "from tests.tiny_backbone import backbone as tiny\n"
+        "def backbone():\n"
+        "    inner = tiny()\n"
+        "    return replace(inner, module=Unscriptable(inner.module).eval())\n"
+    )
+    third_party = load_backbone(f"file:{source}")
+    afd = awakened(third_party)
+    save_afd(afd, tmp_path / "afd.safetensors")
+    module = deploy(tmp_path / "afd.safetensors").module
+    for gate in ([0.0], [1.0], [0.0, 1.0]):
+        with torch.inference_mode():
+            eager = AfdClassifier(third_party, afd).eval()(*batch(gate))
+            scripted = module(*batch(gate))
+        torch.testing.assert_close(scripted[0], eager[0], atol=1e-4, rtol=1e-4)
+
+
+def test_signature_json_is_plain(tiny_run: Path) -> None:
+    assert json.loads(deploy(tiny_run).signature.to_json())["preset"] == "default"

@@ -1,0 +1,111 @@
+"""A whole fit of the tiny backbone: it learns, it resumes, it refuses what cannot work."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from afd_serve.checkpoint import load_afd
+from afd_serve.config import FitConfig
+from afd_serve.errors import CheckpointError, ConfigError
+from afd_serve.models.backbones import load_backbone
+from afd_serve.training import fit as fit_module
+from afd_serve.training.fit import fit, training_sizes
+from afd_serve.training.losses import FeatureLoss
+from tests import tiny_backbone
+
+
+@pytest.fixture
+def config(picture_folder: Callable[[int], Path], tmp_path: Path) -> FitConfig:
+    return FitConfig(
+        backbone=f"file:{tiny_backbone.__file__}",
+        images=(picture_folder(4),),
+        out=tmp_path / "run",
+        steps=24,
+        batch_size=4,
+        sizes=(64,),
+        warmup_steps=2,
+        workers=0,
+        checkpoint_every=8,
+        ema=0.8,
+        learning_rate=0.002,
+        bf16=False,
+    )
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_fit_brings_the_loss_down_and_leaves_a_usable_run(config: FitConfig) -> None:
+    config = replace(config, steps=120)
+    before = losses_of(fit(replace(config, steps=1, out=config.out / "short")).loss)
+    after = fit(config)
+    assert after.loss < 0.9 * before
+    load_afd(after.weights, load_backbone(config.backbone))
+    assert FitConfig.from_json((config.out / "config.json").read_text()) == config
+    assert len(losses(config.out)) == 6
+
+
+def losses_of(value: float) -> float:
+    assert value > 0
+    return value
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = fit(replace(config, out=config.out / "straight"))
+    step = fit_module._Trainer._train_step
+
+    def interrupted(self: fit_module._Trainer, pair: object) -> float:
+        if self.step == 13:
+            raise KeyboardInterrupt
+        return step(self, pair)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit_module._Trainer, "_train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config)
+    monkeypatch.setattr(fit_module._Trainer, "_train_step", step)
+    resumed = fit(config)
+    expected, actual = load_file(straight.weights), load_file(resumed.weights)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value)
+
+
+def test_a_run_with_other_settings_is_not_resumed(config: FitConfig) -> None:
+    fit(replace(config, steps=2))
+    with pytest.raises(ConfigError, match=r"steps, seed"):
+        fit(replace(config, steps=3, seed=9))
+
+
+def test_a_damaged_state_is_refused(config: FitConfig) -> None:
+    fit(replace(config, steps=2))
+    (config.out / "state.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="start afresh"):
+        fit(replace(config, steps=2))
+
+
+@pytest.mark.parametrize("change", [{"preset": "huge"}, {"steps": 0}, {"batch_size": 1}, {"sizes": (100,)}])
+def test_impossible_settings_are_refused(config: FitConfig, change: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        replace(config, **change)  # type: ignore[arg-type]
+
+
+def test_training_sizes_keep_the_backbones_padding(config: FitConfig) -> None:
+    several = replace(config, sizes=(128, 160, 224))
+    assert training_sizes(several, 224) == (128, 160, 224)
+    assert training_sizes(several, 240) == (144, 176, 240)
+    assert training_sizes(several, 64) == (64,)
+
+
+def test_distances_are_in_units_of_variance() -> None:
+    torch.manual_seed(0)
+    loss = FeatureLoss([torch.full((3,), 4.0)], torch.full((5,), 9.0), embedding_weight=2.0)
+    taps, embedding = torch.randn(2, 3, 4, 4), torch.randn(2, 5)
+    assert loss([taps, embedding], [taps, embedding]) == 0
+    assert loss([taps + 2, embedding], [taps, embedding]) == pytest.approx(1.0)
+    assert loss([taps, embedding + 3], [taps, embedding]) == pytest.approx(2.0)
+    torch.testing.assert_close(loss.embedding_distance(embedding + 3, embedding), torch.ones(2))

@@ -1,0 +1,125 @@
+"""The one path: bytes in, predictions or failures out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from afd_serve.errors import CheckpointError, ConfigError
+from afd_serve.export import export_classifier
+from afd_serve.models.backbones import Backbone
+from afd_serve.pipeline import Failure, Pipeline, Prediction, StageTimes
+from afd_serve.preprocess import prepare, stack
+from afd_serve.sample import sample_picture
+from tests.conftest import encoded, recompressed, scene
+from tests.tiny_backbone import CLASSES, SIZE
+
+GOOD = encoded(scene(90, 70), quality=95)
+POOR = encoded(scene(90, 70), quality=10)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_run: Path) -> Pipeline:
+    return Pipeline.load(tiny_run)
+
+
+def predictions(results: list[Prediction | Failure]) -> list[Prediction]:
+    return [result for result in results if isinstance(result, Prediction)]
+
+
+def test_each_item_has_its_own_result_in_order(pipeline: Pipeline) -> None:
+    results = pipeline.predict([POOR, b"", b"junk", GOOD, POOR[:-100], b"\xff\xd8\xff\xe0"])
+    kinds = [result.code if isinstance(result, Failure) else "ok" for result in results]
+    assert kinds == ["ok", "empty", "not_an_image", "ok", "truncated_jpeg", "truncated_jpeg"]
+    assert all(result.reason for result in results if isinstance(result, Failure))
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(pipeline: Pipeline) -> None:
+    items = [encoded(scene(seed=seed), quality=20) for seed in range(5)]
+    together = pipeline.predict(items)
+    assert together == [pipeline.predict([item])[0] for item in items]
+    assert pipeline.predict([b"", *items, b"x"])[1:-1] == together
+
+
+def test_a_prediction_is_complete(pipeline: Pipeline) -> None:
+    (prediction,) = predictions(pipeline.predict([POOR], top_k=CLASSES))
+    assert sorted(prediction.indices) == list(range(CLASSES))
+    assert prediction.labels == tuple(f"class {index}" for index in prediction.indices)
+    assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
+    assert sum(prediction.probabilities) == pytest.approx(1.0)
+    assert prediction.estimated_quality == 10
+    assert prediction.drift >= 0
+    assert prediction.protected
+
+
+def test_good_pictures_and_unprotected_ones_get_the_bare_backbones_answer(tiny: Backbone, pipeline: Pipeline) -> None:
+    def bare(data: bytes) -> list[float]:
+        picture = prepare(data, tiny.preprocessing)
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tiny.preprocessing.mean, tiny.preprocessing.std))
+        rgb = stack([picture], [False]).rgb
+        probabilities: list[float] = tiny.module((rgb - mean) / std).softmax(dim=1)[0].tolist()
+        return probabilities
+
+    good, unprotected, protected = predictions(
+        pipeline.predict([GOOD, POOR, POOR], afd=[True, False, True], top_k=CLASSES)
+    )
+    assert (good.protected, unprotected.protected, protected.protected) == (False, False, True)
+    for prediction, data in ((good, GOOD), (unprotected, POOR)):
+        expected = bare(data)
+        assert prediction.probabilities == pytest.approx([expected[i] for i in prediction.indices], abs=1e-5)
+    assert protected.probabilities != unprotected.probabilities
+    assert predictions(pipeline.predict([GOOD], afd=False, top_k=CLASSES)) == [good]
+
+
+def test_a_resaved_picture_is_protected_though_its_table_is_good(pipeline: Pipeline) -> None:
+    (prediction,) = predictions(pipeline.predict([recompressed(scene(SIZE, SIZE), 10, 95)], crop=False))
+    assert prediction.protected
+    assert prediction.estimated_quality is not None
+    assert prediction.estimated_quality < 20
+
+
+def test_crop_false_takes_the_whole_picture(pipeline: Pipeline) -> None:
+    picture = scene(SIZE, SIZE)
+    whole = encoded(picture, "PNG")
+    assert np.array_equal(pipeline.prepare(whole, crop=False).rgb, np.asarray(picture))
+    assert pipeline.predict([whole], crop=False) != pipeline.predict([whole], crop=True)
+
+
+def test_an_exported_folder_answers_as_the_run_does(pipeline: Pipeline, tiny_run: Path, tmp_path: Path) -> None:
+    exported = Pipeline.load(export_classifier(tiny_run, tmp_path).folder)
+    exported.warm_up(1)
+    for ours, theirs in zip(
+        predictions(exported.predict([GOOD, POOR])), predictions(pipeline.predict([GOOD, POOR])), strict=True
+    ):
+        assert ours.indices == theirs.indices
+        assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-6)
+
+
+def test_stage_times_add_up(pipeline: Pipeline) -> None:
+    times = StageTimes()
+    pipeline.predict([POOR], times=times)
+    once = (times.preprocess, times.inference)
+    pipeline.predict([POOR, b""], times=times)
+    assert times.preprocess > once[0] > 0
+    assert times.inference > once[1] > 0
+
+
+@pytest.mark.parametrize("arguments", [{"top_k": 0}, {"top_k": CLASSES + 1}, {"afd": [True]}])
+def test_impossible_arguments_are_refused(pipeline: Pipeline, arguments: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        pipeline.predict([GOOD, GOOD], **arguments)  # type: ignore[arg-type]
+
+
+def test_impossible_sources_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        Pipeline.load(tmp_path)
+    with pytest.raises(ConfigError):
+        Pipeline.load(tmp_path, threads=0)
+
+
+def test_the_shipped_default_recognizes_the_sample() -> None:
+    (prediction,) = predictions(Pipeline.load("efficientnet-lite0").predict([sample_picture()]))
+    assert prediction.labels[0] == "wall clock"
+    assert prediction.estimated_quality == 10
+    assert prediction.protected

@@ -1,0 +1,65 @@
+"""The pairs that fitting sees."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from afd_serve.errors import ConfigError
+from afd_serve.models.backbones import Preprocessing
+from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
+
+PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
+CLEAN = Recipe(p_native=0, p_clean=1, p_colour=0)
+
+
+def pairs(folder: Path, recipe: Recipe | None = None, seed: int = 0, **changes: int) -> CompressedPairs:
+    settings = {"sizes": (64,), "batch_size": 4, "batches": 3, "seed": seed, "recipe": recipe} | changes
+    return CompressedPairs(find_pictures([folder]), PREPROCESSING, **settings)
+
+
+def test_a_batch_depends_on_seed_and_index_alone(picture_folder: Callable[[int], Path]) -> None:
+    folder = picture_folder(3)
+    first, again, other = pairs(folder)[1], pairs(folder)[1], pairs(folder, seed=1)[1]
+    assert all(torch.equal(a, b) for a, b in zip(first.inputs, again.inputs, strict=True))
+    assert torch.equal(first.clean, again.clean)
+    assert not torch.equal(first.clean, other.clean)
+    assert not torch.equal(first.clean, pairs(folder)[0].clean)
+
+
+def test_every_gate_is_open_and_shapes_are_the_classifiers(picture_folder: Callable[[int], Path]) -> None:
+    pair = pairs(picture_folder(2))[0]
+    shapes = [tuple(tensor.shape) for tensor in pair.inputs]
+    assert shapes == [(4, 3, 64, 64), (4, 8, 8, 192), (4, 3, 64), (4, 3), (4,)]
+    assert pair.inputs.gate.all()
+    assert pair.clean.shape == (4, 3, 64, 64)
+
+
+def test_student_and_teacher_see_the_same_scene(picture_folder: Callable[[int], Path]) -> None:
+    folder = picture_folder(3)
+    clean = pairs(folder, CLEAN)[0]
+    assert (clean.inputs.rgb.float() - clean.clean).abs().mean() < 1.5
+    native = pairs(folder, replace(CLEAN, p_native=1))[0]
+    assert (native.inputs.rgb.float() - native.clean).abs().mean() < 1.5
+    heavy = pairs(folder, Recipe(p_clean=0, p_mild=0, heavy=(5, 8)))[0]
+    assert 2.0 < (heavy.inputs.rgb.float() - heavy.clean).abs().mean() < 30
+
+
+def test_an_unreadable_picture_is_passed_over(picture_folder: Callable[[int], Path]) -> None:
+    folder = picture_folder(2)
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    data = pairs(folder, batch_size=8)
+    data[0], data[1]
+    assert [path.name for path in data.pictures] == ["0.png", "1.png"]
+
+
+def test_pictures_are_found_and_excluded(picture_folder: Callable[[int], Path]) -> None:
+    folder = picture_folder(4)
+    assert len(find_pictures([folder])) == 4
+    assert [path.name for path in find_pictures([folder], [folder / "0.png", folder / "2.png"])] == ["1.png", "3.png"]
+    with pytest.raises(ConfigError, match="hold 0"):
+        find_pictures([folder], [folder])
+    with pytest.raises(ConfigError, match="does not exist"):
+        find_pictures([folder / "nowhere"])
