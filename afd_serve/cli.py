@@ -1,0 +1,303 @@
+# ruff: noqa: PLC0415
+"""The command line. Modules that import torch are imported by the commands that need them: ``--help`` stays quick."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from afd_serve import __version__
+from afd_serve.errors import AfdError, InputError
+
+if TYPE_CHECKING:
+    from afd_serve.pipeline import Failure, Pipeline, Prediction
+
+__all__ = ["app", "main"]
+
+_BAD_INPUT = 1
+_FAILED = 2
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Keep a frozen image classifier accurate on heavily compressed JPEGs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+package_app = typer.Typer(help="Package a classifier for a server.", no_args_is_help=True)
+serve_app = typer.Typer(help="Start a server and ask it a first question.", no_args_is_help=True)
+app.add_typer(package_app, name="package")
+app.add_typer(serve_app, name="serve")
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="A shipped model's name, a fitted run's folder or an exported model's folder.")
+]
+StateDirOption = Annotated[Path, typer.Option("--state-dir", help="Where the server's settings and logs lie.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+_DEFAULT_MODEL = "efficientnet-lite0"
+_DEFAULT_STATE = Path(".serve/torchserve")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; an error is one line on stderr and an exit status, never a traceback.
+
+    Args:
+        arguments: what follows the program's name; of this process where left out.
+
+    Raises:
+        SystemExit: always; 0 done, 1 a picture cannot be used, 2 anything else, 130 interrupted.
+    """
+    try:
+        app(args=arguments)
+    except AfdError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(_BAD_INPUT if isinstance(error, InputError) else _FAILED)
+    except OSError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(_FAILED)
+
+
+@app.callback(invoke_without_command=True)
+def _program(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def inspect(
+    picture: Annotated[Path, typer.Argument(help="A JPEG file.", exists=True, dir_okay=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a JPEG's header, components and quantization tables, and how it was compressed."""
+    from afd_serve.inspection import inspect_jpeg, print_inspection, to_dict
+
+    inspection = inspect_jpeg(picture)
+    if as_json:
+        _print_json(to_dict(inspection))
+    else:
+        print_inspection(inspection, Console())
+
+
+@app.command()
+def classify(
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files.", exists=True, dir_okay=False)],
+    model: ModelOption = _DEFAULT_MODEL,
+    afd: Annotated[bool, typer.Option("--afd/--no-afd", help="Correct for compression, or not at all.")] = True,
+    crop: Annotated[bool, typer.Option("--crop/--no-crop", help="Crop, or take pictures as cropped already.")] = True,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many classes to name.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Classify pictures here, without a server."""
+    from afd_serve.pipeline import Failure, Pipeline
+
+    pipeline = Pipeline.load(model)
+    results = pipeline.predict([path.read_bytes() for path in pictures], top_k=top_k, afd=afd, crop=crop)
+    if as_json:
+        answers = _wire_format(results, pipeline)
+        _print_json(answers[0] if len(pictures) == 1 else answers)
+    else:
+        for path, result in zip(pictures, results, strict=True):
+            _print_result(path, result)
+    if any(isinstance(result, Failure) for result in results):
+        raise typer.Exit(_BAD_INPUT)
+
+
+@app.command()
+def fit(
+    backbone: Annotated[str, typer.Option(help="efficientnet-lite0, torchvision:NAME, timm:NAME or file:PATH.py.")],
+    images: Annotated[list[str], typer.Option(help="Folders of unlabelled pictures, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; an interrupted run in it goes on.")],
+    preset: Annotated[str, typer.Option(help="default, lite or paper.")] = "default",
+    steps: Annotated[int | None, typer.Option(min=1, help="How many steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures per step.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and compression.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load pictures.")] = None,
+    exclude: Annotated[list[Path] | None, typer.Option(help="Files or folders to leave out.")] = None,
+) -> None:
+    """Fit AFD to a classifier on unlabelled pictures."""
+    from afd_serve.config import FitConfig
+    from afd_serve.training.fit import fit as run_fit
+
+    chosen = {"steps": steps, "batch_size": batch_size, "workers": workers}
+    settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    folders = tuple(Path(folder) for entry in images for folder in entry.split(",") if folder)
+    result = run_fit(
+        FitConfig(backbone, folders, out, preset=preset, seed=seed, exclude=tuple(exclude or ()), **settings)
+    )
+    typer.echo(
+        f"{result.weights} (loss {result.loss:.4f}); next: afd-serve evaluate --model {out} --images ... --out ..."
+    )
+
+
+@app.command()
+def evaluate(
+    images: Annotated[Path, typer.Option(help="A folder per class, or a CSV file with columns file and label.")],
+    out: Annotated[Path, typer.Option(help="Where the report goes; an interrupted run in it goes on.")],
+    model: ModelOption = _DEFAULT_MODEL,
+    protocol: Annotated[str, typer.Option(help="Of A, B, C, resave, clean, separated by commas.")] = "A",
+    split: Annotated[str | None, typer.Option(help="Rows of the CSV file to keep.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use so many pictures, spread over the set.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what protocol C draws.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Torch's threads; more help on an idle machine only.")] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the answers that --out holds.")] = False,
+) -> None:
+    """Measure accuracy on compressed pictures, with and without AFD."""
+    from afd_serve.evaluation.dataset import load_labelled
+    from afd_serve.evaluation.protocols import parse_protocols
+    from afd_serve.evaluation.report import print_report, write_report
+    from afd_serve.evaluation.runner import RESULTS_FILE, Evaluation
+    from afd_serve.evaluation.runner import evaluate as run_evaluation
+    from afd_serve.evaluation.summary import summarize
+    from afd_serve.pipeline import Pipeline
+
+    pipeline = Pipeline.load(model, threads=threads)
+    signature = pipeline.signature
+    evaluation = Evaluation(
+        model=_identity(model, pipeline),
+        dataset=str(images.resolve()),
+        preprocessing=signature.preprocessing,
+        protocols=parse_protocols(protocol),
+        seed=seed,
+        top_k=min(5, len(signature.labels)),
+    )
+    pictures = load_labelled(images, signature.labels, split=split, limit=limit)
+    if fresh:
+        (out / RESULTS_FILE).unlink(missing_ok=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("classifying", total=None)
+            answers = run_evaluation(
+                pipeline,
+                pictures,
+                evaluation,
+                out,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    report = summarize(answers, pictures, evaluation)
+    print_report(report, Console())
+    typer.echo("\n".join(f"wrote {path}" for path in write_report(report, out)))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The folder for model.pt and signature.json.")],
+    model: ModelOption = _DEFAULT_MODEL,
+) -> None:
+    """Write a classifier with its AFD as one TorchScript file, checked against the original."""
+    from afd_serve.export import export_classifier
+
+    exported = export_classifier(model, out)
+    typer.echo(f"{exported.folder}: {exported.signature.backbone}, preset {exported.signature.preset}")
+
+
+@package_app.command("torchserve")
+def package_torchserve(
+    out: Annotated[Path, typer.Option(help="The model store: the folder for the archive.")],
+    model: ModelOption = _DEFAULT_MODEL,
+    name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "afd",
+    version: Annotated[str, typer.Option(help="The model's version.")] = "1.0",
+) -> None:
+    """Build a model archive (.mar) for TorchServe."""
+    from afd_serve.packaging import torchserve
+
+    typer.echo(torchserve.package_torchserve(model, out, name=name, version=version))
+
+
+@serve_app.command("torchserve")
+def serve_torchserve(
+    model: ModelOption = _DEFAULT_MODEL,
+    state_dir: StateDirOption = _DEFAULT_STATE,
+    name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "afd",
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 for one per core.")] = 0,
+    port: Annotated[int, typer.Option(help="For predictions.")] = 8080,
+    management_port: Annotated[int, typer.Option(help="For management.")] = 8081,
+    metrics_port: Annotated[int, typer.Option(help="For metrics.")] = 8082,
+    grpc_port: Annotated[int, typer.Option(help="For predictions over gRPC.")] = 7070,
+    grpc_management_port: Annotated[int, typer.Option(help="For management over gRPC.")] = 7071,
+) -> None:
+    """Serve a classifier on TorchServe in the background, on loopback, and classify a sample picture."""
+    from afd_serve.servers import quickstart
+    from afd_serve.servers.torchserve import Ports
+
+    ports = Ports(port, management_port, metrics_port, grpc_port, grpc_management_port)
+    server = quickstart.serve_torchserve(model, state_dir, name=name, ports=ports, workers=workers)
+    typer.echo(quickstart.show(server))
+
+
+@app.command()
+def stop(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
+    """Stop the server that `serve` started."""
+    from afd_serve.servers.torchserve import stop as stop_server
+
+    typer.echo("stopped" if stop_server(state_dir) else "nothing runs")
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what is installed, what is missing, and what to do about it."""
+    from afd_serve.doctor import examine
+
+    healthy = True
+    for check in examine():
+        mark = "ok" if check.ok else "missing"
+        typer.echo(f"{mark:8}{check.name:22}{check.detail}")
+        healthy = healthy and (check.ok or not check.required)
+    if not healthy:
+        raise typer.Exit(_FAILED)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _wire_format(results: "Sequence[Prediction | Failure]", pipeline: "Pipeline") -> list[dict[str, Any]]:
+    """The answers as a server would send them."""
+    from afd_serve.pipeline import Failure
+    from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
+
+    model = ModelInfo(pipeline.signature.name, pipeline.signature.version)
+    return [
+        failure_to_dict(result) if isinstance(result, Failure) else prediction_to_dict(result, model)
+        for result in results
+    ]
+
+
+def _print_result(path: Path, result: "Prediction | Failure") -> None:
+    from afd_serve.pipeline import Failure
+
+    if isinstance(result, Failure):
+        typer.echo(f"{path}: {result.code}: {result.reason}", err=True)
+        return
+    quality = "no tables" if result.estimated_quality is None else f"estimated quality {result.estimated_quality}"
+    gate = "corrected" if result.protected else "not corrected"
+    typer.echo(f"{path}: {quality}, drift {result.drift:.2f}, {gate}")
+    for label, probability in zip(result.labels, result.probabilities, strict=True):
+        typer.echo(f"  {probability:7.2%}  {label}")
+
+
+def _identity(model: str, pipeline: "Pipeline") -> str:
+    """Name a model such that equal names mean equal weights."""
+    from afd_serve.checkpoint import WEIGHTS_NAME
+    from afd_serve.export import shipped_models
+
+    signature = pipeline.signature
+    digest = signature.sha256
+    if not digest:  # not exported: fitted weights, whose file tells
+        path = shipped_models().get(model, Path(model))
+        weights = path / WEIGHTS_NAME if path.is_dir() else path
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return f"{signature.backbone}, preset {signature.preset}, {digest[:16]}"

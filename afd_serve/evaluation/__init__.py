@@ -1,0 +1,1 @@
+"""How much of the accuracy that compression took does AFD win back: protocols, metrics, datasets and reports."""

@@ -1,0 +1,92 @@
+"""Labelled sets: a folder per class, or a CSV file."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from afd_serve.errors import ConfigError
+from afd_serve.labels import label_lookup
+
+__all__ = ["LabelledPicture", "load_labelled"]
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+
+
+@dataclass(frozen=True)
+class LabelledPicture:
+    """A picture's file and its class; ``id`` is its path inside the set, with forward slashes."""
+
+    id: str
+    path: Path
+    label: int
+
+
+def load_labelled(
+    source: Path, labels: Sequence[str], *, split: str | None = None, limit: int | None = None
+) -> list[LabelledPicture]:
+    """List a labelled set, sorted by id.
+
+    Args:
+        source: a folder with one subfolder per class, or a CSV file with columns ``file`` (relative to the CSV),
+            ``label`` and, if ``split`` is given, ``split``. A class is written as its index, its name or, for
+            ImageNet's labels, its wnid.
+        labels: the classifier's classes.
+        split: keep the rows of this split only.
+        limit: keep at most so many, spread evenly over the sorted set.
+
+    Raises:
+        ConfigError: the set is missing, empty, or has a class or column that is not understood.
+    """
+    lookup = label_lookup(labels)
+    if source.is_dir():
+        if split is not None:
+            raise ConfigError("a split can only be chosen from a CSV file with a column of that name")
+        pictures = list(_from_folders(source, lookup, len(labels)))
+    elif source.is_file():
+        pictures = list(_from_csv(source, split, lookup, len(labels)))
+    else:
+        raise ConfigError(f"{source} is neither a folder nor a CSV file")
+    if not pictures:
+        raise ConfigError(f"{source} has no labelled pictures" + (f" in split {split!r}" if split else ""))
+    pictures.sort(key=lambda picture: picture.id)
+    if limit is None or limit >= len(pictures):
+        return pictures
+    chosen = np.linspace(0, len(pictures), limit, endpoint=False).astype(int)
+    return [pictures[index] for index in chosen]
+
+
+def _from_folders(root: Path, lookup: dict[str, int], classes: int) -> Iterator[LabelledPicture]:
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES]
+        if not files:
+            continue
+        label = _class_index(folder.name, lookup, classes, str(folder))
+        for path in files:
+            yield LabelledPicture(path.relative_to(root).as_posix(), path, label)
+
+
+def _from_csv(path: Path, split: str | None, lookup: dict[str, int], classes: int) -> Iterator[LabelledPicture]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            wanted = {"file", "label"} | ({"split"} if split is not None else set())
+            missing = wanted - set(reader.fieldnames or ())
+            if missing:
+                raise ConfigError(f"{path} has no column {', '.join(sorted(missing))}")
+            for row in reader:
+                if split is None or row["split"] == split:
+                    label = _class_index(row["label"], lookup, classes, f"{path}, line {reader.line_num}")
+                    yield LabelledPicture(Path(row["file"]).as_posix(), path.parent / row["file"], label)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} is no CSV file: {error}") from error
+
+
+def _class_index(text: str, lookup: dict[str, int], classes: int, where: str) -> int:
+    name = text.strip()
+    index = int(name) if name.isdecimal() else lookup.get(name.casefold().replace("_", " "), -1)
+    if not 0 <= index < classes:
+        raise ConfigError(f"{where}: {text!r} is none of the classifier's {classes} classes")
+    return index

@@ -1,0 +1,217 @@
+"""The command line as a user runs it: real models, real files, output and exit status."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from afd_serve.cli import main
+from afd_serve.pipeline import Pipeline, Prediction
+from tests import tiny_backbone
+from tests.conftest import encoded, recompressed, scene
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(recompressed(scene(), 10))
+    return path
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    path = tmp_path / "damaged.jpg"
+    path.write_bytes(encoded(scene(), quality=50)[:200])
+    return path
+
+
+def test_help_is_quick_because_torch_stays_out() -> None:
+    code = (
+        "import sys, afd_serve.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("False")
+    for command in ("inspect", "fit", "evaluate", "export", "package", "serve", "stop", "classify", "doctor"):
+        assert f" {command} " in done.stdout
+
+
+def test_the_installed_program_prints_one_line_instead_of_a_traceback(tmp_path: Path) -> None:
+    code = "from afd_serve.cli import main; main()"
+    command = [sys.executable, "-c", code, "export", "--model", str(tmp_path / "none"), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_inspect(run: Run, picture: Path) -> None:
+    status, out, _ = run("inspect", picture)
+    assert status == 0
+    for text in ("96 x 80 pixels", "ycbcr", "10 (from its table)", "(2, 2)", "12 x 10", "80    55    50"):
+        assert text in out
+
+
+def test_inspect_as_json(run: Run, picture: Path) -> None:
+    status, out, _ = run("inspect", picture, "--json")
+    values = json.loads(out)
+    assert status == 0
+    assert (values["width"], values["height"], values["estimated_quality"]) == (96, 80, 10)
+    assert [component["width_in_blocks"] for component in values["components"]] == [12, 6, 6]
+    assert values["components"][0]["quant_table"][0][0] == 80
+    assert values["bytes"] == picture.stat().st_size
+
+
+def test_inspect_sees_that_a_picture_was_saved_again(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "resaved.jpg"
+    path.write_bytes(recompressed(scene(320, 240), 10, 95))
+    values = json.loads(run("inspect", path, "--json")[1])
+    assert values["resaved"] is True
+    assert values["good"] is False
+
+
+def test_inspect_shows_what_is_left_of_a_damaged_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(encoded(scene(), quality=50)[:-200])
+    status, out, _ = run("inspect", path)
+    assert status == 0
+    assert "warning" in out
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a and so on", encoded(scene(), "PNG")])
+def test_inspect_of_what_is_no_jpeg(run: Run, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    status, _, err = run("inspect", path)
+    assert status == 1
+    assert err.startswith("error: ")
+
+
+def test_classify(run: Run, picture: Path, tiny_run: Path) -> None:
+    status, out, _ = run("classify", picture, "--model", tiny_run, "--top-k", 3)
+    (expected,) = Pipeline.load(tiny_run).predict([picture.read_bytes()], top_k=3)
+    assert isinstance(expected, Prediction)
+    assert status == 0
+    assert "estimated quality 10" in out
+    assert [line.split(maxsplit=1)[1] for line in out.splitlines()[1:]] == list(expected.labels)
+
+
+def test_classify_as_json_is_the_wire_format(run: Run, picture: Path, damaged: Path, tiny_run: Path) -> None:
+    one = json.loads(run("classify", picture, "--model", tiny_run, "--json", "--top-k", 2)[1])
+    assert [set(item) for item in one["predictions"]] == [{"index", "label", "probability"}] * 2
+    assert (one["estimated_quality"], one["protected"]) == (10, True)
+    bare = json.loads(run("classify", picture, "--model", tiny_run, "--json", "--no-afd", "--top-k", 2)[1])
+    assert bare["protected"] is False
+    assert bare["predictions"] != one["predictions"]
+    status, out, _ = run("classify", picture, damaged, "--model", tiny_run, "--json", "--top-k", 2)
+    assert status == 1
+    several = json.loads(out)
+    assert several[0] == one
+    assert several[1]["error"]["code"] == "truncated_jpeg"
+
+
+def test_classify_without_crop(run: Run, picture: Path, tiny_run: Path) -> None:
+    whole = json.loads(run("classify", picture, "--model", tiny_run, "--json", "--no-crop")[1])
+    assert whole != json.loads(run("classify", picture, "--model", tiny_run, "--json")[1])
+
+
+def test_classify_names_the_bad_picture_and_answers_for_the_good_one(
+    run: Run, picture: Path, damaged: Path, tiny_run: Path
+) -> None:
+    status, out, err = run("classify", damaged, picture, "--model", tiny_run)
+    assert status == 1
+    assert f"{damaged}: truncated_jpeg" in err
+    assert f"{picture}: estimated quality 10" in out
+
+
+def test_wrong_settings_are_explained(run: Run, picture: Path, tiny_run: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        (("classify", picture, "--model", tmp_path / "none"), "none"),
+        (("classify", picture, "--model", tiny_run, "--top-k", 11), "top_k"),
+        (("classify", tmp_path / "missing.jpg"), "does not exist"),
+        (("evaluate", "--model", tiny_run, "--images", tmp_path / "x", "--out", tmp_path / "o"), "neither a folder"),
+        (("evaluate", "--model", tiny_run, "--images", tmp_path, "--out", tmp_path / "o", "--protocol", "Z"), "'Z'|Z"),
+        (("fit", "--backbone", "nothing", "--images", tmp_path, "--out", tmp_path / "r"), "nothing|picture"),
+    ):
+        status, _, err = run(*arguments)
+        assert status == 2, err
+        assert any(part in err for part in message.split("|"))
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    lines = ["file,label,split"]
+    for index in range(6):
+        encoded_file = encoded(scene(120, 90, seed=index), quality=95)
+        (tmp_path / f"{index}.jpg").write_bytes(encoded_file)
+        lines.append(f"{index}.jpg,class {index},{'dev' if index < 4 else 'fit'}")
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_evaluate_and_evaluate_again(run: Run, labelled: Path, tiny_run: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", "--model", tiny_run, "--images", labelled, "--split", "dev", "--out", tmp_path / "report")
+    status, out, _ = run(*arguments, "--protocol", "A,resave", "--limit", 3)
+    assert status == 0
+    assert "Recovered of the lost top-1" in out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["pictures"] == 3
+    assert [protocol["name"] for protocol in report["protocols"]] == ["clean", "A", "resave"]
+    rows = (tmp_path / "report" / "results.jsonl").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 3 * 7
+    assert run(*arguments, "--protocol", "A,resave", "--limit", 3)[0] == 0
+    assert (tmp_path / "report" / "results.jsonl").read_text().splitlines() == rows
+    assert run(*arguments, "--seed", 1)[0] == 2
+    assert run(*arguments, "--seed", 1, "--fresh", "--protocol", "clean")[0] == 0
+
+
+def test_fit_then_export_then_package(run: Run, picture_folder: Callable[[int], Path], tmp_path: Path) -> None:
+    fitted, exported = tmp_path / "run", tmp_path / "exported"
+    fit = ("fit", "--backbone", f"file:{tiny_backbone.__file__}", "--images", picture_folder(6), "--out", fitted)
+    status, out, err = run(*fit, "--preset", "lite", "--steps", 2, "--batch-size", 2, "--workers", 0)
+    assert status == 0, err
+    assert str(fitted / "afd.safetensors") in out
+    status, out, err = run("export", "--model", fitted, "--out", exported)
+    assert status == 0, err
+    assert Pipeline.load(exported).signature.preset == "lite"
+    status, out, err = run("package", "torchserve", "--model", exported, "--out", tmp_path / "store", "--name", "tiny")
+    assert status == 0, err
+    with zipfile.ZipFile(tmp_path / "store" / "tiny.mar") as archive:
+        assert {"model.pt", "signature.json", "afd_handler.py"} <= set(archive.namelist())
+
+
+def test_stop_without_a_server(run: Run, tmp_path: Path) -> None:
+    assert run("stop", "--state-dir", tmp_path)[:2] == (0, "nothing runs\n")
+
+
+def test_doctor_has_a_line_for_everything(run: Run) -> None:
+    status, out, _ = run("doctor")
+    lines = out.splitlines()
+    assert status in (0, 2)
+    for name in ("Python", "torch", "JPEG extension", "backbone weights", "AFD weights", "java", "ports"):
+        (line,) = [line for line in lines if line[8:].startswith(f"{name} ")]
+        assert line.startswith(("ok", "missing"))
+    (extension,) = [line for line in lines if "JPEG extension" in line]
+    assert extension.startswith("ok")
+    assert "libjpeg" in extension

@@ -1,0 +1,79 @@
+"""Labelled sets from folders and CSV files."""
+
+from pathlib import Path
+
+import pytest
+
+from afd_serve.errors import ConfigError
+from afd_serve.evaluation.dataset import load_labelled
+from afd_serve.labels import imagenet_labels
+
+LABELS = ("tabby cat", "Dog", "wall clock")
+
+
+def make_folders(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for index in range(4):
+            (root / name / f"{index}.JPEG").write_bytes(b"")
+        (root / name / "notes.txt").write_text("no picture")
+    return root
+
+
+def test_folders_named_by_label_or_index(tmp_path: Path) -> None:
+    pictures = load_labelled(make_folders(tmp_path, "Tabby_Cat", "dog", "2"), LABELS)
+    assert [(p.id, p.label) for p in pictures[::4]] == [("2/0.JPEG", 2), ("Tabby_Cat/0.JPEG", 0), ("dog/0.JPEG", 1)]
+    assert len(pictures) == 12
+    assert all(p.path.is_file() for p in pictures)
+
+
+def test_folders_named_by_wnid(tmp_path: Path) -> None:
+    pictures = load_labelled(make_folders(tmp_path, "n01484850", "n01440764"), imagenet_labels())
+    assert [p.label for p in pictures] == [0] * 4 + [2] * 4
+
+
+def test_limit_is_spread_over_the_classes(tmp_path: Path) -> None:
+    folders = make_folders(tmp_path, "0", "1", "2")
+    assert [p.label for p in load_labelled(folders, LABELS, limit=3)] == [0, 1, 2]
+    assert len(load_labelled(folders, LABELS, limit=100)) == 12
+
+
+def test_csv_with_split(tmp_path: Path) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text("file,label,split\nb/2.png,dog,dev\na.png,2,fit\nb/1.png,0,dev\n", encoding="utf-8-sig")
+    assert [p.label for p in load_labelled(path, LABELS)] == [2, 0, 1]
+    chosen = load_labelled(path, LABELS, split="dev")
+    assert [(p.id, p.label, p.path) for p in chosen] == [
+        ("b/1.png", 0, tmp_path / "b" / "1.png"),
+        ("b/2.png", 1, tmp_path / "b" / "2.png"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "message"),
+    [
+        ("file,class\na.png,1\n", None, "no column label"),
+        ("file,label\na.png,1\n", "dev", "no column split"),
+        ("file,label,split\na.png,1,fit\n", "dev", "no labelled pictures.*'dev'"),
+        ("file,label\na.png,horse\n", None, "line 2: 'horse' is none of the classifier's 3 classes"),
+        ("file,label\na.png,3\n", None, "'3'"),
+        ("", None, "no column file, label"),
+        ("\xff\xfe", None, "no CSV file"),
+    ],
+)
+def test_bad_csv_files_are_explained(tmp_path: Path, text: str, split: str | None, message: str) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=message):
+        load_labelled(path, LABELS, split=split)
+
+
+def test_bad_folders_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no labelled pictures"):
+        load_labelled(tmp_path, LABELS)
+    with pytest.raises(ConfigError, match="neither"):
+        load_labelled(tmp_path / "none", LABELS)
+    with pytest.raises(ConfigError, match="'horse'"):
+        load_labelled(make_folders(tmp_path, "horse"), LABELS)
+    with pytest.raises(ConfigError, match="CSV"):
+        load_labelled(tmp_path, LABELS, split="dev")

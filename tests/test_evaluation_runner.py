@@ -1,0 +1,187 @@
+"""Evaluating a real, small classifier: files in, figures out, interruptions survived."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from afd_serve.errors import ConfigError
+from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
+from afd_serve.evaluation.protocols import compress, conditions
+from afd_serve.evaluation.report import print_report, write_report
+from afd_serve.evaluation.runner import RESULTS_FILE, Answer, Evaluation, evaluate
+from afd_serve.evaluation.summary import summarize
+from afd_serve.pipeline import Failure, Pipeline, Prediction
+
+PROTOCOLS = ("clean", "A", "C")
+
+
+class CountingPipeline:
+    """The real pipeline, which also counts its items and can be interrupted."""
+
+    def __init__(self, pipeline: Pipeline, stop_after: int | None = None) -> None:
+        self.pipeline, self.stop_after, self.items = pipeline, stop_after, 0
+
+    def predict(
+        self, items: Sequence[bytes], *, top_k: int = 5, afd: bool | Sequence[bool] = True, crop: bool = True
+    ) -> list[Prediction | Failure]:
+        if self.stop_after is not None and self.items >= self.stop_after:
+            raise KeyboardInterrupt
+        self.items += len(items)
+        return self.pipeline.predict(items, top_k=top_k, afd=afd, crop=crop)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_run: Path) -> Pipeline:
+    return Pipeline.load(tiny_run, threads=1)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledPicture]:
+    root = tmp_path_factory.mktemp("labelled")
+    random = np.random.default_rng(0)
+    for label in ("cat", "dog", "owl"):
+        (root / label).mkdir()
+        for index in range(2):
+            pixels = random.integers(0, 256, (9, 12, 3), np.uint8)
+            Image.fromarray(pixels).resize((120, 90)).save(root / label / f"{index}.png")
+    return load_labelled(root, ("cat", "dog", "owl"))
+
+
+@pytest.fixture
+def evaluation(pipeline: Pipeline) -> Evaluation:
+    return Evaluation("tiny", "made", pipeline.signature.preprocessing, PROTOCOLS, top_k=3, batch_size=4)
+
+
+def test_answers_are_the_pipelines_own(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    answers = evaluate(pipeline, pictures, evaluation, tmp_path, lambda done, total: seen.append((done, total)))
+    wanted = conditions(PROTOCOLS)
+    assert len(answers) == len(pictures) * len(wanted) * 2
+    assert seen[-1] == (len(answers), len(answers))
+    picture, condition = pictures[3], wanted[2]
+    file = compress(
+        picture.path.read_bytes(), condition, evaluation.preprocessing, picture_id=picture.id, seed=evaluation.seed
+    )
+    for afd in (True, False):
+        (expected,) = pipeline.predict([file], top_k=3, afd=afd, crop=condition.crop)
+        assert isinstance(expected, Prediction)
+        answer = answers[picture.id, condition.key, afd]
+        assert answer.indices == expected.indices
+        assert answer.confidence == expected.probabilities[0]
+        assert (answer.quality, answer.drift) == (expected.estimated_quality, expected.drift)
+        assert answer.protected is expected.protected is afd
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
+) -> None:
+    first = CountingPipeline(pipeline, stop_after=20)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(first, pictures, evaluation, tmp_path)
+    with (tmp_path / RESULTS_FILE).open("a") as file:
+        file.write('{"picture": "cat/0.png", "cond')  # torn by the interruption
+    second = CountingPipeline(pipeline)
+    resumed = evaluate(second, pictures, evaluation, tmp_path)
+    assert first.items + second.items == len(resumed) == len(pictures) * 2 * len(conditions(PROTOCOLS))
+    assert resumed == evaluate(pipeline, pictures, evaluation, tmp_path / "at once")
+    third = CountingPipeline(pipeline)
+    assert evaluate(third, pictures, evaluation, tmp_path) == resumed
+    assert third.items == 0
+
+
+def test_more_protocols_reuse_the_answers(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
+) -> None:
+    evaluate(pipeline, pictures, replace(evaluation, protocols=("clean",)), tmp_path)
+    counting = CountingPipeline(pipeline)
+    evaluate(counting, pictures, replace(evaluation, protocols=("clean", "resave")), tmp_path)
+    assert counting.items == 2 * len(pictures)
+
+
+@pytest.mark.parametrize("change", [{"model": "other"}, {"dataset": "other"}, {"seed": 1}])
+def test_answers_of_another_evaluation_are_refused(
+    pipeline: Pipeline,
+    pictures: list[LabelledPicture],
+    evaluation: Evaluation,
+    tmp_path: Path,
+    change: dict[str, str | int],
+) -> None:
+    evaluate(pipeline, pictures[:1], replace(evaluation, protocols=("clean",)), tmp_path)
+    with pytest.raises(ConfigError, match="another evaluation"):
+        evaluate(pipeline, pictures, replace(evaluation, **change), tmp_path)
+
+
+def test_unreadable_pictures_are_left_out_and_named(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
+) -> None:
+    noise, truncated = tmp_path / "noise.png", tmp_path / "truncated.jpg"
+    noise.write_bytes(b"no picture at all")
+    Image.open(pictures[0].path).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:-300])
+    bad = [LabelledPicture(path.name, path, 0) for path in (noise, truncated, tmp_path / "gone.jpg")]
+    answers = evaluate(pipeline, [*bad, *pictures], evaluation, tmp_path / "out")
+    report = summarize(answers, [*bad, *pictures], evaluation)
+    assert report.pictures == len(pictures)
+    assert set(report.failures) == {"noise.png", "truncated.jpg", "gone.jpg"}
+    with pytest.raises(ConfigError, match="no picture could be classified"):
+        summarize(answers, bad, evaluation)
+
+
+def test_the_report_is_written_and_printed(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
+) -> None:
+    answers = evaluate(pipeline, pictures, evaluation, tmp_path)
+    report = summarize(answers, pictures, evaluation)
+    files = {path.name for path in write_report(report, tmp_path)}
+    assert {"report.json", "report.md"} <= files
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["pictures"] == 6
+    assert [protocol["name"] for protocol in values["protocols"]] == list(PROTOCOLS)
+    console = Console(width=80, record=True, quiet=False, file=(tmp_path / "console.txt").open("w"))
+    with console.file:
+        print_report(report, console)
+    text = (tmp_path / "console.txt").read_text()
+    assert "Recovered of the lost top-1" in text
+    assert "QF 25" in text
+    assert "QF 25" in (tmp_path / "report.md").read_text()
+
+
+def made_answers(pictures: Sequence[LabelledPicture]) -> dict[tuple[str, str, bool], Answer]:
+    """Clean: all right. Compressed: the first picture wrong without AFD and right with it, the second always wrong."""
+    answers = {}
+    for condition in conditions(("clean", "A")):
+        for afd in (True, False):
+            for index, picture in enumerate(pictures):
+                right = condition.protocol == "clean" or index > 1 or (index == 0 and afd)
+                first = picture.label if right else (picture.label + 1) % 3
+                rest = [label for label in range(3) if label != first]
+                opened = afd and condition.protocol == "A"
+                answers[picture.id, condition.key, afd] = Answer((first, *rest), 0.75, 10, 0.5, opened)
+    return answers
+
+
+def test_summary_of_known_answers(pictures: list[LabelledPicture], evaluation: Evaluation) -> None:
+    known = replace(evaluation, protocols=("clean", "A"))
+    clean, compressed = summarize(made_answers(pictures), pictures, known).protocols
+    assert (clean.bare.value, clean.gain.value, clean.recovered) == (1.0, 0.0, None)
+    assert compressed.bare.value == pytest.approx(4 / 6)
+    assert compressed.afd.value == pytest.approx(5 / 6)
+    assert compressed.recovered is not None
+    assert compressed.recovered.value == pytest.approx(0.5)
+    assert compressed.recovered.low <= 0.5 <= compressed.recovered.high
+    report = compressed.conditions[3]
+    assert report.condition.level == 10
+    assert report.gain.value == pytest.approx(1 / 6)
+    assert report.gain.low == 0.0
+    assert report.p_value == 1.0
+    assert (report.gate_open, report.median_quality) == (1.0, 10.0)
+    assert report.bare.top5.value == 1.0
+    assert report.bare.calibration_error == pytest.approx(0.75 - 4 / 6)
