@@ -1,6 +1,7 @@
 """AFD weights on disk: one safetensors file that carries its own configuration. Never pickle."""
 
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,7 +12,7 @@ from afd_serve.errors import CheckpointError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
 
-__all__ = ["WEIGHTS_NAME", "load_afd", "read_config", "save_afd", "write_atomically"]
+__all__ = ["WEIGHTS_NAME", "find_weights", "load_afd", "read_config", "save_afd", "shipped_models", "write_atomically"]
 
 WEIGHTS_NAME = "afd.safetensors"
 """Name of the file in a run's folder and in the package."""
@@ -70,3 +71,34 @@ def load_afd(path: Path, backbone: Backbone) -> AfdNet:
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
     return afd.eval()
+
+
+def shipped_models() -> dict[str, Path]:
+    """The weights inside the package: ``<backbone>`` for the default preset, ``<backbone>/<preset>`` for each."""
+    found: dict[str, Path] = {}
+    root = Path(str(resources.files("afd_serve"))) / "weights"
+    for path in sorted(root.glob("*/*.safetensors")):
+        found[f"{path.parent.name}/{path.stem}"] = path
+        if path.stem == "default":
+            found[path.parent.name] = path
+    return found
+
+
+def find_weights(source: str | Path) -> Path:
+    """The weights file behind a shipped model's name, a run's folder or a file's own path.
+
+    Raises:
+        CheckpointError: There is none; the message lists the shipped models.
+    """
+    shipped = shipped_models()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    path = Path(source)
+    if path.is_dir():
+        path = path / WEIGHTS_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"{source} is neither a shipped model ({', '.join(shipped)}) nor a fitted run's or an exported model's "
+            "folder"
+        )
+    return path

@@ -123,16 +123,27 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of weights, order and compression.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load pictures.")] = None,
     exclude: Annotated[list[Path] | None, typer.Option(help="Files or folders to leave out.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Start from these weights: a shipped name or a run's folder.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest, after warming up.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Side of crops, a multiple of 32; may be repeated.")] = None,
 ) -> None:
     """Fit AFD to a classifier on unlabelled pictures."""
     from afd_serve.config import FitConfig
     from afd_serve.training.fit import fit as run_fit
 
-    chosen = {"steps": steps, "batch_size": batch_size, "workers": workers}
+    chosen = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "workers": workers,
+        "learning_rate": learning_rate,
+        "sizes": tuple(size) if size else None,
+    }
     settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     folders = tuple(Path(folder) for entry in images for folder in entry.split(",") if folder)
     result = run_fit(
-        FitConfig(backbone, folders, out, preset=preset, seed=seed, exclude=tuple(exclude or ()), **settings)
+        FitConfig(backbone, folders, out, preset=preset, seed=seed, exclude=tuple(exclude or ()), init=init, **settings)
     )
     typer.echo(
         f"{result.weights} (loss {result.loss:.4f}); next: afd-serve evaluate --model {out} --images ... --out ..."
@@ -291,13 +302,9 @@ def _print_result(path: Path, result: "Prediction | Failure") -> None:
 
 def _identity(model: str, pipeline: "Pipeline") -> str:
     """Name a model such that equal names mean equal weights."""
-    from afd_serve.checkpoint import WEIGHTS_NAME
-    from afd_serve.export import shipped_models
+    from afd_serve.checkpoint import find_weights
 
     signature = pipeline.signature
-    digest = signature.sha256
-    if not digest:  # not exported: fitted weights, whose file tells
-        path = shipped_models().get(model, Path(model))
-        weights = path / WEIGHTS_NAME if path.is_dir() else path
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    # Fitted weights that are not exported have no digest in their signature: the file tells.
+    digest = signature.sha256 or hashlib.sha256(find_weights(model).read_bytes()).hexdigest()
     return f"{signature.backbone}, preset {signature.preset}, {digest[:16]}"

@@ -73,7 +73,10 @@ class AfdConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """One fit: what goes in, how long it runs, and where the result lies."""
+    """One fit: what goes in, how long it runs, and where the result lies.
+
+    ``init`` is a shipped model's name, a run's folder or a weights file to start from instead of from nothing.
+    """
 
     backbone: str
     images: tuple[Path, ...]
@@ -92,6 +95,7 @@ class FitConfig:
     checkpoint_every: int = 200
     bf16: bool = True
     exclude: tuple[Path, ...] = field(default=())
+    init: str | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

@@ -102,7 +102,7 @@ def _backbone_weights() -> Check:
 
 
 def _afd_weights() -> Check:
-    from afd_serve.export import shipped_models
+    from afd_serve.checkpoint import shipped_models
 
     shipped = ", ".join(shipped_models())
     remedy = "none are in this package: run `afd-serve fit`, then give its folder as --model"

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from afd_serve import __version__
-from afd_serve.checkpoint import WEIGHTS_NAME, load_afd, read_config, write_atomically
+from afd_serve.checkpoint import find_weights, load_afd, read_config, write_atomically
 from afd_serve.dct import BLOCK
 from afd_serve.errors import CheckpointError, ExportError
 from afd_serve.models.backbones import Backbone, Preprocessing, load_backbone
@@ -30,11 +29,11 @@ __all__ = [
     "Signature",
     "TensorSpec",
     "deploy",
+    "eager_classifier",
     "example_inputs",
     "export_classifier",
     "freeze",
     "load_deployed",
-    "shipped_models",
 ]
 
 MODEL_NAME: Final = "model.pt"
@@ -114,17 +113,6 @@ class ExportedModel:
     signature: Signature
 
 
-def shipped_models() -> dict[str, Path]:
-    """The weights inside the package: ``<backbone>`` for the default preset, ``<backbone>/<preset>`` for each."""
-    found: dict[str, Path] = {}
-    root = Path(str(resources.files("afd_serve"))) / "weights"
-    for path in sorted(root.glob("*/*.safetensors")):
-        found[f"{path.parent.name}/{path.stem}"] = path
-        if path.stem == "default":
-            found[path.parent.name] = path
-    return found
-
-
 def deploy(source: str | Path) -> Deployed:
     """Build the deployed form from fitted weights: reparameterized, scripted, frozen.
 
@@ -135,15 +123,16 @@ def deploy(source: str | Path) -> Deployed:
         CheckpointError: There are no such weights, or they are another backbone's.
         ExportError: The scripted classifier does not agree with the eager one.
     """
-    weights = _find_weights(source)
-    backbone = load_backbone(read_config(weights).backbone)
-    afd = load_afd(weights, backbone)
-    afd.reparameterize()
-    classifier = AfdClassifier(backbone, afd).eval()
+    backbone, classifier = _build(source)
     example = example_inputs(backbone.preprocessing.size)
     module = _freeze_classifier(classifier, example)
     _check_parity(classifier, module, backbone.preprocessing.size)
-    return Deployed(module, _signature(source, backbone, afd.config.preset))
+    return Deployed(module, _signature(source, backbone, classifier.afd.config.preset))
+
+
+def eager_classifier(source: str | Path) -> AfdClassifier:
+    """The classifier that `deploy` scripts, reparameterized but not scripted; arguments and errors as there."""
+    return _build(source)[1]
 
 
 def export_classifier(source: str | Path, out: Path) -> ExportedModel:
@@ -185,23 +174,16 @@ def load_deployed(source: str | Path) -> Deployed:
     return Deployed(module, signature)
 
 
+def _build(source: str | Path) -> tuple[Backbone, AfdClassifier]:
+    weights = find_weights(source)
+    backbone = load_backbone(read_config(weights).backbone)
+    afd = load_afd(weights, backbone)
+    afd.reparameterize()
+    return backbone, AfdClassifier(backbone, afd).eval()
+
+
 def _shallow(signature: Signature) -> dict[str, Any]:
     return {field.name: getattr(signature, field.name) for field in fields(signature)}
-
-
-def _find_weights(source: str | Path) -> Path:
-    shipped = shipped_models()
-    if str(source) in shipped:
-        return shipped[str(source)]
-    path = Path(source)
-    if path.is_dir():
-        path = path / WEIGHTS_NAME
-    if not path.is_file():
-        raise CheckpointError(
-            f"{source} is neither a shipped model ({', '.join(shipped)}) nor a fitted run's or an exported model's "
-            "folder"
-        )
-    return path
 
 
 def _signature(source: str | Path, backbone: Backbone, preset: str) -> Signature:

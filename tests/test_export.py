@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from afd_serve.checkpoint import load_afd, save_afd
+from afd_serve.checkpoint import load_afd, save_afd, shipped_models
 from afd_serve.errors import CheckpointError
 from afd_serve.export import (
     MODEL_NAME,
@@ -17,7 +17,6 @@ from afd_serve.export import (
     deploy,
     export_classifier,
     load_deployed,
-    shipped_models,
 )
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier

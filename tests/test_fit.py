@@ -81,6 +81,16 @@ def test_a_run_with_other_settings_is_not_resumed(config: FitConfig) -> None:
         fit(replace(config, steps=3, seed=9))
 
 
+def test_a_fit_can_start_from_another_ones_weights(config: FitConfig) -> None:
+    first = fit(config)
+    next_run = replace(config, init=str(config.out), out=config.out / "next", steps=1, learning_rate=1e-9)
+    started, ended = load_file(first.weights), load_file(fit(next_run).weights)
+    for name in (name for name in started if not name.startswith("drift.")):
+        torch.testing.assert_close(ended[name], started[name], atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match="preset 'default'"):
+        fit(replace(next_run, preset="lite", out=config.out / "lite"))
+
+
 def test_a_damaged_state_is_refused(config: FitConfig) -> None:
     fit(replace(config, steps=2))
     (config.out / "state.safetensors").write_bytes(b"damaged")

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Subset
 
-from afd_serve.checkpoint import WEIGHTS_NAME, save_afd, write_atomically
+from afd_serve.checkpoint import WEIGHTS_NAME, find_weights, load_afd, save_afd, write_atomically
 from afd_serve.config import FitConfig
 from afd_serve.errors import ConfigError
 from afd_serve.models.afd import AfdNet
@@ -106,8 +106,16 @@ class _Trainer:
             self.afd.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
         self.loss = self._calibrate()
+        if config.init is not None:
+            self._start_from(find_weights(config.init), backbone)
         self.average.load_state_dict(self.afd.state_dict())
         self.step = self._resume()
+
+    def _start_from(self, weights: Path, backbone: Backbone) -> None:
+        earlier = load_afd(weights, backbone)
+        if earlier.config != self.afd.config:
+            raise ConfigError(f"{weights} has preset {earlier.config.preset!r}, this fit {self.afd.config.preset!r}")
+        self.afd.load_state_dict(earlier.state_dict())
 
     def run(self) -> float:
         """Train until the last step; the state is saved as it goes and when it is interrupted."""
