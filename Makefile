@@ -1,0 +1,90 @@
+# make serve    install, build, package and serve the default model; classify a picture with and without AFD
+# make stop     stop that server
+# make test     linters, types, C++ tests, Python tests with a real server
+# make format   rewrite the sources as the linters want them
+# make clean    remove what was built, and stop the server
+#
+# Variables:
+#   PYTHON       the Python to make the environment with
+#   VENV         where that environment lies
+#   TORCH_SPEC   which torch to install; constraints.txt must allow it
+#   PIP_OPTIONS  options for every pip install, for example an index that holds CPU builds of torch
+#   MODEL        what to serve: a shipped name, a run's directory or an exported model's
+#   SERVE_OPTIONS  options for `afd-serve serve torchserve`, for example --port 9000
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_SPEC ?= torch==2.13.0
+PIP_OPTIONS ?=
+MODEL ?= efficientnet-lite0
+SERVE_OPTIONS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_OPTIONS)
+STATE := .serve/torchserve
+BUILD := build/cpp
+
+# An installation is out of date when what it is built from has changed; Python files are used from where they lie.
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
+CPP_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: serve stop test lint cpp-test py-test format clean
+.DELETE_ON_ERROR:
+
+serve: $(VENV)/.installed
+	@$(BIN)/afd-serve serve torchserve --model $(MODEL) --state-dir $(STATE) $(SERVE_OPTIONS)
+
+stop:
+	@if [ -x $(BIN)/afd-serve ]; then $(BIN)/afd-serve stop --state-dir $(STATE); else echo "nothing runs"; fi
+
+# One after the other, whatever -j says: pytest's verdict comes last.
+test: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory cpp-test
+	$(MAKE) --no-print-directory py-test
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+cpp-test: $(VENV)/.installed-dev
+	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DAFD_PYTHON=OFF -DAFD_TESTS=ON -DAFD_WERROR=ON
+	$(BIN)/cmake --build $(BUILD)
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+
+py-test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:
+	-@[ ! -x $(BIN)/afd-serve ] || $(BIN)/afd-serve stop --state-dir $(STATE)
+	rm -rf $(VENV) build dist .serve .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	find afd_serve -name '*.so' -delete
+
+$(VENV)/.environment: scripts/bootstrap.sh
+	@sh scripts/bootstrap.sh $(PYTHON)
+	@echo "making the environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Torch comes first and alone, so that nothing else decides which build it is.
+$(VENV)/.installed: $(VENV)/.environment $(SOURCES)
+	@echo "installing $(TORCH_SPEC)"
+	@$(PIP) "$(TORCH_SPEC)"
+	@echo "building and installing afd-serve for TorchServe"
+	@$(PIP) --editable ".[torchserve]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.environment $(SOURCES)
+	@echo "installing $(TORCH_SPEC)"
+	@$(PIP) "$(TORCH_SPEC)"
+	@echo "building and installing afd-serve for TorchServe and for development"
+	@AFD_WERROR=1 $(PIP) --editable ".[torchserve,dev]"
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,1 @@
+"""Exported classifiers as what a server loads."""

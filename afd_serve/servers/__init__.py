@@ -1,0 +1,1 @@
+"""Running a real server around a packaged classifier."""

@@ -1,0 +1,140 @@
+"""The processes behind a server of our own: what TorchServe needs to start, starting it, and seeing it end."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from afd_serve.errors import DependencyError, ServingError
+from afd_serve.packaging.torchserve import handlers_dir
+from afd_serve.servers.processes import free_ports, read_log
+
+__all__ = [
+    "Ports",
+    "find_java",
+    "launch",
+    "log_tail",
+    "short_temporary_folder",
+    "write_settings",
+]
+
+_JAVA_MIN: Final = 11
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The TCP ports of one server, all on loopback."""
+
+    inference: int = 8080
+    management: int = 8081
+    metrics: int = 8082
+    grpc_inference: int = 7070
+    grpc_management: int = 7071
+
+    @classmethod
+    def free(cls) -> "Ports":
+        """Ports that nobody listens on right now."""
+        return cls(*free_ports(5))
+
+
+def find_java() -> Path:
+    """A Java runtime that is new enough, found as TorchServe would find it.
+
+    Raises:
+        DependencyError: There is none; the message says how to install one.
+    """
+    advice = "TorchServe needs a Java runtime (11 or newer); on Debian: apt-get install openjdk-17-jre-headless"
+    home = os.environ.get("JAVA_HOME")
+    found = shutil.which("java", path=f"{home}/bin" if home else None)
+    if found is None:
+        raise DependencyError(advice)
+    said = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(?:1\.)?(\d+)', said)
+    if version is None or int(version.group(1)) < _JAVA_MIN:
+        raise DependencyError(f"{advice}; {found} says {said.strip()!r}")
+    return Path(found)
+
+
+def short_temporary_folder() -> str:
+    """The usual temporary folder, or /tmp where the usual one's path would be too long for a socket's."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= 40 else "/tmp"
+
+
+def write_settings(archive: Path, state_dir: Path, ports: Ports, workers: int) -> None:
+    """Write ``config.properties`` and its companions for one server into its state directory."""
+    shutil.copyfile(archive, state_dir / "model_store" / archive.name)
+    own = {
+        "inference_address": f"http://127.0.0.1:{ports.inference}",
+        "management_address": f"http://127.0.0.1:{ports.management}",
+        "metrics_address": f"http://127.0.0.1:{ports.metrics}",
+        "grpc_inference_port": ports.grpc_inference,
+        "grpc_management_port": ports.grpc_management,
+        "default_workers_per_model": workers,
+        "metrics_config": state_dir / "metrics.yaml",
+    }
+    shutil.copyfile(handlers_dir() / "metrics.yaml", state_dir / "metrics.yaml")
+    template = (handlers_dir() / "config.properties").read_text().splitlines()
+    kept = [line for line in template if line.partition("=")[0] not in own]
+    (state_dir / "config.properties").write_text("\n".join([*kept, *(f"{k}={v}" for k, v in own.items())]) + "\n")
+
+
+def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
+    """Start the frontend detached from this process; returns its process id.
+
+    Raises:
+        DependencyError: TorchServe is not installed.
+        ServingError: It does not start, for the reason that it gives.
+    """
+    # TorchServe lets variables of these names override its settings and its command line.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
+    environment |= {
+        "JAVA_HOME": str(java.parent.parent),
+        "TMPDIR": str(scratch),
+        "TEMP": str(scratch),
+        "LOG_LOCATION": str(state_dir / "logs"),
+        "METRICS_LOCATION": str(state_dir / "logs"),
+        # One thread per worker, from its first import on: more threads than cores collapse under load.
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs"]
+    command += ["--ts-config", str(state_dir / "config.properties")]
+    command += ["--model-store", str(state_dir / "model_store"), "--workflow-store", str(state_dir / "workflow_store")]
+    command += ["--models", f"{archive.stem}={archive.name}"]
+    with (state_dir / "logs" / "console.log").open("wb") as console:
+        done = subprocess.run(
+            command,
+            cwd=state_dir,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            check=False,
+        )
+    pid_file = scratch / ".model_server.pid"
+    if done.returncode != 0 or not pid_file.is_file():
+        text = read_log(state_dir, "console.log")
+        if "No module named" in text:
+            raise DependencyError("TorchServe is not installed: pip install 'afd-serve[torchserve]'")
+        raise ServingError(f"TorchServe did not start: {text.strip()[-2000:]}")
+    return int(pid_file.read_text())
+
+
+def log_tail(state_dir: Path) -> str:
+    """What the logs say: the first traceback of a worker, or else the end of the console."""
+    name = "model_log.log"
+    # Each line carries time, level, thread and logger before the worker's own text.
+    lines = [line.partition(" MODEL_LOG - ")[2] for line in read_log(state_dir).splitlines()]
+    start = next((index for index, line in enumerate(lines) if line.startswith("Traceback")), None)
+    if start is None:
+        name = "console.log"
+        lines = read_log(state_dir, name).splitlines()[-30:]
+        start = 0
+    return f"{state_dir / 'logs' / name} says:\n" + "\n".join(lines[start : start + 40])

@@ -1,0 +1,106 @@
+"""Processes, ports and logs of the servers that we start: finding them, seeing them end, reading what they say."""
+
+import socket
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from afd_serve.errors import DependencyError, ServingError
+
+try:
+    import psutil
+except ModuleNotFoundError as error:
+    raise DependencyError(
+        "psutil is not installed: pip install 'afd-serve[torchserve]' or 'afd-serve[triton]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["check_ports", "end", "free_ports", "read_log", "runs", "started_at"]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on right now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def check_ports(ports: "DataclassInstance") -> None:
+    """Make sure that every port is free.
+
+    Raises:
+        ServingError: One is not; the message names it.
+    """
+    for name, port in asdict(ports).items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise ServingError(f"port {port} ({name}) is taken: choose other ports or stop its owner") from error
+
+
+def read_log(state_dir: Path, name: str = "model_log.log") -> str:
+    """The text of one of a server's logs, the workers' by default; empty where there is none yet."""
+    path = state_dir / "logs" / name
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def started_at(pid: int) -> float:
+    """When a process started: together with its id, this names it for good.
+
+    Raises:
+        ServingError: It has ended already.
+    """
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess as error:
+        raise ServingError("the server ended as soon as it had started") from error
+
+
+def runs(pid: int, started: float) -> bool:
+    """Whether the process with this id that started at this time still runs."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == started and not _ended(process)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end(pid: int, timeout: float) -> None:
+    """End a process and all that it started; what has not ended after ``timeout`` seconds is killed."""
+    try:
+        first = psutil.Process(pid)
+        # The children come into the list first: once their parent is gone, nothing tells whose they were.
+        family = [*first.children(recursive=True), first]
+        first.terminate()
+    except psutil.NoSuchProcess:
+        return
+    for process in _wait_for_end(family, timeout):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _wait_for_end(family, 5)
+
+
+def _wait_for_end(family: list[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Those that have not ended in time."""
+    deadline = time.monotonic() + timeout
+    while True:
+        family = [process for process in family if not _ended(process)]
+        if not family or time.monotonic() > deadline:
+            return family
+        time.sleep(0.05)
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        # A zombie has ended: in a container, nobody may ever collect it.
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,118 @@
+"""From a classifier's name to a server that has answered, doing only what is not done yet."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import afd_serve
+from afd_serve.errors import ServingError
+from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
+from afd_serve.sample import SAMPLE_NAME, sample_picture
+from afd_serve.servers.torchserve import Ports, TorchServe, find, start, stop
+
+__all__ = ["serve_torchserve", "show"]
+
+
+def serve_torchserve(
+    source: str | Path,
+    state_dir: Path,
+    *,
+    name: str = "afd",
+    version: str = "1.0",
+    ports: Ports | None = None,
+    workers: int = 0,
+) -> TorchServe:
+    """Serve a classifier on TorchServe, in the background.
+
+    The archive is built only when its sources changed, and a server that runs with the same archive and settings is
+    left alone.
+
+    Args:
+        source: A shipped name, a run's directory, or the directory of an exported model.
+        state_dir: Where archive, settings and logs go.
+        name: The model's name in URLs.
+        version: The model's version.
+        ports: Where to listen.
+        workers: How many worker processes; 0 stands for one per core.
+
+    Raises:
+        ServingError: The server does not start, or does not answer.
+        DependencyError: Java, TorchServe or the archiver is missing.
+    """
+    ports = ports or Ports()
+    fingerprint = _fingerprint(source, f"{source}|{name}|{version}|{ports}|{workers}")
+    running = find(state_dir)
+    if running is not None:
+        if running.fingerprint == fingerprint and _answers(running):
+            return running
+        stop(state_dir)
+    return start(
+        _archive(source, state_dir / "archives", name, version),
+        state_dir,
+        probe=sample_picture(),
+        fingerprint=fingerprint,
+        ports=ports,
+        workers=workers,
+    )
+
+
+def show(server: TorchServe) -> str:
+    """The sample picture classified with and without AFD, and how to send one's own.
+
+    Raises:
+        ServingError: The server does not answer with a prediction.
+    """
+    lines = [f"TorchServe answers at {server.url}", f"The sample, {SAMPLE_NAME}:"]
+    for title, option in (("with AFD", "on"), ("without AFD", "off")):
+        answer = server.post(sample_picture(), {"afd": option, "top_k": "3"})
+        if answer.status != 200:
+            raise ServingError(f"the sample picture was answered {answer.status}: {answer.body.decode()}")
+        lines.append(f"  {title:<12} {_line(answer.json())}")
+    return "\n".join(
+        [
+            *lines,
+            "Send your own:",
+            f"  curl -H @{server.header_file} -T PICTURE.jpg {server.url}",
+            "and add -H 'afd: off' for the bare classifier.",
+        ]
+    )
+
+
+def _line(answer: dict[str, Any]) -> str:
+    ranked = ", ".join(f"{item['label']} {item['probability']:.1%}" for item in answer["predictions"])
+    gate = "open" if answer["protected"] else "closed"
+    return f"{ranked}  (estimated quality {answer['estimated_quality']}, drift {answer['drift']:.2f}, gate {gate})"
+
+
+def _answers(server: TorchServe) -> bool:
+    try:
+        return server.post(sample_picture()).status == 200
+    except ServingError:
+        return False
+
+
+def _archive(source: str | Path, folder: Path, name: str, version: str) -> Path:
+    """The archive of the source as it is now; built when the one at hand is of other sources."""
+    archive, stamp = folder / f"{name}.mar", folder / f"{name}.sources"
+    sources = _fingerprint(source, f"{source}|{name}|{version}")
+    if not archive.is_file() or not stamp.is_file() or stamp.read_text() != sources:
+        package_torchserve(source, folder, name=name, version=version)
+        stamp.write_text(sources)
+    return archive
+
+
+def _fingerprint(source: str | Path, settings: str) -> str:
+    """A digest of everything that an archive and its server are made of."""
+    digest = hashlib.sha256(f"{torch.__version__}|{settings}".encode())
+    folders = {Path(afd_serve.__file__).parent, handlers_dir()} | ({Path(source)} if Path(source).is_dir() else set())
+    for path in sorted(file for folder in folders for file in _files(folder)):
+        digest.update(str(path).encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)

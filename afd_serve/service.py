@@ -1,0 +1,143 @@
+"""From a server's dynamic batch to one reply per request: what every server's adapter shares.
+
+No request can spoil another one's answer. What is wrong with a request or a picture becomes its own failure; and where
+the pipeline itself fails on a batch, which is a fault of ours, the pictures are tried again one by one, so that only
+the one behind the fault gets the status 500.
+"""
+
+import logging
+import traceback
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from afd_serve.pipeline import Failure, Prediction, StageTimes
+from afd_serve.request import Options, Request, RequestError, read_request
+from afd_serve.response import ModelInfo, Reply, refuse, reply
+from afd_serve.telemetry import FAILURES, Sample, samples_of
+
+__all__ = ["Answers", "Call", "Predictor", "Service"]
+
+_log = logging.getLogger(__name__)
+
+Result = Prediction | Failure
+
+
+class Predictor(Protocol):
+    """What the service needs of a `Pipeline`."""
+
+    def predict(
+        self,
+        items: Sequence[bytes | bytearray],
+        *,
+        top_k: int,
+        afd: Sequence[bool],
+        crop: bool,
+        times: StageTimes,
+    ) -> list[Result]:
+        """One result per item, in order."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as a server hands it over."""
+
+    parts: Mapping[str, object]
+    headers: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One reply per call, in order, and what the batch adds to the metrics."""
+
+    replies: list[Reply]
+    samples: list[Sample]
+
+
+class Service:
+    """Answers batches of requests with one pipeline."""
+
+    def __init__(self, pipeline: Predictor, model: ModelInfo, classes: int) -> None:
+        """Make a service.
+
+        Args:
+            pipeline: Bytes in, predictions or failures out.
+            model: The name and version that the answers carry.
+            classes: How many classes the pipeline knows; a larger ``top_k`` asks for all of them.
+        """
+        self._pipeline = pipeline
+        self._model = model
+        self._classes = classes
+
+    def answer(self, calls: Sequence[Call]) -> Answers:
+        """Answer every call; never raises for anything that a client can send."""
+        requests = [self._read(call) for call in calls]
+        understood = [request for request in requests if isinstance(request, Request)]
+        times = StageTimes()
+        results = self._predict(understood, times)
+        remaining = iter(results)
+        replies = [
+            refuse(request) if isinstance(request, Failure) else self._reply(request, next(remaining))
+            for request in requests
+        ]
+        samples = list(samples_of([result for per_request in results for result in per_request], times))
+        samples += [Sample(FAILURES, 1, (request.code,)) for request in requests if isinstance(request, Failure)]
+        return Answers(replies, samples)
+
+    def _read(self, call: Call) -> Request | Failure:
+        try:
+            return read_request(call.parts, call.headers)
+        except RequestError as error:
+            return Failure(error.code, str(error))
+        except Exception:  # a fault in the parser is ours, and must not reach the neighbours
+            return _internal_failure()
+
+    def _reply(self, request: Request, results: Sequence[Result]) -> Reply:
+        try:
+            return reply(results, self._model, single=request.single, top_k=request.options.top_k)
+        except Exception:  # such as a probability that is no number
+            return refuse(_internal_failure())
+
+    def _predict(self, requests: Sequence[Request], times: StageTimes) -> list[list[Result]]:
+        """Results per request: one pass of the pipeline for all pictures that are cropped in the same way."""
+        results: list[list[Result]] = [[] for _ in requests]
+        for crop in (True, False):
+            chosen = [index for index, request in enumerate(requests) if request.options.crop is crop]
+            items = [(picture, requests[index].options) for index in chosen for picture in requests[index].pictures]
+            usable = [(picture, options) for picture, options in items if not isinstance(picture, Failure)]
+            predicted = iter(self._predict_isolated(usable, crop, times))
+            for index in chosen:
+                results[index] = [
+                    item if isinstance(item, Failure) else next(predicted) for item in requests[index].pictures
+                ]
+        return results
+
+    def _predict_isolated(
+        self, items: Sequence[tuple[bytes | bytearray, Options]], crop: bool, times: StageTimes
+    ) -> list[Result]:
+        """One result per picture, where an exception costs only the picture that raises it."""
+        if not items:
+            return []
+        try:
+            return self._pipeline.predict(
+                [picture for picture, _ in items],
+                top_k=min(self._classes, max(options.top_k for _, options in items)),
+                afd=[options.afd for _, options in items],
+                crop=crop,
+                times=times,
+            )
+        except Exception:
+            if len(items) == 1:
+                return [_internal_failure()]
+            _log.warning("a batch of %d pictures failed; trying them one by one", len(items))
+        return [self._predict_isolated([item], crop, times)[0] for item in items]
+
+
+def _internal_failure() -> Failure:
+    """A failure for the exception being handled, whose traceback goes to the log under the failure's id."""
+    identifier = uuid.uuid4().hex[:12]
+    # An exception's text may quote what a client sent. Escaped into one line, it can forge no log line (TorchServe
+    # takes lines that start with [METRICS] for metrics).
+    _log.error("internal error %s: %s", identifier, ascii(traceback.format_exc()))
+    return Failure("internal", f"internal error; the log has the details under id {identifier}")

@@ -1,0 +1,48 @@
+"""One real TorchServe for all tests here, with the default model."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from afd_serve.export import export_classifier
+from afd_serve.packaging.torchserve import package_torchserve
+from afd_serve.pipeline import Pipeline
+from afd_serve.sample import sample_picture
+from afd_serve.servers import torchserve
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported")
+    export_classifier("efficientnet-lite0", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def pipeline(exported: Path) -> Pipeline:
+    return Pipeline.load(exported, threads=1)
+
+
+@pytest.fixture(scope="session")
+def archive(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive, but with batches large and slow enough that requests sent together meet in one."""
+    built = package_torchserve(exported, tmp_path_factory.mktemp("built"))
+    changed = tmp_path_factory.mktemp("store") / built.name
+    with zipfile.ZipFile(built) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name == "model-config.yaml":
+                data = yaml.safe_dump(yaml.safe_load(data) | {"batchSize": 8, "maxBatchDelay": 100}).encode()
+            new.writestr(name, data)
+    return changed
+
+
+@pytest.fixture(scope="session")
+def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[torchserve.TorchServe]:
+    state = tmp_path_factory.mktemp("state")
+    running = torchserve.start(archive, state, probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
+    yield running
+    torchserve.stop(state)

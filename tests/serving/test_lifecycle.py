@@ -1,0 +1,70 @@
+"""Starting, finding, refusing to start and stopping, each with servers of its own."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from afd_serve.errors import ServingError
+from afd_serve.packaging.torchserve import package_torchserve
+from afd_serve.sample import sample_picture
+from afd_serve.servers import torchserve
+from afd_serve.servers.quickstart import serve_torchserve
+
+pytestmark = pytest.mark.serving
+
+
+def processes_of(server: torchserve.TorchServe) -> list[psutil.Process]:
+    frontend = psutil.Process(server.pid)
+    return [frontend, *frontend.children(recursive=True)]
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + 20
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.1)
+
+
+def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, tmp_path: Path) -> None:
+    ports = torchserve.Ports.free()
+    first = serve_torchserve(exported, tmp_path, ports=ports, workers=1)
+    try:
+        archive = tmp_path / "archives" / "afd.mar"
+        built = archive.stat().st_mtime_ns
+        assert serve_torchserve(exported, tmp_path, ports=ports, workers=1) == first
+        assert archive.stat().st_mtime_ns == built
+
+        family = processes_of(first)
+        os.kill(first.pid, signal.SIGKILL)
+        wait_until_gone(family)
+        assert torchserve.find(tmp_path) is None
+
+        second = serve_torchserve(exported, tmp_path, ports=ports, workers=1)
+        assert second.pid != first.pid
+        assert archive.stat().st_mtime_ns == built
+        assert second.post(sample_picture()).status == 200
+        assert not first.scratch.exists()
+        family = processes_of(second)
+    finally:
+        stopped = torchserve.stop(tmp_path)
+    assert stopped
+    assert not second.scratch.exists()
+    assert not (tmp_path / "key_file.json").exists()
+    wait_until_gone(family)
+    with pytest.raises(ServingError):
+        second.post(sample_picture())
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_with_the_workers_words(exported: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "signature.json").write_bytes((exported / "signature.json").read_bytes())
+    (broken / "model.pt").write_bytes(b"no model")
+    archive = package_torchserve(broken, tmp_path / "store")
+    with pytest.raises(ServingError, match=r"a worker died[^~]*CheckpointError: .*not the file that was exported"):
+        torchserve.start(archive, tmp_path / "state", probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
+    assert torchserve.find(tmp_path / "state") is None

@@ -1,0 +1,297 @@
+"""The promises of the TorchServe path, on a real server."""
+
+import base64
+import dataclasses
+import json
+import urllib.error
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from afd_serve.errors import ServingError
+from afd_serve.pipeline import Failure, Pipeline, Prediction
+from afd_serve.request import MAX_PICTURES
+from afd_serve.sample import sample_picture
+from afd_serve.servers import torchserve
+from afd_serve.servers.quickstart import show
+from afd_serve.servers.torchserve import Answer, TorchServe
+from afd_serve.telemetry import METRICS
+from tests.serving.pictures import BAD, GOOD
+
+pytestmark = pytest.mark.serving
+
+CLOCKS = {"wall clock", "analog clock"}
+
+
+def assert_same(answer: dict[str, Any], prediction: Prediction | Failure) -> None:
+    """The served answer is the pipeline's, bit for bit."""
+    assert isinstance(prediction, Prediction)
+    assert [item["index"] for item in answer["predictions"]] == list(prediction.indices)
+    assert [item["label"] for item in answer["predictions"]] == list(prediction.labels)
+    probabilities = [item["probability"] for item in answer["predictions"]]
+    assert probabilities == list(prediction.probabilities)
+    assert answer["estimated_quality"] == prediction.estimated_quality
+    assert answer["drift"] == prediction.drift
+    assert answer["protected"] is prediction.protected
+    assert answer["model"] == {"name": "afd", "version": "1.0"}
+
+
+def assert_refused(answer: Answer) -> None:
+    assert 400 <= answer.status < 500
+    assert answer.content_type == "application/json"
+    error = answer.json()["error"]
+    assert error["code"]
+    assert error["reason"]
+
+
+def multipart(parts: dict[str, bytes]) -> tuple[bytes, dict[str, str]]:
+    boundary = uuid.uuid4().hex
+    body = b""
+    for name, value in parts.items():
+        file = "" if len(value) < 10 else f'; filename="{name}.jpg"\r\nContent-Type: image/jpeg'
+        header = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
+        body += header.encode() + value + b"\r\n"
+    return body + f"--{boundary}--\r\n".encode(), {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+
+
+def as_json(value: object) -> tuple[bytes, dict[str, str]]:
+    return json.dumps(value).encode(), {"Content-Type": "application/json"}
+
+
+def b64(picture: bytes) -> dict[str, Any]:
+    return {"b64": base64.b64encode(picture).decode()}
+
+
+def pids(server: TorchServe) -> list[int]:
+    return sorted(worker["pid"] for worker in server.workers())
+
+
+def batches(server: TorchServe) -> float:
+    """How many batches the worker has answered so far; it tells a moment after the answers."""
+    text = server.get("metrics", "/metrics").body.decode()
+    counts = [line.split()[-1] for line in text.splitlines() if line.startswith("afd_preprocess_seconds_count")]
+    return float(counts[0]) if counts else 0.0
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_picture_is_answered_as_the_pipeline_answers(server: TorchServe, pipeline: Pipeline, name: str) -> None:
+    answer = server.post(GOOD[name])
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    (expected,) = pipeline.predict([GOOD[name]])
+    assert_same(answer.json(), expected)
+
+
+def test_the_sample_is_recognized_with_and_without_afd(server: TorchServe) -> None:
+    for option in ("on", "off"):
+        answer = server.post(sample_picture(), {"afd": option}).json()
+        assert answer["predictions"][0]["label"] in CLOCKS
+        assert answer["protected"] is (option == "on")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_has_its_own_status_and_reason(server: TorchServe, name: str) -> None:
+    assert_refused(server.post(BAD[name]))
+
+
+def test_a_bad_picture_does_not_touch_its_neighbours_or_the_worker(server: TorchServe, pipeline: Pipeline) -> None:
+    before = pids(server)
+    batches_before = batches(server)
+    expected = {name: pipeline.predict([picture])[0] for name, picture in GOOD.items()}
+    names = [*GOOD, *BAD] * 4
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda name: server.post((GOOD | BAD)[name]), names))
+    for name, answer in zip(names, answers, strict=True):
+        if name in GOOD:
+            assert answer.status == 200, name
+            assert_same(answer.json(), expected[name])
+        else:
+            assert_refused(answer)
+    assert pids(server) == before
+    assert 0 < batches(server) - batches_before < len(names) / 2, "the requests did not share batches"
+
+
+def test_multipart_with_several_pictures(server: TorchServe, pipeline: Pipeline) -> None:
+    body, headers = multipart({"one": GOOD["sample"], "two": BAD["truncated"], "three": GOOD["png"], "top_k": b"3"})
+    answer = server.post(body, headers)
+    assert answer.status == 200
+    one, two, three = answer.json()
+    expected = pipeline.predict([GOOD["sample"], GOOD["png"]], top_k=3)
+    assert_same(one, expected[0])
+    assert two["error"]["code"]
+    assert_same(three, expected[1])
+
+
+def test_multipart_with_one_picture_and_afd_off(server: TorchServe, pipeline: Pipeline) -> None:
+    body, headers = multipart({"any name": GOOD["sample"], "afd": b"off"})
+    assert_same(server.post(body, headers).json(), pipeline.predict([GOOD["sample"]], afd=False)[0])
+
+
+def test_json_with_one_picture(server: TorchServe, pipeline: Pipeline) -> None:
+    body, headers = as_json(b64(GOOD["sample"]) | {"afd": False, "top_k": 2})
+    assert_same(server.post(body, headers).json(), pipeline.predict([GOOD["sample"]], afd=False, top_k=2)[0])
+
+
+def test_json_with_several_pictures(server: TorchServe, pipeline: Pipeline) -> None:
+    body, headers = as_json({"instances": [b64(GOOD["gray"]), {"b64": "?"}, b64(b""), b64(GOOD["sample"])]})
+    answer = server.post(body, headers)
+    assert answer.status == 200
+    gray, bad, empty, sample = answer.json()
+    expected = pipeline.predict([GOOD["gray"], GOOD["sample"]])
+    assert_same(gray, expected[0])
+    assert bad["error"]["code"] == "bad_base64"
+    assert empty["error"]["code"] == "empty"
+    assert_same(sample, expected[1])
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1, 2]", b"null", b"{}", b'{"instances": 1}'])
+def test_json_that_is_no_request(server: TorchServe, body: bytes) -> None:
+    assert_refused(server.post(body, {"Content-Type": "application/json"}))
+
+
+def test_headers_choose_per_request(server: TorchServe, pipeline: Pipeline) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        headers = [{"afd": "off" if index % 2 else "on", "top_k": str(index % 4 + 1)} for index in range(16)]
+        answers = list(pool.map(lambda header: server.post(GOOD["sample"], header), headers))
+    for header, answer in zip(headers, answers, strict=True):
+        (expected,) = pipeline.predict([GOOD["sample"]], afd=header["afd"] == "on", top_k=int(header["top_k"]))
+        assert_same(answer.json(), expected)
+
+
+@pytest.mark.parametrize("header", [{"afd": "perhaps"}, {"top_k": "0"}, {"top_k": "many"}])
+def test_a_bad_option_is_refused(server: TorchServe, header: dict[str, str]) -> None:
+    answer = server.post(GOOD["sample"], header)
+    assert_refused(answer)
+    assert answer.json()["error"]["code"] == "bad_option"
+
+
+@pytest.mark.parametrize("header", [{"describe": "True"}, {"explain": "True"}, {"Explain": "True"}])
+def test_a_clients_header_does_not_hijack_the_batch(
+    server: TorchServe, pipeline: Pipeline, header: dict[str, str]
+) -> None:
+    (expected,) = pipeline.predict([GOOD["sample"]])
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda index: server.post(GOOD["sample"], {} if index % 2 else header), range(8)))
+    for answer in answers:
+        assert answer.status == 200
+        assert_same(answer.json(), expected)
+
+
+def test_the_management_api_describes_the_model(server: TorchServe) -> None:
+    answer = server.get("management", "/models/afd?customized=true")
+    assert answer.json()[0]["customizedMetadata"]["model"] == {"name": "afd", "version": "1.0"}
+    assert answer.json()[0]["customizedMetadata"]["signature"]
+
+
+def test_more_pictures_than_a_request_may_carry(server: TorchServe) -> None:
+    body, headers = as_json({"instances": [{"b64": "QQ=="}] * (MAX_PICTURES + 1)})
+    answer = server.post(body, headers)
+    assert answer.status == 413
+    assert answer.json()["error"]["code"] == "too_many_pictures"
+
+
+def test_the_largest_answer(server: TorchServe) -> None:
+    body, headers = as_json({"instances": [b64(GOOD["sample"])] * MAX_PICTURES, "top_k": 100})
+    answer = server.post(body, headers)
+    assert answer.status == 200
+    assert [len(item["predictions"]) for item in answer.json()] == [100] * MAX_PICTURES
+
+
+def test_no_token_no_answer(server: TorchServe) -> None:
+    assert server.post(GOOD["sample"], {"Authorization": "Bearer wrong"}).status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/models?url=http://127.0.0.1:1/other.mar"),
+        ("POST", "/models?url=afd.mar"),
+        ("DELETE", "/models/afd"),
+        ("POST", "/workflows?url=http://127.0.0.1:1/other.war"),
+        ("POST", "/workflows?url=file:///tmp/other.war"),
+        ("POST", "/workflows?url=/tmp/other.war"),
+    ],
+)
+def test_no_code_comes_in_even_with_the_management_token(server: TorchServe, method: str, path: str) -> None:
+    url = f"http://127.0.0.1:{server.ports.management}{path}"
+    headers = {"Authorization": f"Bearer {server.token('management')}"}
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(urllib.request.Request(url, method=method, headers=headers), timeout=30)
+    with refusal.value as response:
+        assert response.code in {404, 405}
+
+
+def test_every_listener_is_on_loopback(server: TorchServe) -> None:
+    frontend = psutil.Process(server.pid)
+    connections = [item for process in [frontend, *frontend.children()] for item in process.net_connections("inet")]
+    listening = [item.laddr for item in connections if item.status == psutil.CONN_LISTEN]
+    assert {address.port for address in listening} == set(dataclasses.astuple(server.ports))
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+
+def test_a_request_above_the_limit_is_refused_by_the_frontend(server: TorchServe) -> None:
+    with suppress(ServingError):  # the frontend may close the connection while the body is still on its way
+        assert server.post(bytes(33 * 2**20)).status == 413
+    assert server.post(GOOD["sample"]).status == 200
+
+
+def test_every_declared_metric_arrives(server: TorchServe) -> None:
+    server.post(GOOD["sample"])
+    server.post(BAD["truncated"])
+    text = server.get("metrics", "/metrics").body.decode()
+    missing = [metric.name for metric in METRICS if metric.name not in text]
+    assert not missing
+    assert 'afd_failures_total{ModelName="afd",code="truncated_jpeg"' in text
+    assert 'afd_estimated_quality_total{ModelName="afd",quality="08-10"' in text
+
+
+def test_a_second_server_in_the_same_place_is_refused(server: TorchServe, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="already runs"):
+        torchserve.start(tmp_path / "any.mar", server.state_dir, probe=b"")
+
+
+def test_a_taken_port_is_named(server: TorchServe, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match=f"port {server.ports.inference} "):
+        torchserve.start(tmp_path / "any.mar", tmp_path / "state", probe=b"", ports=server.ports)
+
+
+def test_the_server_is_found_again_and_shown(server: TorchServe) -> None:
+    assert torchserve.find(server.state_dir) == server
+    text = show(server)
+    assert "wall clock" in text
+    assert f"curl -H @{server.header_file} -T PICTURE.jpg {server.url}" in text
+
+
+def test_keys_are_for_the_owner_only(server: TorchServe) -> None:
+    for name in ("key_file.json", server.header_file.name):
+        assert (server.state_dir / name).stat().st_mode & 0o077 == 0
+
+
+def field(number: int, value: bytes) -> bytes:
+    """A length-delimited field of a protobuf message; enough for PredictionsRequest without generated code."""
+    size, encoded = len(value), b""
+    while size > 127:
+        encoded += bytes([size & 127 | 128])
+        size >>= 7
+    return bytes([number << 3 | 2]) + encoded + bytes([size]) + value
+
+
+def test_grpc_answers_good_and_bad(server: TorchServe, pipeline: Pipeline) -> None:
+    grpc = pytest.importorskip("grpc")
+    with grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc_inference}") as channel:
+        ask = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+        metadata = (("authorization", f"Bearer {server.token()}"),)
+
+        def predict(picture: bytes) -> Any:
+            entry = field(1, b"data") + field(2, picture)
+            answer = ask(field(1, b"afd") + field(3, entry), metadata=metadata, timeout=30)
+            return json.loads(answer[answer.index(b"{") :])
+
+        assert_same(predict(GOOD["sample"]), pipeline.predict([GOOD["sample"]])[0])
+        # gRPC drops the status of a single request: the body tells.
+        assert predict(BAD["truncated"])["error"]["code"] == "truncated_jpeg"

@@ -1,0 +1,110 @@
+"""The model archive: what is in it, and that it is the same every time."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from afd_serve.errors import PackagingError
+from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
+from afd_serve.servers import torchserve
+from afd_serve.telemetry import METRICS
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """The files of an exported model; packaging does not look into them."""
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "model.pt").write_bytes(b"weights")
+    (folder / "signature.json").write_text("{}")
+    return folder
+
+
+def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
+    archive = package_torchserve(exported, tmp_path / "store", name="clocks", version="2.1")
+    assert archive == tmp_path / "store" / "clocks.mar"
+    with zipfile.ZipFile(archive) as content:
+        assert content.namelist() == [
+            "MAR-INF/MANIFEST.json",
+            "afd_handler.py",
+            "model-config.yaml",
+            "model.pt",
+            "signature.json",
+        ]
+        assert content.read("model.pt") == b"weights"
+        manifest = json.loads(content.read("MAR-INF/MANIFEST.json"))
+    assert manifest["model"] == {
+        "modelName": "clocks",
+        "modelVersion": "2.1",
+        "handler": "afd_handler.py",
+        "serializedFile": "model.pt",
+        "configFile": "model-config.yaml",
+    }
+
+
+def test_the_same_exported_model_gives_the_same_bytes(exported: Path, tmp_path: Path) -> None:
+    first = package_torchserve(exported, tmp_path / "a").read_bytes()
+    (exported / "model.pt").touch()
+    assert package_torchserve(exported, tmp_path / "b").read_bytes() == first
+
+
+def test_an_archive_is_replaced(exported: Path, tmp_path: Path) -> None:
+    package_torchserve(exported, tmp_path)
+    (exported / "model.pt").write_bytes(b"other weights")
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as content:
+        assert content.read("model.pt") == b"other weights"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["afd.mar"]
+
+
+def test_the_archivers_refusal_is_passed_on(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(PackagingError, match="special characters"):
+        package_torchserve(exported, tmp_path, name="no/slash")
+
+
+@pytest.mark.parametrize("name", ["exported", "built", "work"])
+def test_no_name_collides_with_the_folders_of_packaging(exported: Path, tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path / "store", name=name)) as content:
+        assert content.read("model.pt") == b"weights"
+
+
+def test_a_source_with_a_comma_in_its_path(exported: Path, tmp_path: Path) -> None:
+    moved = exported.rename(tmp_path / "a,b [1]*")
+    with zipfile.ZipFile(package_torchserve(moved, tmp_path / "store")) as content:
+        assert "signature.json" in content.namelist()
+
+
+def test_metrics_yaml_declares_every_metric() -> None:
+    declared = yaml.safe_load((handlers_dir() / "metrics.yaml").read_text())["model_metrics"]
+    for metric in METRICS:
+        (found,) = [item for item in declared[metric.kind] if item["name"] == metric.name]
+        assert found == {"name": metric.name, "unit": metric.unit, "dimensions": ["ModelName", *metric.labels]}
+
+
+def test_the_settings_stay_on_loopback() -> None:
+    lines = (handlers_dir() / "config.properties").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    addresses = {name: value for name, value in settings.items() if name.endswith("_address")}
+    assert len(addresses) == 5
+    assert all(value.removeprefix("http://").partition(":")[0] == "127.0.0.1" for value in addresses.values())
+    assert settings["enable_model_api"] == "false"
+    assert settings["disable_token_authorization"] == "false"
+    assert settings["enable_envvars_config"] == "false"
+
+
+def test_free_ports_differ() -> None:
+    ports = torchserve.Ports.free()
+    assert len({ports.inference, ports.management, ports.metrics, ports.grpc_inference, ports.grpc_management}) == 5
+
+
+def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:
+    assert torchserve.find(tmp_path) is None
+    assert torchserve.stop(tmp_path) is False
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"pid": 1}'])
+def test_a_damaged_state_file_is_no_server(tmp_path: Path, text: str) -> None:
+    (tmp_path / "server.json").write_text(text)
+    assert torchserve.find(tmp_path) is None

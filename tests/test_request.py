@@ -1,0 +1,141 @@
+"""The wire format of requests."""
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afd_serve.pipeline import Failure
+from afd_serve.request import (
+    MAX_PICTURES,
+    BadOptionError,
+    Options,
+    Request,
+    RequestError,
+    TooManyPicturesError,
+    read_request,
+)
+
+PICTURE = b"\xff\xd8picture"
+TEXT = base64.b64encode(PICTURE).decode()
+
+
+def read(parts: dict[str, Any], **headers: Any) -> Request:
+    return read_request(parts, headers)
+
+
+@pytest.mark.parametrize("name", ["body", "data", "file", "any other name"])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_raw_bytes_under_any_name(name: str, kind: Callable[[bytes], object]) -> None:
+    assert read({name: kind(PICTURE)}) == Request((PICTURE,), single=True, options=Options())
+
+
+def test_multipart_fields_are_pictures_in_order() -> None:
+    request = read({"b": b"first", "a": b"second", "afd": bytearray(b"off"), "top_k": bytearray(b"3")})
+    assert request == Request((b"first", b"second"), single=False, options=Options(afd=False, top_k=3))
+
+
+@pytest.mark.parametrize("encode", [lambda value: value, lambda value: json.dumps(value, indent=1).encode()])
+class TestJson:
+    def test_one_picture(self, encode: Callable[[Any], Any]) -> None:
+        request = read({"body": encode({"b64": TEXT, "afd": False, "top_k": 7, "crop": "off"})})
+        assert request == Request((PICTURE,), single=True, options=Options(afd=False, top_k=7, crop=False))
+
+    def test_instances_are_answered_by_a_list_even_when_there_is_one(self, encode: Callable[[Any], Any]) -> None:
+        assert read({"body": encode({"instances": [{"b64": TEXT}]})}) == Request((PICTURE,), False, Options())
+        assert read({"body": encode({"instances": [TEXT, {"b64": TEXT}]})}).pictures == (PICTURE, PICTURE)
+
+    @pytest.mark.parametrize("bad", [{"b64": "%"}, {"b64": "QQ"}, {"b64": "ä"}, {"b64": 1}, {}, None, 3])
+    def test_a_bad_instance_leaves_its_neighbours_alone(self, encode: Callable[[Any], Any], bad: Any) -> None:
+        good, failure, other = read({"body": encode({"instances": [TEXT, bad, TEXT]})}).pictures
+        assert good == other == PICTURE
+        assert isinstance(failure, Failure)
+        assert failure.code in {"bad_base64", "bad_request"}
+
+    def test_wrapped_lines_are_fine(self, encode: Callable[[Any], Any]) -> None:
+        wrapped = base64.encodebytes(PICTURE * 20).decode()
+        assert "\n" in wrapped.strip()
+        assert read({"body": encode({"b64": wrapped})}).pictures == (PICTURE * 20,)
+
+    @pytest.mark.parametrize("instances", [None, 1, "text", {"b64": TEXT}, []])
+    def test_instances_that_are_no_list_of_pictures(self, encode: Callable[[Any], Any], instances: Any) -> None:
+        with pytest.raises(RequestError):
+            read({"body": encode({"instances": instances})})
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"b64": ', b'{"a":' * 100_000])
+def test_json_that_cannot_be_parsed(body: Any) -> None:
+    with pytest.raises(RequestError, match="JSON"):
+        read({"body": body})
+
+
+@pytest.mark.parametrize("body", [None, 1, [1, 2]])
+def test_parsed_json_that_is_no_object(body: Any) -> None:
+    (failure,) = read({"body": body}).pictures
+    assert isinstance(failure, Failure)
+
+
+def test_options_from_headers_in_any_case_and_their_precedence() -> None:
+    body = {"b64": TEXT}
+    assert read({"body": body}, AFD="Off", Top_K=" 2 ").options == Options(afd=False, top_k=2)
+    assert read({"body": body, "top_k": b"3"}, top_k="2").options.top_k == 3
+    assert read({"body": body | {"top_k": 4}, "top_k": b"3"}, top_k="2").options.top_k == 4
+
+
+def test_what_a_server_puts_among_the_headers_is_no_option() -> None:
+    # TorchServe lists the content type of each part under the part's name.
+    assert read({"x": PICTURE}, top_k={"content-type": "text/plain"}).options == Options()
+
+
+@pytest.mark.parametrize("header", [{"afd": "perhaps"}, {"crop": ""}, {"top_k": "0"}, {"top_k": "101"}])
+def test_bad_options(header: dict[str, str]) -> None:
+    with pytest.raises(BadOptionError):
+        read_request({"body": PICTURE}, header)
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "5e1", "٣", "9" * 5000, "", "x"])
+def test_top_k_is_a_plain_number(value: str) -> None:
+    with pytest.raises(BadOptionError):
+        read_request({"body": PICTURE}, {"top_k": value})
+
+
+@pytest.mark.parametrize("parts", [{}, {"top_k": b"3"}, {"model_name": "afd"}])
+def test_no_picture(parts: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="no picture"):
+        read(parts)
+
+
+def test_an_empty_body_is_a_picture_that_the_pipeline_refuses() -> None:
+    assert read({"body": b""}).pictures == (b"",)
+
+
+def test_the_number_of_pictures_is_bounded() -> None:
+    assert len(read({str(index): PICTURE for index in range(MAX_PICTURES)}).pictures) == MAX_PICTURES
+    with pytest.raises(TooManyPicturesError):
+        read({str(index): PICTURE for index in range(MAX_PICTURES + 1)})
+    with pytest.raises(TooManyPicturesError):
+        read({"body": {"instances": [TEXT] * (MAX_PICTURES + 1)}})
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text() | st.sampled_from(["b64", "instances"]), children),
+    max_leaves=10,
+)
+part_names = st.text() | st.sampled_from(["body", "afd", "top_k", "crop"])
+
+
+@given(
+    st.dictionaries(part_names, st.binary() | st.text() | json_values, max_size=4),
+    st.dictionaries(part_names, st.text() | st.none(), max_size=4),
+)
+def test_whatever_comes_is_read_or_refused(parts: dict[str, Any], headers: dict[str, Any]) -> None:
+    try:
+        request = read_request(parts, headers)
+    except RequestError:
+        return
+    assert request.pictures
