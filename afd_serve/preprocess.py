@@ -255,7 +255,7 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
                 raise PictureTooLargeError(
                     f"the picture has {picture.width}x{picture.height} pixels; the limit is {limits.max_pixels}"
                 )
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            return np.asarray(_as_rgb(ImageOps.exif_transpose(picture)))
     except PictureTooLargeError:
         raise
     except Image.DecompressionBombError as error:
@@ -264,6 +264,12 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
         raise NotAnImageError(f"the bytes are no JPEG, {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from error
     except Exception as error:  # Pillow's readers raise whatever their parsing stumbles on
         raise NotAnImageError(f"the picture cannot be decoded: {error}") from error
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits per sample, which Pillow would clip to 255 instead of scaling
+        picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def _pixel_blocks(pixels: NDArray[np.uint8], box: Box, size: int) -> NDArray[np.int16]:

@@ -89,6 +89,12 @@ def test_other_formats_carry_no_tables_and_pass_as_good(kind: str) -> None:
     assert picture.history.good
 
 
+def test_sixteen_bits_per_sample_are_scaled_not_clipped() -> None:
+    grey = np.asarray(scene().convert("L"))
+    deep = prepare(encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), PREPROCESSING)
+    assert np.array_equal(deep.rgb, prepare(encoded(Image.fromarray(grey), "PNG"), PREPROCESSING).rgb)
+
+
 def test_a_png_of_a_decoded_jpeg_shows_the_jpegs_compression() -> None:
     data = encoded(scene(224, 224), quality=12, subsampling=0)
     size = Preprocessing(224, 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3)
