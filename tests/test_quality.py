@@ -52,6 +52,10 @@ def test_a_single_compression_shows_no_earlier_one(seed: int, quality: int) -> N
     assert (history.quality, history.resaved, history.good) == (quality, False, quality >= 90)
 
 
+def test_the_finest_quality_that_is_looked_for_is_found() -> None:
+    assert compression_history(*luma(recompressed(scene(224, 224), 84, 100))).quality == pytest.approx(84, abs=2)
+
+
 def test_a_flat_picture_is_good() -> None:
     blank = np.zeros((28, 28, 8, 8), np.int16)
     assert compression_history(blank, scaled_table(95)).good
