@@ -22,7 +22,7 @@ class AfdNet(nn.Module):
         super().__init__()
         self.config = config
         self.fde = FdeNet(config.fdm_channels if config.fe else 0, config.descriptor)
-        self.heads = GateHeads(config.descriptor, sum(site.channels for site in config.gates))
+        self.heads = GateHeads(config.descriptor, [site.channels for site in config.gates])
         self.drift = nn.Linear(config.descriptor, 1)
         starts = [2 * sum(site.channels for site in config.gates[:k]) for k in range(len(config.gates))]
         self.gates = nn.ModuleList(

@@ -60,9 +60,7 @@ class FeNet(nn.Module):
     def correction(self, x: Tensor, fdm: Tensor, descriptor: Tensor) -> Tensor:
         """What `forward` adds where the gate is open, [N, C, H, W]."""
         height, width = x.shape[2], x.shape[3]
-        bottom = fdm.shape[2] * self.factor - height
-        right = fdm.shape[3] * self.factor - width
-        h = F.relu(self.down(F.pad(x, (0, right, 0, bottom))))
+        h = F.relu(self.down(_pad(x, fdm.shape[2] * self.factor, fdm.shape[3] * self.factor)))
         scale, shift = self.adapt(descriptor)[:, :, None, None].chunk(2, dim=1)
         h = F.relu(h * (1 + scale) + shift)
         h = h + F.relu(self.high(h))
@@ -72,9 +70,15 @@ class FeNet(nn.Module):
         return up[:, :, :height, :width]
 
     def _low_path(self, h: Tensor) -> Tensor:
-        odd_rows, odd_columns = h.shape[2] % 2, h.shape[3] % 2
-        low = F.relu(self.pool(F.pad(h, (0, odd_columns, 0, odd_rows))))
+        low = F.relu(self.pool(_pad(h, h.shape[2] + h.shape[2] % 2, h.shape[3] + h.shape[3] % 2)))
         for block in self.low:
             low = low + F.relu(block(low))
         out: Tensor = F.pixel_shuffle(self.unpool(low), 2)
         return out[:, :, : h.shape[2], : h.shape[3]]
+
+
+def _pad(x: Tensor, height: int, width: int) -> Tensor:
+    """Zeros at the bottom and the right, up to the size given; the features themselves where they have it."""
+    if x.shape[2] == height and x.shape[3] == width:
+        return x
+    return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))

@@ -1,5 +1,7 @@
 """Channel gates: a scale and a shift per channel, driven by the drift descriptor."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,25 +12,33 @@ __all__ = ["ChannelGate", "GateHeads"]
 class GateHeads(nn.Module):
     """Turns the drift descriptor into the modulation of all gated channels at once.
 
-    The modulation of a picture is [gamma of site 0, beta of site 0, gamma of site 1, ...]; it starts at zero and is
-    exactly zero for a closed gate, which makes every gate the exact identity.
+    The modulation of a picture is [scales of site 0, shifts of site 0, scales of site 1, ...]. It starts at scale one
+    and shift zero and is exactly that for a closed gate, which makes every gate the exact identity.
+
+    Args:
+        descriptor: Length of the drift descriptor.
+        channels: Channels at each site.
     """
 
-    def __init__(self, descriptor: int, channels: int) -> None:
+    identity: Tensor
+
+    def __init__(self, descriptor: int, channels: Sequence[int]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2 * channels, descriptor))
-        self.bias = nn.Parameter(torch.zeros(2 * channels))
+        self.weight = nn.Parameter(torch.zeros(2 * sum(channels), descriptor))
+        self.bias = nn.Parameter(torch.zeros(2 * sum(channels)))
+        identity = [torch.cat((torch.ones(count), torch.zeros(count))) for count in channels]
+        self.register_buffer("identity", torch.cat([torch.empty(0), *identity]), persistent=False)
 
     def forward(self, descriptor: Tensor, gate: Tensor) -> Tensor:
-        """Modulation [N, 2 * channels] from a descriptor [N, D] and gates [N]."""
-        return F.linear(descriptor, self.weight, self.bias) * gate[:, None]
+        """Modulation [N, 2 * sum of channels] from descriptors [N, D] and gates [N]."""
+        return F.linear(descriptor, self.weight, self.bias) * gate[:, None] + self.identity
 
 
 class ChannelGate(nn.Module):
-    """``x * (1 + gamma) + beta`` at one site.
+    """``x * scale + shift`` at one site.
 
     Args:
-        start: Where this site's gammas begin in the modulation; its betas follow them.
+        start: Where this site's scales begin in the modulation; its shifts follow them.
         channels: Channels at the site.
     """
 
@@ -38,7 +48,7 @@ class ChannelGate(nn.Module):
         self.channels = channels
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """Gate features [N, C, H, W] with the whole modulation [N, 2 * sum of C]."""
-        gamma = modulation[:, self.start : self.start + self.channels, None, None].to(x.dtype)
-        beta = modulation[:, self.start + self.channels : self.start + 2 * self.channels, None, None].to(x.dtype)
-        return torch.addcmul(beta, x, 1 + gamma)
+        """Gate features [N, C, H, W] with the whole modulation of the pictures, see `GateHeads`."""
+        scale = modulation[:, self.start : self.start + self.channels, None, None].to(x.dtype)
+        shift = modulation[:, self.start + self.channels : self.start + 2 * self.channels, None, None].to(x.dtype)
+        return torch.addcmul(shift, x, scale)
