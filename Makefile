@@ -1,34 +1,42 @@
 # make serve    install, build, package and serve the default model; classify a picture with and without AFD
 # make stop     stop that server
+# make serve-triton, stop-triton  the same with Triton, which has an environment of its own; no Java, no container
 # make test     linters, types, C++ tests, Python tests with a real server
+# make test-triton  the tests of Triton, with an environment for it; `make test` runs them where that is there
 # make format   rewrite the sources as the linters want them
 # make clean    remove what was built, and stop the server
 #
 # Variables:
 #   PYTHON       the Python to make the environment with
 #   VENV         where that environment lies
+#   VENV_TRITON  where Triton's lies: its Python backend needs an older NumPy
 #   TORCH_SPEC   which torch to install; constraints.txt must allow it
 #   PIP_OPTIONS  options for every pip install, for example an index that holds CPU builds of torch
 #   MODEL        what to serve: a shipped name, a run's directory or an exported model's
-#   SERVE_OPTIONS  options for `afd-serve serve torchserve`, for example --port 9000
+#   SERVE_OPTIONS  options for `afd-serve serve torchserve` or `... serve triton`, for example --port 9000
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_TRITON ?= .venv-triton
 TORCH_SPEC ?= torch==2.13.0
 PIP_OPTIONS ?=
 MODEL ?= efficientnet-lite0
 SERVE_OPTIONS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_OPTIONS)
+BIN_TRITON := $(VENV_TRITON)/bin
+PIP_INSTALL := -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_OPTIONS)
+PIP := $(BIN)/python $(PIP_INSTALL)
+PIP_TRITON := $(BIN_TRITON)/python $(PIP_INSTALL)
 STATE := .serve/torchserve
+STATE_TRITON := .serve/triton
 BUILD := build/cpp
 
 # An installation is out of date when what it is built from has changed; Python files are used from where they lie.
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
 CPP_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: serve stop test lint cpp-test py-test format clean
+.PHONY: serve stop serve-triton stop-triton test test-triton lint cpp-test py-test format clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.installed
@@ -36,6 +44,13 @@ serve: $(VENV)/.installed
 
 stop:
 	@if [ -x $(BIN)/afd-serve ]; then $(BIN)/afd-serve stop --state-dir $(STATE); else echo "nothing runs"; fi
+
+serve-triton: $(VENV_TRITON)/.installed
+	@$(BIN_TRITON)/afd-serve serve triton --model $(MODEL) --state-dir $(STATE_TRITON) $(SERVE_OPTIONS)
+
+stop-triton:
+	@if [ -x $(BIN_TRITON)/afd-serve ]; then $(BIN_TRITON)/afd-serve stop --state-dir $(STATE_TRITON); \
+	  else echo "nothing runs"; fi
 
 # One after the other, whatever -j says: pytest's verdict comes last.
 test: $(VENV)/.installed-dev
@@ -47,6 +62,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@for model in model_repository/*/*/1/model.py; do $(BIN)/mypy "$$model" || exit 1; done  # all have one module's name
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 cpp-test: $(VENV)/.installed-dev
@@ -55,8 +71,14 @@ cpp-test: $(VENV)/.installed-dev
 	$(BIN)/cmake --build $(BUILD)
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 
+# The tests of Triton run where its environment has been made, and say so where it has not.
+TRITON_PYTHON := $(abspath $(BIN_TRITON))/python
+
 py-test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(if $(wildcard $(VENV_TRITON)/.installed),AFD_TRITON_PYTHON=$(TRITON_PYTHON)) $(BIN)/python -m pytest
+
+test-triton: $(VENV)/.installed-dev $(VENV_TRITON)/.installed
+	AFD_TRITON_PYTHON=$(TRITON_PYTHON) $(BIN)/python -m pytest tests/serving/test_triton.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -65,7 +87,8 @@ format: $(VENV)/.installed-dev
 
 clean:
 	-@[ ! -x $(BIN)/afd-serve ] || $(BIN)/afd-serve stop --state-dir $(STATE)
-	rm -rf $(VENV) build dist .serve .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	-@[ ! -x $(BIN_TRITON)/afd-serve ] || $(BIN_TRITON)/afd-serve stop --state-dir $(STATE_TRITON)
+	rm -rf $(VENV) $(VENV_TRITON) build dist .serve .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find afd_serve -name '*.so' -delete
 
 $(VENV)/.environment: scripts/bootstrap.sh
@@ -86,5 +109,18 @@ $(VENV)/.installed-dev: $(VENV)/.environment $(SOURCES)
 	@echo "installing $(TORCH_SPEC)"
 	@$(PIP) "$(TORCH_SPEC)"
 	@echo "building and installing afd-serve for TorchServe and for development"
-	@AFD_WERROR=1 $(PIP) --editable ".[torchserve,dev]"
+	@AFD_WERROR=1 $(PIP) --editable ".[torchserve,triton,dev]"
 	@touch $(VENV)/.installed $@
+
+$(VENV_TRITON)/.environment: scripts/bootstrap.sh
+	@sh scripts/bootstrap.sh $(PYTHON) without-java
+	@echo "making the environment in $(VENV_TRITON)"
+	@$(PYTHON) -m venv $(VENV_TRITON)
+	@touch $@
+
+$(VENV_TRITON)/.installed: $(VENV_TRITON)/.environment $(SOURCES)
+	@echo "installing $(TORCH_SPEC)"
+	@$(PIP_TRITON) "$(TORCH_SPEC)"
+	@echo "building and installing afd-serve for Triton"
+	@$(PIP_TRITON) --editable ".[triton,triton-server]"
+	@touch $@

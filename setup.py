@@ -59,7 +59,7 @@ class CMakeBuild(build_ext):
 setup(
     ext_modules=[Extension("afd_serve._jpeg", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    # The TorchServe handler lies in a folder of its own, where operators look for it; in the package it is here.
-    packages=[*find_packages(include=["afd_serve*"]), "afd_serve.handlers"],
-    package_dir={"afd_serve.handlers": "handlers"},
+    # What the servers run lies in folders of its own, where operators look for it; in the package it is here.
+    packages=[*find_packages(include=["afd_serve*"]), "afd_serve.handlers", "afd_serve.model_repository"],
+    package_dir={"afd_serve.handlers": "handlers", "afd_serve.model_repository": "model_repository"},
 )

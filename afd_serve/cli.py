@@ -16,7 +16,10 @@ from afd_serve import __version__
 from afd_serve.errors import AfdError, InputError
 
 if TYPE_CHECKING:
-    from afd_serve.pipeline import Failure, Pipeline, Prediction
+    from afd_serve.pipeline import Pipeline
+    from afd_serve.request import Options
+    from afd_serve.response import ModelInfo
+    from afd_serve.results import Failure, Prediction
 
 __all__ = ["app", "main"]
 
@@ -43,6 +46,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 _DEFAULT_MODEL = "efficientnet-lite0"
 _DEFAULT_STATE = Path(".serve/torchserve")
+_DEFAULT_TRITON_STATE = Path(".serve/triton")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,14 +100,26 @@ def classify(
     crop: Annotated[bool, typer.Option("--crop/--no-crop", help="Crop, or take pictures as cropped already.")] = True,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many classes to name.")] = 5,
     as_json: JsonOption = False,
+    server: Annotated[
+        str | None,
+        typer.Option(help="grpc://HOST:PORT or http://HOST:PORT of a Triton or TorchServe, whose model answers."),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="AFD_SERVE_TOKEN", help="The server's key for inference, as TorchServe has.")
+    ] = None,
 ) -> None:
-    """Classify pictures here, without a server."""
-    from afd_serve.pipeline import Failure, Pipeline
+    """Classify pictures here, or on a server."""
+    from afd_serve.request import Options
+    from afd_serve.results import Failure
 
-    pipeline = Pipeline.load(model)
-    results = pipeline.predict([path.read_bytes() for path in pictures], top_k=top_k, afd=afd, crop=crop)
+    data, options = [path.read_bytes() for path in pictures], Options(afd, top_k, crop)
+    model_info = None
+    if server:
+        results = _ask_server(server, token, data, options)
+    else:
+        results, model_info = _predict_here(model, data, options)
     if as_json:
-        answers = _wire_format(results, pipeline)
+        answers = _wire_format(results, model_info)
         _print_json(answers[0] if len(pictures) == 1 else answers)
     else:
         for path, result in zip(pictures, results, strict=True):
@@ -228,6 +244,23 @@ def package_torchserve(
     typer.echo(torchserve.package_torchserve(model, out, name=name, version=version))
 
 
+@package_app.command("triton")
+def package_triton(
+    out: Annotated[Path, typer.Option(help="The model repository.")],
+    model: ModelOption = _DEFAULT_MODEL,
+    platform: Annotated[
+        str, typer.Option(help="python, or pytorch_libtorch for a Triton that has this backend, as NVIDIA's container.")
+    ] = "python",
+    decoders: Annotated[int, typer.Option(min=1, help="Processes that read pictures.")] = 1,
+    classifiers: Annotated[int, typer.Option(min=1, help="Classifier processes, per GPU where there are any.")] = 1,
+) -> None:
+    """Build a model repository for Triton."""
+    from afd_serve.packaging import triton
+
+    limits = triton.TritonLimits(decoders=decoders, classifiers=classifiers)
+    typer.echo(triton.package_triton(model, out, platform=platform, limits=limits))
+
+
 @serve_app.command("torchserve")
 def serve_torchserve(
     model: ModelOption = _DEFAULT_MODEL,
@@ -249,12 +282,35 @@ def serve_torchserve(
     typer.echo(quickstart.show(server))
 
 
+@serve_app.command("triton")
+def serve_triton(
+    model: ModelOption = _DEFAULT_MODEL,
+    state_dir: StateDirOption = _DEFAULT_TRITON_STATE,
+    python: Annotated[
+        Path | None, typer.Option(help="A Python whose environment has afd-serve[triton-server]; this one by default.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Classifier processes; 0 for one per core.")] = 0,
+    port: Annotated[int, typer.Option(help="For HTTP.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="For gRPC.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="For metrics.")] = 8002,
+) -> None:
+    """Serve a classifier on Triton in the background, on loopback, and classify a sample picture."""
+    from afd_serve.servers import triton_quickstart
+    from afd_serve.servers.triton import TritonPorts
+
+    ports = TritonPorts(port, grpc_port, metrics_port)
+    server = triton_quickstart.serve_triton(model, state_dir, python=python, ports=ports, workers=workers)
+    typer.echo(triton_quickstart.show(server))
+
+
 @app.command()
 def stop(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
     """Stop the server that `serve` started."""
-    from afd_serve.servers.torchserve import stop as stop_server
+    from afd_serve.servers import torchserve, triton
 
-    typer.echo("stopped" if stop_server(state_dir) else "nothing runs")
+    # Each knows its own state files only.
+    stopped = torchserve.stop(state_dir) or triton.stop(state_dir)
+    typer.echo("stopped" if stopped else "nothing runs")
 
 
 @app.command()
@@ -275,20 +331,40 @@ def _print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
-def _wire_format(results: "Sequence[Prediction | Failure]", pipeline: "Pipeline") -> list[dict[str, Any]]:
-    """The answers as a server would send them."""
-    from afd_serve.pipeline import Failure
-    from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
+def _predict_here(
+    model: str, pictures: list[bytes], options: "Options"
+) -> "tuple[list[Prediction | Failure], ModelInfo]":
+    from afd_serve.pipeline import Pipeline
+    from afd_serve.response import ModelInfo
 
-    model = ModelInfo(pipeline.signature.name, pipeline.signature.version)
-    return [
-        failure_to_dict(result) if isinstance(result, Failure) else prediction_to_dict(result, model)
+    pipeline = Pipeline.load(model)
+    results = pipeline.predict(pictures, top_k=options.top_k, afd=options.afd, crop=options.crop)
+    return results, ModelInfo(pipeline.signature.name, pipeline.signature.version)
+
+
+def _ask_server(url: str, token: str | None, pictures: list[bytes], options: "Options") -> "list[Prediction | Failure]":
+    from afd_serve.client import Client, detect_server
+
+    with Client(url, server=detect_server(url), token=token) as client:
+        return client.classify_many(pictures, options)
+
+
+def _wire_format(results: "Sequence[Prediction | Failure]", model: "ModelInfo | None") -> list[dict[str, Any]]:
+    """The answers as a server would send them; those that came from a server do not say again which model it has."""
+    from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
+    from afd_serve.results import Failure
+
+    answers = [
+        failure_to_dict(result)
+        if isinstance(result, Failure)
+        else prediction_to_dict(result, model or ModelInfo("", ""))
         for result in results
     ]
+    return answers if model else [{key: value for key, value in answer.items() if key != "model"} for answer in answers]
 
 
 def _print_result(path: Path, result: "Prediction | Failure") -> None:
-    from afd_serve.pipeline import Failure
+    from afd_serve.results import Failure
 
     if isinstance(result, Failure):
         typer.echo(f"{path}: {result.code}: {result.reason}", err=True)

@@ -50,6 +50,13 @@ def examine() -> Iterator[Check]:
     yield _optional(
         "torch-model-archiver", "`package torchserve`", "pip install 'afd-serve[torchserve]'", module="model_archiver"
     )
+    yield _optional("tritonclient", "`package triton` and the client", "pip install 'afd-serve[triton]'")
+    yield _optional(
+        "nvidia-pytriton",
+        "`serve triton`",
+        "`make serve-triton`, or pip install 'afd-serve[triton-server]' in an environment of its own",
+        module="pytriton",
+    )
     yield _java()
     yield _ports()
 

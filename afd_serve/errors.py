@@ -10,9 +10,12 @@ __all__ = [
     "AfdError",
     "AttachError",
     "BackboneError",
+    "BadAnswerError",
     "CheckpointError",
+    "ClientError",
     "ConfigError",
     "CorruptJpegError",
+    "DeadlineExceededError",
     "DependencyError",
     "EmptyInputError",
     "ExportError",
@@ -22,6 +25,8 @@ __all__ = [
     "NotAnImageError",
     "PackagingError",
     "PictureTooLargeError",
+    "RequestRefusedError",
+    "ServerUnavailableError",
     "ServingError",
     "TruncatedJpegError",
     "UnsupportedJpegError",
@@ -134,3 +139,33 @@ class ServingError(AfdError):
     """A server cannot be started, stopped or reached."""
 
     code = "server_failed"
+
+
+class ClientError(AfdError):
+    """A server was asked and gave no answer that can be used."""
+
+    code = "client_error"
+
+
+class ServerUnavailableError(ClientError):
+    """The server cannot be reached, or has no room for the request; it is safe to ask again."""
+
+    code = "unavailable"
+
+
+class DeadlineExceededError(ClientError):
+    """The answer did not come in time."""
+
+    code = "deadline_exceeded"
+
+
+class RequestRefusedError(ClientError):
+    """The server does not take the request as a whole: an unknown model, a wrong token, an impossible option."""
+
+    code = "refused"
+
+
+class BadAnswerError(ClientError):
+    """The answer is not in the wire format, or tells of a fault in the server."""
+
+    code = "bad_answer"

@@ -20,37 +20,9 @@ from afd_serve.errors import ConfigError, InputError
 from afd_serve.export import Deployed, Signature, load_deployed
 from afd_serve.jpeg import JpegLimits
 from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
+from afd_serve.results import Failure, Prediction
 
 __all__ = ["Failure", "Pipeline", "Prediction", "StageTimes"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one picture.
-
-    Attributes:
-        indices: Classes by falling probability, top-k of them.
-        labels: Their names.
-        probabilities: Their probabilities, 0..1.
-        estimated_quality: QF of the heaviest compression found, 1..100; None where nothing tells (a PNG, say).
-        drift: Expected squared distance of the unprotected embedding from the clean picture's, in variances; >= 0.
-        protected: Whether the gate was open.
-    """
-
-    indices: tuple[int, ...]
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    estimated_quality: int | None
-    drift: float
-    protected: bool
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why one picture has no answer: a code of `afd_serve.errors`, and a reason for people."""
-
-    code: str
-    reason: str
 
 
 @dataclass

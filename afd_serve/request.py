@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
 
 from afd_serve.errors import InputError
-from afd_serve.pipeline import Failure
+from afd_serve.results import Failure
 
 __all__ = [
     "DEFAULT_TOP_K",

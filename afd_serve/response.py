@@ -30,7 +30,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Final
 
-from afd_serve.pipeline import Failure, Prediction
+from afd_serve.results import Failure, Prediction
 
 __all__ = [
     "MAX_ANSWER_BYTES",
@@ -38,6 +38,7 @@ __all__ = [
     "Reply",
     "failure_to_dict",
     "prediction_to_dict",
+    "read_result",
     "refuse",
     "reply",
     "status_of",
@@ -101,6 +102,29 @@ def prediction_to_dict(prediction: Prediction, model: ModelInfo, *, top_k: int |
 def failure_to_dict(failure: Failure) -> dict[str, Any]:
     """A failure on the wire."""
     return {"error": {"code": failure.code, "reason": failure.reason}}
+
+
+def read_result(value: object) -> Prediction | Failure:
+    """Read what `prediction_to_dict` or `failure_to_dict` wrote.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    try:
+        answer: dict[str, Any] = dict(value)  # type: ignore[call-overload]
+        if "error" in answer:
+            return Failure(str(answer["error"]["code"]), str(answer["error"]["reason"]))
+        ranked = answer["predictions"]
+        return Prediction(
+            indices=tuple(int(item["index"]) for item in ranked),
+            labels=tuple(str(item["label"]) for item in ranked),
+            probabilities=tuple(float(item["probability"]) for item in ranked),
+            estimated_quality=answer["estimated_quality"],
+            drift=float(answer["drift"]),
+            protected=bool(answer["protected"]),
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"this is neither a prediction nor a failure: {value!r:.200}") from error
 
 
 def refuse(failure: Failure) -> Reply:

@@ -2,7 +2,7 @@
 # Installs what Python packages cannot bring: a C++ compiler, the headers of libjpeg-turbo and of Python, a Java runtime
 # and the venv module. Does nothing where all is there; where it may not install, it says what is missing and stops.
 #
-# Usage: bootstrap.sh PYTHON
+# Usage: bootstrap.sh PYTHON [without-java]
 set -eu
 
 python=${1:-python3}
@@ -36,8 +36,10 @@ command -v c++ >/dev/null 2>&1 || need g++
 "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || need python3-venv
 "$python" -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))' >/dev/null 2>&1 ||
   need python3-dev
-version=$(java_version || true)
-[ "${version:-0}" -ge 11 ] || need java
+if [ "${2:-}" != without-java ]; then
+  version=$(java_version || true)
+  [ "${version:-0}" -ge 11 ] || need java
+fi
 
 [ -n "$missing" ] || exit 0
 

@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["check_ports", "end", "free_ports", "read_log", "runs", "started_at"]
+__all__ = ["check_ports", "end", "free_ports", "kill_marked", "read_log", "runs", "started_at"]
 
 
 def free_ports(count: int) -> list[int]:
@@ -86,6 +86,14 @@ def end(pid: int, timeout: float) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     _wait_for_end(family, 5)
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process whose command line has a word that contains ``mark``."""
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if any(mark in word for word in process.cmdline()):
+                process.kill()
 
 
 def _wait_for_end(family: list[psutil.Process], timeout: float) -> list[psutil.Process]:

@@ -1,16 +1,12 @@
 """From a classifier's name to a server that has answered, doing only what is not done yet."""
 
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import afd_serve
 from afd_serve.errors import ServingError
 from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
 from afd_serve.sample import SAMPLE_NAME, sample_picture
+from afd_serve.servers.fingerprint import fingerprint_of
 from afd_serve.servers.torchserve import Ports, TorchServe, find, start, stop
 
 __all__ = ["serve_torchserve", "show"]
@@ -43,7 +39,7 @@ def serve_torchserve(
         DependencyError: Java, TorchServe or the archiver is missing.
     """
     ports = ports or Ports()
-    fingerprint = _fingerprint(source, f"{source}|{name}|{version}|{ports}|{workers}")
+    fingerprint = fingerprint_of(source, handlers_dir(), f"{source}|{name}|{version}|{ports}|{workers}")
     running = find(state_dir)
     if running is not None:
         if running.fingerprint == fingerprint and _answers(running):
@@ -97,22 +93,8 @@ def _answers(server: TorchServe) -> bool:
 def _archive(source: str | Path, folder: Path, name: str, version: str) -> Path:
     """The archive of the source as it is now; built when the one at hand is of other sources."""
     archive, stamp = folder / f"{name}.mar", folder / f"{name}.sources"
-    sources = _fingerprint(source, f"{source}|{name}|{version}")
+    sources = fingerprint_of(source, handlers_dir(), f"{source}|{name}|{version}")
     if not archive.is_file() or not stamp.is_file() or stamp.read_text() != sources:
         package_torchserve(source, folder, name=name, version=version)
         stamp.write_text(sources)
     return archive
-
-
-def _fingerprint(source: str | Path, settings: str) -> str:
-    """A digest of everything that an archive and its server are made of."""
-    digest = hashlib.sha256(f"{torch.__version__}|{settings}".encode())
-    folders = {Path(afd_serve.__file__).parent, handlers_dir()} | ({Path(source)} if Path(source).is_dir() else set())
-    for path in sorted(file for folder in folders for file in _files(folder)):
-        digest.update(str(path).encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)

@@ -1,0 +1,183 @@
+"""One client for both servers, over HTTP and gRPC, blocking and for asyncio.
+
+::
+
+    with Client("grpc://127.0.0.1:8001") as client:
+        result = client.classify(Path("picture.jpg").read_bytes())
+
+A result is a `Prediction` or, for a picture that cannot be used, a `Failure`; what is wrong with a whole request, with
+the way to the server or with the server itself is a `ClientError`. torch is not needed.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+from afd_serve.client.channels import Channel, open_async_channel, open_channel
+from afd_serve.client.conversation import Conversation, Pause, Settings, Talk, identify
+from afd_serve.errors import ClientError
+from afd_serve.request import Options
+from afd_serve.results import Failure, Prediction
+from afd_serve.sample import sample_picture
+from afd_serve.triton_protocol import PROBE_ID
+
+__all__ = ["AsyncClient", "Client", "Failure", "Options", "Prediction", "Server", "detect_server"]
+
+Server = Literal["triton", "torchserve"]
+Result = Prediction | Failure
+
+_HEALTH_TIMEOUT = 5.0
+
+
+class Client:
+    """A connection to one server; several threads may share it.
+
+    Keyword arguments are those of `afd_serve.client.conversation.Settings`.
+
+    Raises:
+        ConfigError: An argument has an impossible value.
+    """
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self._talk = Talk(Settings(url, **settings))
+        self._channel = open_channel(url)
+
+    def classify(self, picture: bytes, options: Options | None = None, *, timeout: float | None = None) -> Result:
+        """Classify one picture; see `classify_many`."""
+        return self.classify_many([picture], options, timeout=timeout)[0]
+
+    def classify_many(
+        self, pictures: Sequence[bytes], options: Options | None = None, *, timeout: float | None = None
+    ) -> list[Result]:
+        """Classify pictures.
+
+        Args:
+            pictures: The bytes of each, any number.
+            options: For all of them.
+            timeout: Seconds for everything, retries included; the client's own where None.
+
+        Returns:
+            One result per picture, in order.
+
+        Raises:
+            ServerUnavailableError: The server cannot be reached or has no room, and stayed so.
+            DeadlineExceededError: The time is over.
+            RequestRefusedError: The server does not take the request.
+            BadAnswerError: The server does not answer as it should.
+        """
+        return _carry_out(self._talk.classify(pictures, options or Options(), timeout), self._channel)
+
+    def healthy(self, *, timeout: float = _HEALTH_TIMEOUT) -> bool:
+        """Whether the server classifies: a sample picture is the question, because readiness proves nothing."""
+        talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)
+        try:
+            return isinstance(_carry_out(talk, self._channel)[0], Prediction)
+        except ClientError:
+            return False
+
+    def close(self) -> None:
+        """End all connections and give shared memory back."""
+        _carry_out(self._talk.goodbye(), self._channel)
+        self._channel.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """As `Client`, for one event loop: make it while the loop runs."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self._talk = Talk(Settings(url, **settings))
+        self._channel = open_async_channel(url)
+
+    async def classify(self, picture: bytes, options: Options | None = None, *, timeout: float | None = None) -> Result:
+        """See `Client.classify`."""
+        return (await self.classify_many([picture], options, timeout=timeout))[0]
+
+    async def classify_many(
+        self, pictures: Sequence[bytes], options: Options | None = None, *, timeout: float | None = None
+    ) -> list[Result]:
+        """See `Client.classify_many`."""
+        return await self._carry_out(self._talk.classify(pictures, options or Options(), timeout))
+
+    async def healthy(self, *, timeout: float = _HEALTH_TIMEOUT) -> bool:
+        """See `Client.healthy`."""
+        talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)
+        try:
+            return isinstance((await self._carry_out(talk))[0], Prediction)
+        except ClientError:
+            return False
+
+    async def close(self) -> None:
+        """See `Client.close`."""
+        await self._carry_out(self._talk.goodbye())
+        await self._channel.close()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self.close()
+
+    async def _carry_out(self, conversation: Conversation) -> list[Result]:
+        try:
+            step = next(conversation)
+            while True:
+                if isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = conversation.send(None)
+                    continue
+                try:
+                    reply = await self._channel.exchange(step.call, step.timeout)
+                except ClientError as error:
+                    step = conversation.throw(error)
+                else:
+                    step = conversation.send(reply)
+        except StopIteration as end:
+            results: list[Result] = end.value
+            return results
+        finally:
+            conversation.close()
+
+
+def _carry_out(conversation: Conversation, channel: Channel) -> list[Result]:
+    try:
+        step = next(conversation)
+        while True:
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+                step = conversation.send(None)
+                continue
+            try:
+                reply = channel.exchange(step.call, step.timeout)
+            except ClientError as error:
+                step = conversation.throw(error)
+            else:
+                step = conversation.send(reply)
+    except StopIteration as end:
+        results: list[Result] = end.value
+        return results
+    finally:
+        conversation.close()
+
+
+def detect_server(url: str, *, timeout: float = _HEALTH_TIMEOUT) -> Server:
+    """Which of the two servers answers at a URL.
+
+    Raises:
+        ConfigError: The URL has another form.
+        ServerUnavailableError: Nobody answers.
+        DeadlineExceededError: Nobody answers in time.
+    """
+    channel = open_channel(url)
+    try:
+        question = identify(url, timeout)
+        return "triton" if channel.exchange(question.call, question.timeout).status == 200 else "torchserve"
+    finally:
+        channel.close()

@@ -1,0 +1,196 @@
+"""What a client says and when, apart from how it waits: deadlines, retries, shared memory.
+
+A conversation is a generator. It yields a call or a pause and gets the reply, or the error that came instead; what it
+returns is the result. `Client` and `AsyncClient` only differ in how they carry the steps out.
+"""
+
+import random
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from afd_serve.client.channels import Call, Reply
+from afd_serve.client.dialects import (
+    Dialect,
+    LostRegionError,
+    Question,
+    TorchServeGrpc,
+    TorchServeHttp,
+    TritonGrpc,
+    TritonHttp,
+    serialize,
+)
+from afd_serve.client.regions import Region, RegionPool
+from afd_serve.errors import (
+    ClientError,
+    ConfigError,
+    DeadlineExceededError,
+    RequestRefusedError,
+    ServerUnavailableError,
+)
+from afd_serve.request import MAX_PICTURES, Options
+from afd_serve.results import Failure, Prediction
+from afd_serve.triton_protocol import ENSEMBLE
+
+__all__ = ["Conversation", "Exchange", "Pause", "Settings", "Talk", "identify"]
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Send this and wait at most ``timeout`` seconds for the reply."""
+
+    call: Call
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+Results: TypeAlias = list[Prediction | Failure]
+Conversation: TypeAlias = Generator[Exchange | Pause, Reply | None, Results]
+_Steps: TypeAlias = Generator[Exchange | Pause, Reply | None, None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to talk to a server.
+
+    Attributes:
+        url: ``http://HOST:PORT`` or ``grpc://HOST:PORT``.
+        server: ``triton`` or ``torchserve``.
+        model: The model's name; the usual one where None.
+        token: TorchServe's key for inference.
+        timeout: Seconds for a request with all its retries.
+        attempts: How often to ask a server that is unavailable.
+        shared_memory: Whether pictures go to Triton through shared memory: the server must run on this machine, for
+            the same user.
+    """
+
+    url: str
+    server: str = "triton"
+    model: str | None = None
+    token: str | None = None
+    timeout: float = 30.0
+    attempts: int = 5
+    shared_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.server not in ("triton", "torchserve"):
+            raise ConfigError(f"the server is triton or torchserve, not {self.server!r}")
+        if self.timeout <= 0 or self.attempts < 1:
+            raise ConfigError("the timeout must be positive and there must be at least one attempt")
+        if self.shared_memory and self.server != "triton":
+            raise ConfigError("shared memory is for Triton")
+
+
+class Talk:
+    """The conversations with one server; for several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._triton: TritonHttp | TritonGrpc | None = None
+        self._dialect = self._choose()
+        self._regions = RegionPool()
+
+    def _choose(self) -> Dialect:
+        over_grpc = self._settings.url.startswith("grpc:")
+        if self._settings.server == "triton":
+            model = self._settings.model or ENSEMBLE
+            self._triton = TritonGrpc(model) if over_grpc else TritonHttp(model)
+            return self._triton
+        model = self._settings.model or "afd"
+        return (TorchServeGrpc if over_grpc else TorchServeHttp)(model, self._settings.token)
+
+    def classify(
+        self, pictures: Sequence[bytes], options: Options, timeout: float | None, request_id: str = ""
+    ) -> Conversation:
+        """Classify any number of pictures, in requests of at most `MAX_PICTURES`; one deadline for all of them."""
+        deadline = time.monotonic() + (self._settings.timeout if timeout is None else timeout)
+        results: Results = []
+        for start in range(0, len(pictures), MAX_PICTURES):
+            part = pictures[start : start + MAX_PICTURES]
+            results += yield from self._persist(part, options, deadline, request_id or uuid.uuid4().hex)
+        return results
+
+    def _persist(self, pictures: Sequence[bytes], options: Options, deadline: float, request_id: str) -> Conversation:
+        """One request, again and again while the server is unavailable; classifying twice harms nobody."""
+        for attempt in range(1, self._settings.attempts + 1):
+            try:
+                question = Question(pictures, options, request_id, _left(deadline))
+                if self._settings.shared_memory and self._triton:
+                    return (yield from self._through_memory(self._triton, question, deadline))
+                reply = yield from _exchange(self._dialect.ask(question), deadline)
+                return self._dialect.read(reply, len(pictures))
+            except ServerUnavailableError:
+                # Random, so that clients that were turned away together do not come back together.
+                pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+                if attempt == self._settings.attempts or pause > deadline - time.monotonic():
+                    raise
+                yield Pause(pause)
+            except LostRegionError:
+                if attempt == self._settings.attempts:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _through_memory(self, triton: TritonHttp | TritonGrpc, question: Question, deadline: float) -> Conversation:
+        data = serialize(question.pictures)
+        region = self._regions.take(len(data))
+        try:
+            if not region.registered:
+                yield from self._register(triton, region, deadline)
+            region.write(data)
+            reply = yield from _exchange(triton.ask_in_region(question, region, len(data)), deadline)
+            results = triton.read(reply, len(question.pictures))
+        except BaseException:
+            # The server may still read what is in it, or not know it any more: no other call may have this one.
+            region.close()
+            raise
+        self._regions.give_back(region)
+        return results
+
+    def _register(self, triton: TritonHttp | TritonGrpc, region: Region, deadline: float) -> _Steps:
+        reply = yield from _exchange(triton.register(region), deadline)
+        if reply.status != 200:
+            said = reply.message or reply.body[:500].decode(errors="replace")
+            raise RequestRefusedError(f"the server does not take shared memory: {said}")
+        region.registered = True
+        region.forget_name()
+
+    def goodbye(self) -> Conversation:
+        """Give the shared memory back."""
+        for region in self._regions.drain():
+            if self._triton:
+                with suppress(ClientError):  # a server that is gone has given it back itself
+                    yield Exchange(self._triton.unregister(region), 5.0)
+            region.close()
+        return []
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceededError("there is no time left to ask the server")
+    return left
+
+
+def _exchange(call: Call, deadline: float) -> Generator[Exchange | Pause, Reply | None, Reply]:
+    reply = yield Exchange(call, _left(deadline))
+    if reply is None:
+        raise AssertionError("an exchange ends with a reply or an error")
+    return reply
+
+
+def identify(url: str, timeout: float) -> Exchange:
+    """The question that only Triton understands."""
+    target = "/inference.GRPCInferenceService/ServerMetadata" if url.startswith("grpc:") else "/v2"
+    return Exchange(Call(target), timeout)

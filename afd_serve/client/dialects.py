@@ -1,0 +1,303 @@
+"""How each server wants to be asked and how it answers, as bytes: Triton and TorchServe, each over HTTP and gRPC."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Protocol
+
+from afd_serve.client.channels import Call, Reply
+from afd_serve.client.regions import Region
+from afd_serve.errors import BadAnswerError, DependencyError, RequestRefusedError, ServerUnavailableError
+from afd_serve.request import Options
+from afd_serve.response import read_result
+from afd_serve.results import Failure, Prediction
+from afd_serve.triton_protocol import ANSWER, PICTURE, read_error
+
+try:
+    from tritonclient.grpc import service_pb2
+except ModuleNotFoundError as error:
+    raise DependencyError(f"the client needs {error.name}: pip install 'afd-serve[client]'") from error
+
+__all__ = [
+    "Dialect",
+    "LostRegionError",
+    "Question",
+    "TorchServeGrpc",
+    "TorchServeHttp",
+    "TritonGrpc",
+    "TritonHttp",
+    "serialize",
+]
+
+Result = Prediction | Failure
+
+_REQUEST_CODES: Final = frozenset({"bad_request", "bad_option", "too_many_pictures", "answer_too_large"})
+"""Failures that are the request's, not a picture's."""
+
+
+class LostRegionError(RequestRefusedError):
+    """The server does not know a shared memory region: it has been started anew."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request: pictures to be classified within ``timeout`` seconds."""
+
+    pictures: Sequence[bytes]
+    options: Options
+    request_id: str
+    timeout: float
+
+
+class Dialect(Protocol):
+    """One server's language over one transport."""
+
+    def ask(self, question: Question) -> Call:
+        """The call that asks."""
+
+    def read(self, reply: Reply, count: int) -> list[Result]:
+        """The results for ``count`` pictures.
+
+        Raises:
+            RequestRefusedError: The server does not take the request.
+            BadAnswerError: The reply makes no sense.
+            ServerUnavailableError: The server says that it cannot work now.
+        """
+
+
+def serialize(pictures: Sequence[bytes]) -> bytes:
+    """Triton's form of a STRING tensor: each element after its length in four bytes."""
+    return b"".join(len(picture).to_bytes(4, "little") + picture for picture in pictures)
+
+
+def _options(options: Options) -> dict[str, str]:
+    return {
+        name: ("on" if value else "off") if isinstance(value, bool) else str(value)
+        for name, value in asdict(options).items()
+    }
+
+
+def _microseconds(question: Question) -> int:
+    """Triton's measure of how long a request may wait in a queue."""
+    return max(1, round(question.timeout * 1e6))
+
+
+class TritonHttp:
+    """Triton's HTTP protocol with binary data."""
+
+    def __init__(self, model: str) -> None:
+        self._target = f"/v2/models/{model}/infer"
+
+    def ask(self, question: Question) -> Call:
+        """See `Dialect.ask`."""
+        data = serialize(question.pictures)
+        return self._call(question, {"binary_data_size": len(data)}, data)
+
+    def ask_in_region(self, question: Question, region: Region, size: int) -> Call:
+        """As `ask`, with the pictures serialized in the first ``size`` bytes of a registered region."""
+        return self._call(question, {"shared_memory_region": region.name, "shared_memory_byte_size": size}, b"")
+
+    def _call(self, question: Question, where: dict[str, Any], data: bytes) -> Call:
+        picture = {"name": PICTURE, "shape": [len(question.pictures), 1], "datatype": "BYTES", "parameters": where}
+        header = {
+            "id": question.request_id,
+            "parameters": _options(question.options) | {"timeout": _microseconds(question)},
+            "inputs": [picture],
+            "outputs": [{"name": ANSWER, "parameters": {"binary_data": False}}],
+        }
+        text = json.dumps(header).encode()
+        headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(text))}
+        return Call(self._target, text + data, headers)
+
+    def read(self, reply: Reply, count: int) -> list[Result]:
+        """See `Dialect.read`."""
+        if reply.status != 200:
+            return _triton_failure(reply.status, str(_parse(reply.body, dict).get("error", "")), count)
+        try:
+            texts = _parse(reply.body, dict)["outputs"][0]["data"]
+        except LookupError as error:
+            raise BadAnswerError(f"the answer has no output: {reply.body!r:.200}") from error
+        return _results([_parse(text, dict) for text in texts], count)
+
+    def register(self, region: Region) -> Call:
+        """The call that makes the server map a region."""
+        body = json.dumps({"key": f"/{region.name}", "offset": 0, "byte_size": region.size}).encode()
+        return Call(f"/v2/systemsharedmemory/region/{region.name}/register", body)
+
+    def unregister(self, region: Region) -> Call:
+        """The call that makes the server unmap a region."""
+        return Call(f"/v2/systemsharedmemory/region/{region.name}/unregister", b"{}")
+
+
+class TritonGrpc:
+    """Triton's gRPC protocol."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def ask(self, question: Question) -> Call:
+        """See `Dialect.ask`."""
+        request = self._request(question)
+        request.raw_input_contents.append(serialize(question.pictures))
+        return Call(f"{_TRITON}/ModelInfer", request.SerializeToString())
+
+    def ask_in_region(self, question: Question, region: Region, size: int) -> Call:
+        """As `ask`, with the pictures serialized in the first ``size`` bytes of a registered region."""
+        request = self._request(question)
+        request.inputs[0].parameters["shared_memory_region"].string_param = region.name
+        request.inputs[0].parameters["shared_memory_byte_size"].int64_param = size
+        return Call(f"{_TRITON}/ModelInfer", request.SerializeToString())
+
+    def _request(self, question: Question) -> Any:
+        request = service_pb2.ModelInferRequest(model_name=self._model, id=question.request_id)
+        request.inputs.add(name=PICTURE, datatype="BYTES", shape=[len(question.pictures), 1])
+        request.outputs.add(name=ANSWER)
+        for name, value in _options(question.options).items():
+            request.parameters[name].string_param = value
+        request.parameters["timeout"].int64_param = _microseconds(question)
+        return request
+
+    def read(self, reply: Reply, count: int) -> list[Result]:
+        """See `Dialect.read`."""
+        if reply.status != 200:
+            return _triton_failure(reply.status, reply.message, count)
+        response = service_pb2.ModelInferResponse.FromString(reply.body)
+        if len(response.raw_output_contents) != 1:
+            raise BadAnswerError(f"the answer has {len(response.raw_output_contents)} outputs instead of one")
+        return _results([_parse(text, dict) for text in _deserialize(response.raw_output_contents[0])], count)
+
+    def register(self, region: Region) -> Call:
+        """The call that makes the server map a region."""
+        request = service_pb2.SystemSharedMemoryRegisterRequest(
+            name=region.name, key=f"/{region.name}", offset=0, byte_size=region.size
+        )
+        return Call(f"{_TRITON}/SystemSharedMemoryRegister", request.SerializeToString())
+
+    def unregister(self, region: Region) -> Call:
+        """The call that makes the server unmap a region."""
+        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=region.name)
+        return Call(f"{_TRITON}/SystemSharedMemoryUnregister", request.SerializeToString())
+
+
+_TRITON: Final = "/inference.GRPCInferenceService"
+
+
+def _deserialize(data: bytes) -> list[bytes]:
+    texts, start = [], 0
+    while start < len(data):
+        end = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        texts.append(data[start + 4 : end])
+        start = end
+    return texts
+
+
+def _triton_failure(status: int, message: str, count: int) -> list[Result]:
+    found = read_error(message)
+    if found and found[0] in _REQUEST_CODES:
+        raise RequestRefusedError(message)
+    if found and count == 1:
+        return [Failure(*found)]
+    if "shared memory region" in message:
+        raise LostRegionError(message)
+    if "Stub process" in message:  # the supervisor replaces it
+        raise ServerUnavailableError(message)
+    raise (RequestRefusedError if 400 <= status < 500 else BadAnswerError)(f"the server answered {status}: {message}")
+
+
+class TorchServeHttp:
+    """TorchServe's REST API."""
+
+    def __init__(self, model: str, token: str | None) -> None:
+        self._target = f"/predictions/{model}"
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def ask(self, question: Question) -> Call:
+        """See `Dialect.ask`."""
+        headers = {"Content-Type": "application/json", "X-Request-Id": question.request_id} | self._headers
+        return Call(self._target, _instances(question), headers)
+
+    def read(self, reply: Reply, count: int) -> list[Result]:
+        """See `Dialect.read`."""
+        return _torchserve_results(reply, count)
+
+
+class TorchServeGrpc:
+    """TorchServe's gRPC API; its two messages are small enough to be written by hand."""
+
+    def __init__(self, model: str, token: str | None) -> None:
+        self._model = model
+        self._metadata = {"authorization": f"Bearer {token}"} if token else {}
+
+    def ask(self, question: Question) -> Call:
+        """See `Dialect.ask`."""
+        # PredictionsRequest: model_name = 1, map<string, bytes> input = 3.
+        entry = _field(1, b"data") + _field(2, _instances(question))
+        body = _field(1, self._model.encode()) + _field(3, entry)
+        return Call("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions", body, self._metadata)
+
+    def read(self, reply: Reply, count: int) -> list[Result]:
+        """See `Dialect.read`."""
+        if reply.status != 200:
+            return _torchserve_results(reply, count)
+        # PredictionResponse: bytes prediction = 1.
+        size, start = _varint(reply.body, 1)
+        return _torchserve_results(Reply(reply.status, reply.body[start : start + size]), count)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A length-delimited field of a protobuf message."""
+    size, encoded = len(value), bytearray([number << 3 | 2])
+    while size > 127:
+        encoded.append(size & 127 | 128)
+        size >>= 7
+    encoded.append(size)
+    return bytes(encoded) + value
+
+
+def _varint(data: bytes, start: int) -> tuple[int, int]:
+    """A protobuf integer and the index after it."""
+    value = shift = 0
+    for index in range(start, len(data)):
+        value |= (data[index] & 127) << shift
+        shift += 7
+        if data[index] < 128:
+            return value, index + 1
+    raise BadAnswerError("the answer ends in the middle of a number")
+
+
+def _instances(question: Question) -> bytes:
+    instances = [{"b64": base64.b64encode(picture).decode()} for picture in question.pictures]
+    return json.dumps({"instances": instances} | _options(question.options)).encode()
+
+
+def _torchserve_results(reply: Reply, count: int) -> list[Result]:
+    try:
+        values = json.loads(reply.body)
+    except ValueError:
+        values = None
+    if isinstance(values, list) and reply.status == 200:
+        return _results(values, count)
+    said = reply.message or reply.body[:500].decode(errors="replace")
+    # Over gRPC a refusal has no status; its body tells.
+    refused = 400 <= reply.status < 500 or (isinstance(values, dict) and "error" in values)
+    raise (RequestRefusedError if refused else BadAnswerError)(f"the server answered {reply.status}: {said}")
+
+
+def _parse(text: str | bytes, kind: type) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise BadAnswerError(f"the answer is no JSON: {text!r:.200}") from error
+    if not isinstance(value, kind):
+        raise BadAnswerError(f"the answer is no {kind.__name__}: {text!r:.200}")
+    return value
+
+
+def _results(values: Sequence[object], count: int) -> list[Result]:
+    if len(values) != count:
+        raise BadAnswerError(f"{count} pictures were asked for and {len(values)} answers came")
+    try:
+        return [read_result(value) for value in values]
+    except ValueError as error:
+        raise BadAnswerError(str(error)) from error

@@ -1,0 +1,226 @@
+"""The Triton model repository: templates, exported classifier, labels and warm-up data in one folder."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any, Final, Literal, get_args
+
+from afd_serve.errors import DependencyError, PackagingError
+from afd_serve.export import MODEL_NAME, SIGNATURE_NAME, Signature, TensorSpec, export_classifier
+from afd_serve.models.classifier import INPUTS
+from afd_serve.models.fde import FREQUENCIES
+from afd_serve.request import MAX_PICTURES, Options
+from afd_serve.sample import sample_picture
+from afd_serve.steps import PreparingStep
+from afd_serve.triton_protocol import ENSEMBLE, PICTURE
+
+try:
+    import tritonclient.grpc.model_config_pb2 as model_config
+    from google.protobuf import text_format
+except ModuleNotFoundError as error:
+    raise DependencyError("Triton's configuration cannot be checked: pip install 'afd-serve[triton]'") from error
+
+__all__ = ["Platform", "TritonLimits", "check_repository", "package_triton", "repository_templates"]
+
+Platform = Literal["python", "pytorch_libtorch"]
+
+_EXPORTED: Final = (MODEL_NAME, SIGNATURE_NAME)
+_VERSION: Final = "1"
+_CLASSIFIER: Final = "afd_classifier"
+_OPTIONAL: Final = frozenset({"afd_answer"})
+_DTYPES: Final = {
+    "uint8": "TYPE_UINT8",
+    "int16": "TYPE_INT16",
+    "int32": "TYPE_INT32",
+    "float32": "TYPE_FP32",
+}
+
+
+@dataclass(frozen=True)
+class TritonLimits:
+    """How much work the repository's models take on.
+
+    Attributes:
+        decoders: Processes that read pictures, on the CPU.
+        classifiers: Processes that run the classifier: on a CPU as many as there are cores to use, one per GPU.
+        max_queue_size: Requests that wait for a model; what comes on top is UNAVAILABLE at once.
+        queue_timeout: Seconds after which a waiting request is given up as UNAVAILABLE.
+    """
+
+    decoders: int = 1
+    classifiers: int = 1
+    max_queue_size: int = 512
+    queue_timeout: float = 10.0
+
+
+def repository_templates() -> Path:
+    """The folder with the templates: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for parent in (package, package.parent):
+        if (parent / "model_repository" / "common").is_dir():
+            return parent / "model_repository"
+    raise PackagingError(f"the templates of the Triton model repository are missing from the installation in {package}")
+
+
+def package_triton(
+    source: str | Path, out_dir: Path, *, platform: str = "python", limits: TritonLimits | None = None
+) -> Path:
+    """Build a model repository that Triton can serve.
+
+    Args:
+        source: A shipped name, a run's directory, or the directory of an exported model; what is not exported yet, is
+            exported first.
+        out_dir: The repository; made when missing. The models of the same names there are replaced.
+        platform: ``python`` serves the classifier on the Python backend, ``pytorch_libtorch`` on the backend of that
+            name, which NVIDIA's container has.
+        limits: How much work the models take on.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        ExportError: The export failed its check.
+        PackagingError: The repository does not agree with the classifier, or cannot be written.
+    """
+    if platform not in get_args(Platform):
+        raise PackagingError(f"the platform is one of {', '.join(get_args(Platform))}, not {platform!r}")
+    with tempfile.TemporaryDirectory(prefix="afd-triton-") as scratch:
+        exported, built = Path(scratch) / "exported", Path(scratch) / "built"
+        if all((Path(source) / name).is_file() for name in _EXPORTED):
+            exported = Path(source)
+        else:
+            export_classifier(source, exported)
+        signature = Signature.from_json((exported / SIGNATURE_NAME).read_text())
+        for part in ("common", platform):
+            _complete(repository_templates() / part, built, signature, limits or TritonLimits())
+        _add_models(built, exported, signature)
+        check_repository(built, signature)
+        return _put_in_place(built, out_dir)
+
+
+def _complete(templates: Path, out: Path, signature: Signature, limits: TritonLimits) -> None:
+    """Copy a folder of templates with the values for this classifier."""
+    values = {
+        "max_batch_size": MAX_PICTURES,
+        "size": signature.preprocessing.size,
+        "grid": _spec(signature.inputs, "dequantized").shape[1],
+        "frequencies": FREQUENCIES,
+        "classes": len(signature.labels),
+        "decoders": limits.decoders,
+        "classifiers": limits.classifiers,
+        "max_queue_size": limits.max_queue_size,
+        "queue_timeout_microseconds": round(limits.queue_timeout * 1e6),
+    }
+    for path in sorted(templates.rglob("*")):
+        target = out / path.relative_to(templates)
+        if path.name == "config.pbtxt":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(Template(path.read_text()).substitute(values))
+        elif path.name == "model.py":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _spec(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:
+    return next(spec for spec in specs if spec.name == name)
+
+
+def _add_models(built: Path, exported: Path, signature: Signature) -> None:
+    for model in sorted(built.iterdir()):
+        version = model / _VERSION  # an ensemble needs one as well, though there is nothing in it
+        version.mkdir(exist_ok=True)
+        if model.name != ENSEMBLE:
+            shutil.copyfile(exported / SIGNATURE_NAME, version / SIGNATURE_NAME)
+        if "label_filename" in (model / "config.pbtxt").read_text():
+            # Clients get <probability>:<index>:<label>, one class per line of this file.
+            (model / "labels.txt").write_text("\n".join(signature.labels) + "\n")
+    shutil.copyfile(exported / MODEL_NAME, built / _CLASSIFIER / _VERSION / MODEL_NAME)
+    inputs, (finding,) = PreparingStep(signature.preprocessing).prepare([sample_picture()], Options())
+    data = {name: tensor.numpy().tobytes() for name, tensor in zip(INPUTS, inputs, strict=True)}
+    _write_warm_up(built / "jpeg_coefficients", {PICTURE: _text(sample_picture())})
+    _write_warm_up(built / _CLASSIFIER, data | {"finding": _text(finding.to_json())})
+
+
+def _text(value: bytes) -> bytes:
+    """An element of a TYPE_STRING tensor in Triton's form: its length in four bytes, and itself."""
+    return len(value).to_bytes(4, "little") + value
+
+
+def _write_warm_up(model: Path, files: dict[str, bytes]) -> None:
+    (model / "warmup").mkdir()
+    for name, content in files.items():
+        (model / "warmup" / name).write_bytes(content)
+
+
+def check_repository(repository: Path, signature: Signature) -> None:
+    """Compare the repository's configuration with the classifier's signature, and its ensemble with its models.
+
+    Raises:
+        PackagingError: Something does not fit; the message says what.
+    """
+    configs = {path.parent.name: _parse(path) for path in sorted(repository.glob("*/config.pbtxt"))}
+    classifier = configs[_CLASSIFIER]
+    by_position = classifier.platform == "pytorch_libtorch"
+    _check_tensors(classifier.input, signature.inputs, by_position)
+    if by_position:
+        _check_tensors(classifier.output, signature.outputs, by_position)
+    ensemble = configs[ENSEMBLE]
+    known = {tensor.name: _type_of(tensor) for tensor in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        model = configs[step.model_name]
+        for end, mapping in ((model.input, step.input_map), (model.output, step.output_map)):
+            types = {tensor.name: _type_of(tensor) for tensor in end}
+            if set(types) != set(mapping):
+                raise PackagingError(f"the ensemble maps {sorted(mapping)} of {step.model_name}, not {sorted(types)}")
+            for name, value in mapping.items():
+                if known.setdefault(value, types[name]) != types[name]:
+                    raise PackagingError(f"{step.model_name} has {types[name]} as {name}, others have {known[value]}")
+    for tensor in ensemble.output:
+        if known.get(tensor.name) != _type_of(tensor):
+            raise PackagingError(f"no step of the ensemble makes its output {tensor.name}")
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return text_format.Parse(path.read_text(), model_config.ModelConfig())
+    except text_format.ParseError as error:
+        raise PackagingError(f"{path} is no model configuration: {error}") from error
+
+
+def _type_of(tensor: Any) -> tuple[str, tuple[int, ...]]:
+    return model_config.DataType.Name(tensor.data_type), tuple(tensor.dims)
+
+
+def _model_shape(tensor: Any) -> tuple[int, ...]:
+    """What the model sees, without the batch."""
+    return tuple(tensor.reshape.shape) if tensor.HasField("reshape") else tuple(tensor.dims)
+
+
+def _check_tensors(tensors: Any, specs: tuple[TensorSpec, ...], by_position: bool) -> None:
+    configured = {
+        tensor.name: (model_config.DataType.Name(tensor.data_type), _model_shape(tensor)) for tensor in tensors
+    }
+    for index, spec in enumerate(specs):
+        name = f"{spec.name}__{index}" if by_position else spec.name
+        expected = (_DTYPES[spec.dtype], spec.shape[1:])
+        if configured.get(name) != expected:
+            raise PackagingError(f"the classifier has {name} as {expected}, its configuration {configured.get(name)}")
+
+
+def _put_in_place(built: Path, out_dir: Path) -> Path:
+    """Move the models to the repository; each is replaced in one step, so that none is ever there by half."""
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name in _OPTIONAL - {model.name for model in built.iterdir()}:
+            shutil.rmtree(out_dir / name, ignore_errors=True)  # of a repository for another platform
+        for model in sorted(built.iterdir()):
+            with tempfile.TemporaryDirectory(prefix=".afd-", dir=out_dir) as aside:
+                shutil.copytree(model, Path(aside) / "new")
+                if (out_dir / model.name).exists():
+                    (out_dir / model.name).rename(Path(aside) / "old")
+                (Path(aside) / "new").rename(out_dir / model.name)
+    except OSError as error:
+        raise PackagingError(f"the repository cannot be written to {out_dir}: {error}") from error
+    return out_dir

@@ -1,0 +1,34 @@
+"""What one picture's answer is, here or from a server: a prediction or a failure. Nothing here needs torch."""
+
+from dataclasses import dataclass
+
+__all__ = ["Failure", "Prediction"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture.
+
+    Attributes:
+        indices: Classes by falling probability, top-k of them.
+        labels: Their names.
+        probabilities: Their probabilities, 0..1.
+        estimated_quality: QF of the heaviest compression found, 1..100; None where nothing tells (a PNG, say).
+        drift: Expected squared distance of the unprotected embedding from the clean picture's, in variances; >= 0.
+        protected: Whether the gate was open.
+    """
+
+    indices: tuple[int, ...]
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    estimated_quality: int | None
+    drift: float
+    protected: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one picture has no answer: a code of `afd_serve.errors`, and a reason for people."""
+
+    code: str
+    reason: str

@@ -1,0 +1,255 @@
+"""Start, question and stop a Triton of our own, apart from any other on the machine.
+
+What runs in the background is a supervisor (`afd_serve.servers.triton_supervisor`), which keeps ``tritonserver`` alive:
+a Python process of the server that dies is not replaced by the server itself, which goes on to call itself ready. So
+nothing here believes in readiness: the only proof is a picture that was classified.
+
+Everything that the server writes lies in its state directory: settings, logs, links, and ``server.json``, which tells
+later calls what runs. Its shared memory is the exception; `stop` removes what a killed server left there.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from afd_serve.errors import ServingError
+from afd_serve.sample import sample_picture
+from afd_serve.servers.processes import check_ports, end, kill_marked, read_log, runs, started_at
+from afd_serve.servers.triton_environment import SHARED_MEMORY, TritonPorts, find_environment, link_backend
+from afd_serve.triton_protocol import ENSEMBLE, PICTURE, PROBE_ID
+
+__all__ = ["Triton", "TritonPorts", "find", "probe", "start", "stop"]
+
+_STATE: Final = "server.json"
+_PREFIX: Final = "afd_triton_"
+
+
+@dataclass(frozen=True)
+class Triton:
+    """A server and its supervisor, as ``server.json`` describes them.
+
+    Attributes:
+        state_dir: Where its files lie.
+        repository: The model repository.
+        python: The Python in whose environment it runs.
+        fingerprint: What it was started from, in the words of the caller of `start`.
+        prefix: What the names of its shared memory regions begin with.
+        ports: Where it listens.
+        pid: The supervisor's process.
+        started: That process's start time: a process id alone may belong to another process by now.
+    """
+
+    state_dir: Path
+    repository: Path
+    python: Path
+    fingerprint: str
+    prefix: str
+    ports: TritonPorts
+    pid: int = 0
+    started: float = 0.0
+
+    @property
+    def url(self) -> str:
+        """Where HTTP is spoken."""
+        return f"http://127.0.0.1:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Where gRPC is spoken."""
+        return f"grpc://127.0.0.1:{self.ports.grpc}"
+
+    @property
+    def log(self) -> Path:
+        """What the server and its supervisor say."""
+        return self.state_dir / "logs" / "triton.log"
+
+    @property
+    def ready_file(self) -> Path:
+        """A file that is there while the supervisor holds the server for well."""
+        return self.state_dir / "ready"
+
+    def alive(self) -> bool:
+        """Whether the supervisor still runs."""
+        return runs(self.pid, self.started)
+
+    def metrics(self) -> str:
+        """The text of the metrics port.
+
+        Raises:
+            ServingError: The server cannot be reached.
+        """
+        return _ask(f"http://127.0.0.1:{self.ports.metrics}/metrics", None, {}, 10).decode()
+
+
+def start(
+    repository: Path,
+    state_dir: Path,
+    *,
+    python: Path | None = None,
+    fingerprint: str = "",
+    ports: TritonPorts | None = None,
+    timeout: float = 120,
+) -> Triton:
+    """Start a server for a model repository and wait until it has classified a picture.
+
+    Args:
+        repository: What `afd_serve.packaging.triton.package_triton` built.
+        state_dir: A folder of the server's own; made when missing.
+        python: A Python whose environment has ``nvidia-pytriton``; the running one where left out.
+        fingerprint: Kept with the server, so that a later call can tell whether it is still the right one.
+        ports: Where to listen.
+        timeout: Seconds until the start counts as failed.
+
+    Raises:
+        DependencyError: The environment lacks something.
+        ServingError: A server already runs in ``state_dir``, a port is taken, or no answer came; with the reason.
+    """
+    if find(state_dir) is not None:
+        raise ServingError(f"a server already runs in {state_dir}; stop it first")
+    stop(state_dir)  # what one that ended by itself left behind
+    server = Triton(
+        state_dir=state_dir.resolve(),
+        repository=repository.resolve(),
+        python=python or Path(sys.executable),
+        fingerprint=fingerprint,
+        prefix=f"{_PREFIX}{uuid.uuid4().hex[:12]}_",
+        ports=ports or TritonPorts(),
+    )
+    environment = find_environment(server.python)
+    check_ports(server.ports)
+    shutil.rmtree(server.log.parent, ignore_errors=True)
+    server.log.parent.mkdir(parents=True)
+    link_backend(environment, server.state_dir / "backends")
+    _save(server)
+    server = _launch(server)
+    try:
+        _wait(server, time.monotonic() + timeout)
+    except BaseException:
+        stop(state_dir)
+        raise
+    return server
+
+
+def load(state_dir: Path) -> Triton | None:
+    """The server that was started last in a state directory; it may have ended since."""
+    try:
+        values: dict[str, Any] = json.loads((state_dir / _STATE).read_text())
+        paths = {name: Path(values[name]) for name in ("state_dir", "repository", "python")}
+        return Triton(**values | paths | {"ports": TritonPorts(**values["ports"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def find(state_dir: Path) -> Triton | None:
+    """The server that runs in a state directory, if one does."""
+    server = load(state_dir)
+    return server if server is not None and server.alive() else None
+
+
+def stop(state_dir: Path, *, timeout: float = 20) -> bool:
+    """Stop the server of a state directory and its supervisor; False when none runs."""
+    server = load(state_dir)
+    if server is None:
+        return False
+    running = server.alive()
+    if running:
+        end(server.pid, timeout)
+    clean_up(server)
+    server.ready_file.unlink(missing_ok=True)
+    (state_dir / _STATE).unlink(missing_ok=True)
+    return running
+
+
+def clean_up(server: Triton) -> None:
+    """End and remove what a killed server leaves: Python processes that wait for it for ever, and shared memory."""
+    # Never others', whatever the state file says.
+    if re.fullmatch(rf"{_PREFIX}[0-9a-f]{{12}}_", server.prefix):
+        kill_marked(server.prefix)  # it is on the command lines of the server and of its Python processes
+        for path in SHARED_MEMORY.glob(f"{server.prefix}*"):
+            path.unlink(missing_ok=True)
+
+
+def probe(server: Triton, timeout: float) -> str | None:
+    """Let the server classify the sample picture; None if it did, or else what it said instead."""
+    picture = len(sample_picture()).to_bytes(4, "little") + sample_picture()
+    header = json.dumps(
+        {
+            "id": PROBE_ID,
+            "inputs": [
+                {
+                    "name": PICTURE,
+                    "shape": [1, 1],
+                    "datatype": "BYTES",
+                    "parameters": {"binary_data_size": len(picture)},
+                }
+            ],
+            "outputs": [{"name": "status", "parameters": {"binary_data": False}}],
+        }
+    ).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+    try:
+        text = _ask(f"{server.url}/v2/models/{ENSEMBLE}/infer", header + picture, headers, timeout)
+        status = json.loads(text)["outputs"][0]["data"]
+    except (ServingError, ValueError, LookupError) as error:
+        return str(error)
+    return None if status == ["ok"] else f"the sample picture got the status {status}"
+
+
+def _save(server: Triton) -> None:
+    partial = server.state_dir / f"{_STATE}.partial"
+    partial.write_text(json.dumps(asdict(server), indent=2, default=str))
+    partial.replace(server.state_dir / _STATE)
+
+
+def _launch(server: Triton) -> Triton:
+    command = [sys.executable, "-m", "afd_serve.servers.triton_supervisor", str(server.state_dir)]
+    with server.log.open("ab") as log:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, check=False
+        )
+    try:
+        pid = int(done.stdout)
+        server = Triton(**vars(server) | {"pid": pid, "started": started_at(pid)})
+    except (ValueError, ServingError) as error:
+        raise ServingError(f"the supervisor ended at once; {_log_tail(server)}") from error
+    _save(server)
+    return server
+
+
+def _wait(server: Triton, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        if not server.alive():
+            raise ServingError(f"Triton ended while it started; {_log_tail(server)}")
+        if server.ready_file.is_file():
+            return
+        time.sleep(0.05)
+    raise ServingError(f"Triton gave no answer in time; {_log_tail(server)}")
+
+
+def _log_tail(server: Triton) -> str:
+    """What the log says: its errors, or else its end."""
+    lines = read_log(server.state_dir, server.log.name).splitlines()
+    errors = [line for line in lines if line.startswith("E") and "CUDA" not in line and "Cuda" not in line]
+    return f"{server.log} says:\n" + "\n".join((errors or lines)[-30:])
+
+
+def _ask(url: str, body: bytes | None, headers: dict[str, str], timeout: float) -> bytes:
+    # No proxy: the server is on loopback, whatever the environment says about the rest of the world.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, data=body, headers=headers), timeout=timeout) as response:
+            return bytes(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ServingError(f"{url} answered {error.code}: {error.read().decode(errors='replace')}") from error
+    except OSError as error:
+        raise ServingError(f"no answer from {url}: {error}") from error

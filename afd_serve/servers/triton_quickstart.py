@@ -1,0 +1,88 @@
+"""From a classifier's name to a Triton that has answered, doing only what is not done yet."""
+
+import os
+import sys
+from pathlib import Path
+
+from afd_serve.client import Client, Options
+from afd_serve.errors import ServingError
+from afd_serve.packaging.triton import TritonLimits, package_triton, repository_templates
+from afd_serve.results import Failure, Prediction
+from afd_serve.sample import SAMPLE_NAME, sample_picture
+from afd_serve.servers.fingerprint import fingerprint_of
+from afd_serve.servers.triton import Triton, TritonPorts, find, probe, start, stop
+from afd_serve.triton_protocol import ENSEMBLE
+
+__all__ = ["serve_triton", "show"]
+
+
+def serve_triton(
+    source: str | Path,
+    state_dir: Path,
+    *,
+    python: Path | None = None,
+    ports: TritonPorts | None = None,
+    workers: int = 0,
+) -> Triton:
+    """Serve a classifier on Triton, in the background.
+
+    A server that runs with the same classifier and settings, and answers, is left alone.
+
+    Args:
+        source: A shipped name, a run's directory, or the directory of an exported model.
+        state_dir: Where the model repository, settings and logs go.
+        python: A Python whose environment has ``nvidia-pytriton``; the running one where left out.
+        ports: Where to listen.
+        workers: How many classifier processes; 0 stands for one per core.
+
+    Raises:
+        ServingError: The server does not start, or does not answer.
+        DependencyError: Something is missing in one of the two environments.
+    """
+    ports, python = ports or TritonPorts(), python or Path(sys.executable)
+    fingerprint = fingerprint_of(source, repository_templates(), f"{source}|{python}|{ports}|{workers}")
+    running = find(state_dir)
+    if running is not None:
+        if running.fingerprint == fingerprint and probe(running, timeout=10) is None:
+            return running
+        stop(state_dir)
+    classifiers = workers or os.cpu_count() or 1
+    # Reading a picture takes about a tenth of the time that classifying it takes on a CPU core.
+    limits = TritonLimits(decoders=-(-classifiers // 8), classifiers=classifiers)
+    repository = package_triton(source, state_dir / "model_repository", limits=limits)
+    return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports)
+
+
+def show(server: Triton) -> str:
+    """The sample picture classified with and without AFD, and how to send one's own.
+
+    Raises:
+        ServingError: The server does not answer with a prediction.
+        ClientError: The server does not answer.
+    """
+    lines = [f"Triton answers at {server.url} and {server.grpc_url}", f"The sample, {SAMPLE_NAME}:"]
+    with Client(server.grpc_url) as client:
+        for title, afd in (("with AFD", True), ("without AFD", False)):
+            result = client.classify(sample_picture(), Options(afd=afd, top_k=3))
+            if isinstance(result, Failure):
+                raise ServingError(f"the sample picture was answered {result.code}: {result.reason}")
+            lines.append(f"  {title:<12} {_line(result)}")
+    raw = "curl -H 'Inference-Header-Content-Length: 0' -H 'Content-Type: application/octet-stream'"
+    return "\n".join(
+        [
+            *lines,
+            "Send your own:",
+            f"  afd-serve classify --server {server.grpc_url} PICTURE.jpg",
+            f"  {raw} \\",
+            f"    --data-binary @PICTURE.jpg {server.url}/v2/models/{ENSEMBLE}/infer | grep -ao '{{\"predictions.*}}'",
+            "and add --no-afd, or -H 'afd: off', for the bare classifier.",
+        ]
+    )
+
+
+def _line(result: Prediction) -> str:
+    ranked = ", ".join(
+        f"{label} {probability:.1%}" for label, probability in zip(result.labels, result.probabilities, strict=True)
+    )
+    gate = "open" if result.protected else "closed"
+    return f"{ranked}  (estimated quality {result.estimated_quality}, drift {result.drift:.2f}, gate {gate})"

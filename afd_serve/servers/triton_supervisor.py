@@ -1,0 +1,167 @@
+"""Keeps one ``tritonserver`` alive: ``python -m afd_serve.servers.triton_supervisor STATE_DIR``.
+
+The server is replaced as a whole when it has ended, when one of the Python processes that it had when it became ready
+has died, or when it fails to classify the sample picture twice in a row. The first two show within half a second. The
+third is patient, because a picture may wait behind others.
+
+A first start that fails ends the supervisor, whose caller waits for it and tells the reason; one that crashes is tried
+once more.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NoReturn
+
+import psutil
+
+from afd_serve.servers.processes import runs
+from afd_serve.servers.triton import Triton, clean_up, load, probe
+from afd_serve.servers.triton_environment import find_environment, link_backend, server_command
+
+_STUB: Final = "triton_python_backend_stub"
+_LOOK_EVERY: Final = 0.25
+_PROBE_EVERY: Final = 5.0
+_PROBE_TIMEOUT: Final = 15.0
+_START_TIMEOUT: Final = 120.0
+_LONGEST_PAUSE: Final = 30.0
+_PR_SET_PDEATHSIG: Final = 1
+
+Process = tuple[int, float]  # id and start time
+
+
+class Supervisor:
+    """One server after the other, on the same ports."""
+
+    def __init__(self, server: Triton) -> None:
+        environment = find_environment(server.python)
+        backends = link_backend(environment, server.state_dir / "backends")
+        self._server = server
+        self._command = server_command(environment, server.repository, backends, server.ports, server.prefix)
+        self._variables = environment.variables
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stubs: set[Process] = set()
+
+    def run(self) -> None:
+        """Start the server and replace it whenever it is not well; returns where it cannot be started at first."""
+        failed_starts = 0
+        first = True
+        while True:
+            reason = self._start()
+            if reason is None:
+                first, failed_starts = False, 0
+                reason = self._watch()
+            else:
+                failed_starts += 1
+            self._server.ready_file.unlink(missing_ok=True)
+            _say(f"tritonserver is not well: {reason}")
+            # On a machine that is short of time, its backend's locks run out while it starts, and it aborts.
+            crashed = self._process is not None and (self._process.poll() or 0) < 0
+            self._kill()
+            if first and (failed_starts > 1 or not crashed):
+                return
+            time.sleep(min(_LONGEST_PAUSE, 2.0**failed_starts - 1))
+
+    def stop(self) -> None:
+        """Let the server end by itself, and see to it that it does."""
+        if self._process is not None:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
+        self._kill()
+
+    def _start(self) -> str | None:
+        """Start the server; None once it has classified a picture, or else why not."""
+        start = time.monotonic()
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._variables,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  # this process has one thread
+        )
+        reason: str | None = "no answer yet"
+        while time.monotonic() - start < _START_TIMEOUT:
+            if self._process.poll() is not None:
+                return f"it ended with status {self._process.returncode} while it started"
+            reason = probe(self._server, timeout=5)
+            if reason is None:
+                self._stubs = self._find_stubs()
+                self._server.ready_file.touch()
+                _say(f"tritonserver answers after {time.monotonic() - start:.1f} s")
+                return None
+            time.sleep(0.1)
+        return reason
+
+    def _watch(self) -> str:
+        """Look after the server until it is not well; the reason."""
+        failures, next_probe = 0, time.monotonic() + _PROBE_EVERY
+        while True:
+            time.sleep(_LOOK_EVERY)
+            if self._process is None or self._process.poll() is not None:
+                return "it has ended"
+            dead = [pid for pid, started in self._stubs if not runs(pid, started)]
+            if dead:
+                return f"its Python process {dead[0]} has died"
+            if time.monotonic() < next_probe:
+                continue
+            reason = probe(self._server, timeout=_PROBE_TIMEOUT)
+            failures = failures + 1 if reason else 0
+            if failures >= 2:
+                return f"it cannot classify: {reason}"
+            next_probe = time.monotonic() + _PROBE_EVERY
+
+    def _find_stubs(self) -> set[Process]:
+        if self._process is None:
+            return set()
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        return {(child.pid, child.create_time()) for child in children if _STUB in " ".join(child.cmdline()[:1])}
+
+    def _kill(self) -> None:
+        """End what is left of the server: nothing in it is worth waiting for any more."""
+        clean_up(self._server)
+        if self._process is not None:
+            self._process.wait()
+        self._process, self._stubs = None, set()
+
+
+def _die_with_parent() -> None:
+    """In the server's process before it becomes the server: no supervisor, no server."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _say(text: str) -> None:
+    # Standard output is the server's log.
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} supervisor: {text}", flush=True)
+
+
+def _exit(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
+def main() -> None:
+    """Go to the background, print the process's id, and supervise the server of a state directory until SIGTERM."""
+    pid = os.fork()
+    if pid:
+        print(pid)
+        return
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the log; whoever started this waits for the end of the other
+    server = load(Path(sys.argv[1]))
+    if server is None:
+        sys.exit(f"{sys.argv[1]} describes no server")
+    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGINT, _exit)
+    supervisor = Supervisor(server)
+    try:
+        supervisor.run()
+    finally:
+        supervisor.stop()
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

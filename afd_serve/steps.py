@@ -1,0 +1,222 @@
+"""The pipeline in two steps, for servers that run each step as a model of its own: preparing, then answering.
+
+What lies between them are the classifier's tensors and, for each picture, a `Finding`. Put together, the steps give
+`Pipeline`'s answers, bit for bit on the same machine: see Note [One picture at a time].
+
+Note [Blank rows]
+    A batch has one row per picture, whatever became of it. The row of a picture that cannot be read is blank: all zero,
+    with the gate closed. Real quantization tables hold no zero, so a blank row shows, and is not worth a pass of the
+    model; a server that passes it through the model all the same harms nobody, because rows do not see each other.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from afd_serve.dct import BLOCK
+from afd_serve.errors import InputError
+from afd_serve.export import Deployed
+from afd_serve.jpeg import JpegLimits
+from afd_serve.models.backbones import Preprocessing
+from afd_serve.models.fde import FREQUENCIES, GEOMETRY
+from afd_serve.pipeline import Failure, Prediction
+from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
+from afd_serve.quality import CompressionHistory
+from afd_serve.request import Options
+from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
+
+__all__ = ["Answered", "ClassifierStep", "Finding", "PreparedBatch", "PreparingStep", "make_answers"]
+
+OK = "ok"
+"""The status of a picture that has a prediction; every other status is a failure's code."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What preparing tells of one picture, besides tensors.
+
+    Attributes:
+        estimated_quality: QF of the heaviest compression found, 1..100; None where nothing tells, or on failure.
+        protected: Whether the gate is open.
+        failure: Why the picture's row is blank; None where it is not.
+    """
+
+    estimated_quality: int | None = None
+    protected: bool = False
+    failure: Failure | None = None
+
+    def to_json(self) -> bytes:
+        """One JSON object; `from_json` reads it back."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> "Finding":
+        """Read what `to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        failure = values.pop("failure")
+        return cls(**values, failure=Failure(**failure) if failure else None)
+
+
+class PreparedBatch(NamedTuple):
+    """One request's pictures: a row and a finding for each."""
+
+    inputs: ClassifierInputs
+    findings: list[Finding]
+
+
+class PreparingStep:
+    """Bytes in, the classifier's inputs out."""
+
+    def __init__(self, preprocessing: Preprocessing, limits: JpegLimits | None = None) -> None:
+        self._preprocessing = preprocessing
+        self._limits = limits or JpegLimits()
+
+    def prepare(self, items: Sequence[Buffer], options: Options) -> PreparedBatch:
+        """Prepare pictures; the row of one that cannot be read is blank, and its finding says why."""
+        pairs = [self._prepare_one(item, options) for item in items]
+        findings = [finding for _, finding in pairs]
+        inputs = stack([picture for picture, _ in pairs], [finding.protected for finding in findings])
+        return PreparedBatch(inputs._replace(rgb=inputs.rgb.contiguous()), findings)
+
+    def _prepare_one(self, item: Buffer, options: Options) -> tuple[PreparedPicture, Finding]:
+        try:
+            picture = prepare(item, self._preprocessing, crop=options.crop, limits=self._limits)
+        except InputError as error:
+            return self._blank, Finding(failure=Failure(error.code, str(error)))
+        protected = options.afd and not picture.history.good
+        return picture, Finding(picture.estimated_quality, protected)
+
+    @cached_property
+    def _blank(self) -> PreparedPicture:
+        size = self._preprocessing.size
+        grid = -(-size // BLOCK)
+        return PreparedPicture(
+            rgb=np.zeros((size, size, 3), np.uint8),
+            dequantized=np.zeros((grid, grid, FREQUENCIES), np.int16),
+            quant_tables=np.zeros((3, BLOCK * BLOCK), np.int32),
+            geometry=np.zeros(GEOMETRY, np.float32),
+            history=CompressionHistory(quality=100, resaved=False),
+            has_tables=False,
+        )
+
+
+class ClassifierStep:
+    """The exported classifier on one device.
+
+    Args:
+        deployed: The classifier.
+        device: Where it runs.
+        together: Whether all pictures at hand go through it in one pass, as suits a GPU, or one at a time.
+    """
+
+    def __init__(self, deployed: Deployed, device: torch.device, *, together: bool) -> None:
+        self._module = deployed.module.to(device)
+        self._device = device
+        self._together = together
+        self._classes = len(deployed.signature.labels)
+
+    def classify(self, batches: Sequence[ClassifierInputs]) -> list[tuple[Tensor, Tensor]]:
+        """Classify several requests' pictures.
+
+        Returns:
+            For each batch logits [N, K] and drift scores [N], float32 in the CPU's memory; what stands in blank rows
+            has no meaning.
+        """
+        if not self._together:
+            return [self._one_by_one(inputs) for inputs in batches]
+        joined = (torch.cat(tensors).to(self._device) for tensors in zip(*batches, strict=True))
+        logits, drift = self._run(ClassifierInputs(*joined))
+        ends = np.cumsum([len(inputs.gate) for inputs in batches])[:-1].tolist()
+        return list(zip(logits.tensor_split(ends), drift.tensor_split(ends), strict=True))
+
+    def _one_by_one(self, inputs: ClassifierInputs) -> tuple[Tensor, Tensor]:
+        # See Note [One picture at a time] and Note [Blank rows].
+        logits, drift = torch.zeros(len(inputs.gate), self._classes), torch.zeros(len(inputs.gate))
+        for index in inputs.quant_tables[:, 0, 0].nonzero()[:, 0].tolist():
+            row = ClassifierInputs(*(tensor[index : index + 1].to(self._device) for tensor in inputs))
+            logits[index : index + 1], drift[index : index + 1] = self._run(row)
+        return logits, drift
+
+    def _run(self, inputs: ClassifierInputs) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            logits, drift = self._module(*inputs)
+        return logits.cpu(), drift.cpu()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request's answers, a row for each picture.
+
+    Attributes:
+        results: What `Pipeline.predict` gives.
+        probabilities: float32 [N, K]; zero for a failure.
+        drift: float32 [N, 1]; zero for a failure.
+        estimated_quality: int32 [N, 1]; zero where nothing tells.
+        status: `OK` or the failure's code.
+        bodies: The answers in the wire format of `afd_serve.response`, as JSON.
+    """
+
+    results: list[Prediction | Failure]
+    probabilities: Tensor
+    drift: Tensor
+    estimated_quality: Tensor
+    status: list[str]
+    bodies: list[str]
+
+
+def make_answers(
+    logits: Tensor,
+    drift: Tensor,
+    findings: Sequence[Finding],
+    *,
+    labels: Sequence[str],
+    model: ModelInfo,
+    top_k: int,
+) -> Answered:
+    """Put what the classifier says and what preparing found together.
+
+    Args:
+        logits: float32 [N, K].
+        drift: float32 [N].
+        findings: N of them.
+        labels: The names of the K classes.
+        model: Which model answers.
+        top_k: How many classes the bodies name, at most; from 1 on.
+    """
+    failed = torch.tensor([finding.failure is not None for finding in findings])
+    probabilities = torch.stack([row.softmax(dim=0) for row in logits]).masked_fill(failed[:, None], 0.0)
+    drift = drift.masked_fill(failed, 0.0)
+    results = [
+        finding.failure or _prediction(row, float(score), finding, labels, top_k)
+        for row, score, finding in zip(probabilities, drift, findings, strict=True)
+    ]
+    return Answered(
+        results=results,
+        probabilities=probabilities,
+        drift=drift[:, None],
+        estimated_quality=torch.tensor([[finding.estimated_quality or 0] for finding in findings], dtype=torch.int32),
+        status=[finding.failure.code if finding.failure else OK for finding in findings],
+        bodies=[json.dumps(_body(result, model), allow_nan=False) for result in results],
+    )
+
+
+def _prediction(row: Tensor, drift: float, finding: Finding, labels: Sequence[str], top_k: int) -> Prediction:
+    probabilities, indices = row.topk(min(top_k, len(labels)))
+    return Prediction(
+        indices=tuple(indices.tolist()),
+        labels=tuple(labels[index] for index in indices.tolist()),
+        probabilities=tuple(probabilities.tolist()),
+        estimated_quality=finding.estimated_quality,
+        drift=drift,
+        protected=finding.protected,
+    )
+
+
+def _body(result: Prediction | Failure, model: ModelInfo) -> Mapping[str, Any]:
+    return failure_to_dict(result) if isinstance(result, Failure) else prediction_to_dict(result, model)

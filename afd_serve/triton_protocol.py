@@ -1,0 +1,31 @@
+"""What both ends of the Triton path agree on: names, and how a failure travels in an error's message."""
+
+import re
+from typing import Final
+
+__all__ = ["ANSWER", "ENSEMBLE", "PICTURE", "PROBE_ID", "error_message", "read_error"]
+
+ENSEMBLE: Final = "afd_classify"
+"""The model that clients call, and by whose name answers and metrics go."""
+
+PICTURE: Final = "picture"
+"""Its input: encoded pictures, STRING [N, 1]."""
+
+ANSWER: Final = "answer"
+"""Its output in the wire format of `afd_serve.response`: STRING [N, 1]."""
+
+PROBE_ID: Final = "afd-health"
+"""The id of requests that ask for health; the metrics leave them out."""
+
+_MESSAGE: Final = re.compile(r"(?:in ensemble '[^']*', )?([a-z][a-z0-9_]*): (.*)", re.DOTALL)
+
+
+def error_message(code: str, reason: str) -> str:
+    """The message of an error response."""
+    return f"{code}: {reason}"
+
+
+def read_error(message: str) -> tuple[str, str] | None:
+    """Code and reason of what `error_message` wrote, with what Triton puts before it; None for Triton's own words."""
+    found = _MESSAGE.fullmatch(message)
+    return (found[1], found[2]) if found else None

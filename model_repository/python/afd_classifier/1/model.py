@@ -1,0 +1,36 @@
+"""Second step: the exported classifier, and the answers made of what it says. On a GPU where there is one."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from afd_serve.export import load_deployed
+from afd_serve.models.classifier import INPUTS
+from afd_serve.preprocess import ClassifierInputs
+from afd_serve.servers import triton_adapter as triton
+from afd_serve.steps import ClassifierStep
+
+
+class TritonPythonModel:
+    """Triton's interface; one object per instance, each in a process of its own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        torch.set_num_threads(1)
+        deployed = load_deployed(triton.version_folder(args))
+        gpu = args["model_instance_kind"] == "GPU"
+        device = torch.device("cuda", int(args["model_instance_device_id"])) if gpu else torch.device("cpu")
+        self._step = ClassifierStep(deployed, device, together=gpu)
+        self._answers = triton.Answers(deployed.signature, args["model_version"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return triton.respond_together(requests, self._answer)
+
+    def _answer(self, requests: Sequence[Any]) -> Iterator[list[Any]]:
+        batches = [ClassifierInputs(*(triton.tensor_of(request, name) for name in INPUTS)) for request in requests]
+        start = time.perf_counter()
+        said = self._step.classify(batches)
+        seconds = (time.perf_counter() - start) / len(requests)
+        for request, (logits, drift) in zip(requests, said, strict=True):
+            yield self._answers.outputs(request, logits, drift, seconds)

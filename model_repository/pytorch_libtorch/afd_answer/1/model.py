@@ -1,0 +1,23 @@
+"""Third step after a classifier that is Triton's own: the answers made of its logits. Always on the CPU."""
+
+from typing import Any
+
+import torch
+
+from afd_serve.export import SIGNATURE_NAME, Signature
+from afd_serve.servers import triton_adapter as triton
+
+
+class TritonPythonModel:
+    """Triton's interface; one object per instance, each in a process of its own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        torch.set_num_threads(1)
+        signature = Signature.from_json((triton.version_folder(args) / SIGNATURE_NAME).read_text())
+        self._answers = triton.Answers(signature, args["model_version"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return triton.respond(requests, self._answer)
+
+    def _answer(self, request: Any) -> list[Any]:
+        return self._answers.outputs(request, triton.tensor_of(request, "logits"), triton.tensor_of(request, "drift"))

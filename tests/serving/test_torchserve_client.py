@@ -1,0 +1,51 @@
+"""The client against a real TorchServe, over REST and gRPC."""
+
+import asyncio
+
+import pytest
+
+from afd_serve.errors import RequestRefusedError
+from afd_serve.pipeline import Pipeline
+from afd_serve.servers.torchserve import TorchServe
+from tests.serving.pictures import BAD, GOOD
+
+pytest.importorskip("tritonclient.grpc")
+
+from afd_serve.client import AsyncClient, Client, Options, detect_server
+
+pytestmark = pytest.mark.serving
+
+MIXED = [GOOD["sample"], BAD["truncated"], GOOD["png"], BAD["zero bytes"], GOOD["gray"]]
+
+
+def url_of(server: TorchServe, transport: str) -> str:
+    return f"{transport}://127.0.0.1:{server.ports.inference if transport == 'http' else server.ports.grpc_inference}"
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_the_clients_get_the_pipelines_answers(server: TorchServe, pipeline: Pipeline, transport: str) -> None:
+    url = url_of(server, transport)
+    options = Options(afd=False, top_k=3)
+    with Client(url, server="torchserve", token=server.token()) as client:
+        assert client.healthy(timeout=30)
+        assert client.classify_many(MIXED, options) == pipeline.predict(MIXED, afd=False, top_k=3)
+        assert [client.classify(picture) for picture in MIXED] == pipeline.predict(MIXED)
+
+    async def ask() -> object:
+        async with AsyncClient(url, server="torchserve", token=server.token()) as asking:
+            return await asyncio.gather(*(asking.classify(picture) for picture in MIXED))
+
+    assert asyncio.run(ask()) == pipeline.predict(MIXED)
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_refusals(server: TorchServe, transport: str) -> None:
+    url = url_of(server, transport)
+    assert detect_server(url) == "torchserve"
+    with Client(url, server="torchserve", token="wrong") as client, pytest.raises(RequestRefusedError):
+        client.classify(GOOD["sample"])
+    with (
+        Client(url, server="torchserve", token=server.token()) as client,
+        pytest.raises(RequestRefusedError, match="bad_option"),
+    ):
+        client.classify(GOOD["sample"], Options(top_k=0))

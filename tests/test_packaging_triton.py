@@ -1,0 +1,177 @@
+"""The model repository: what is in it, and that its configuration fits the classifier."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from afd_serve.cli import main
+from afd_serve.errors import PackagingError
+from afd_serve.export import Signature, export_classifier, load_deployed
+from afd_serve.packaging.triton import TritonLimits, check_repository, package_triton
+from afd_serve.pipeline import Pipeline
+from afd_serve.request import MAX_PICTURES
+from afd_serve.sample import sample_picture
+from tests.tiny_backbone import CLASSES
+
+text_format = pytest.importorskip("google.protobuf.text_format")
+model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+
+PLATFORMS = ("python", "pytorch_libtorch")
+MODELS = {
+    "python": {"afd_classify", "afd_classifier", "jpeg_coefficients"},
+    "pytorch_libtorch": {"afd_answer", "afd_classify", "afd_classifier", "jpeg_coefficients"},
+}
+TORCH = {
+    "TYPE_UINT8": torch.uint8,
+    "TYPE_INT16": torch.int16,
+    "TYPE_INT32": torch.int32,
+    "TYPE_FP32": torch.float32,
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported")
+    export_classifier(tiny_run, out)
+    return out
+
+
+@pytest.fixture(scope="module", params=PLATFORMS)
+def repository(request: pytest.FixtureRequest, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    limits = TritonLimits(decoders=2, classifiers=3, max_queue_size=7, queue_timeout=0.25)
+    return package_triton(exported, tmp_path_factory.mktemp(request.param), platform=request.param, limits=limits)
+
+
+def config_of(repository: Path, model: str) -> Any:
+    return text_format.Parse((repository / model / "config.pbtxt").read_text(), model_config.ModelConfig())
+
+
+def is_libtorch(repository: Path) -> bool:
+    return (repository / "afd_answer").is_dir()
+
+
+def test_what_is_in_the_repository(repository: Path, exported: Path) -> None:
+    platform = "pytorch_libtorch" if is_libtorch(repository) else "python"
+    assert {path.name for path in repository.iterdir()} == MODELS[platform]
+    for model in MODELS[platform]:
+        config = config_of(repository, model)
+        assert config.name == model
+        assert config.max_batch_size == MAX_PICTURES
+        assert config.version_policy.latest.num_versions == 1
+        assert (repository / model / "1").is_dir()
+        assert (config.backend == "python") is (repository / model / "1" / "model.py").is_file()
+        for output in config.output:
+            if output.label_filename:
+                labels = (repository / model / output.label_filename).read_text().splitlines()
+                assert labels == [f"class {index}" for index in range(CLASSES)]
+    assert (repository / "afd_classifier" / "1" / "model.pt").read_bytes() == (exported / "model.pt").read_bytes()
+
+
+def test_limits_go_into_the_configuration(repository: Path) -> None:
+    assert config_of(repository, "jpeg_coefficients").instance_group[0].count == 2
+    classifier = config_of(repository, "afd_classifier")
+    assert classifier.instance_group[0].count == 3
+    assert classifier.instance_group[0].kind == model_config.ModelInstanceGroup.KIND_AUTO
+    policy = classifier.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 250_000)
+    assert policy.timeout_action == model_config.ModelQueuePolicy.REJECT
+
+
+def tensors_of(repository: Path, batch: int) -> list[torch.Tensor]:
+    """What Triton would pass to the classifier, by its configuration and its warm-up data."""
+    config = config_of(repository, "afd_classifier")
+    (warm_up,) = config.model_warmup
+    tensors = []
+    for tensor in config.input:
+        kind = model_config.DataType.Name(tensor.data_type)
+        if kind == "TYPE_STRING":
+            continue
+        data = (repository / "afd_classifier" / "warmup" / warm_up.inputs[tensor.name].input_data_file).read_bytes()
+        assert list(warm_up.inputs[tensor.name].dims) == list(tensor.dims)
+        shape = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
+        one = torch.frombuffer(bytearray(data), dtype=TORCH[kind]).reshape(1, *shape)
+        tensors.append(one.repeat(batch, *(1 for _ in shape)))
+    return tensors
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_file_takes_and_gives_what_the_configuration_says(repository: Path, batch: int) -> None:
+    module = load_deployed(repository / "afd_classifier" / "1").module
+    inputs = config_of(repository, "afd_classifier").input
+    arguments = [argument.name for argument in module.forward.schema.arguments[1:]]
+    tensors = tensors_of(repository, batch)
+    names = [tensor.name for tensor in inputs][: len(tensors)]
+    if is_libtorch(repository):
+        assert names == [f"{name}__{index}" for index, name in enumerate(arguments)]
+    else:
+        assert names == arguments
+    with torch.inference_mode():
+        logits, drift = module(*tensors)
+    assert (logits.shape, drift.shape) == ((batch, CLASSES), (batch,))
+    if is_libtorch(repository):
+        outputs = config_of(repository, "afd_classifier").output
+        assert [tensor.name for tensor in outputs] == ["logits__0", "drift__1"]
+        assert list(outputs[0].dims) == [CLASSES]
+
+
+def test_the_warm_up_is_the_sample_picture(repository: Path, exported: Path) -> None:
+    data = (repository / "jpeg_coefficients" / "warmup" / "picture").read_bytes()
+    assert data == len(sample_picture()).to_bytes(4, "little") + sample_picture()
+    prepared = Pipeline.load(exported).prepare(sample_picture())
+    tables = tensors_of(repository, 1)[2]
+    assert torch.equal(tables[0], torch.from_numpy(prepared.quant_tables))
+
+
+@pytest.mark.parametrize(
+    ("model", "old", "new"),
+    [
+        ("afd_classifier", "TYPE_INT16", "TYPE_INT32"),
+        ("afd_classifier", "dims: [ 3, 64 ]", "dims: [ 64, 3 ]"),
+        ("afd_classifier", 'name: "geometry', 'name: "geometrie'),
+        ("afd_classifier", "reshape: { shape: [ ] }", ""),
+        ("afd_classify", 'output_map { key: "geometry" value: "geometry" }', ""),
+        ("afd_classify", 'name: "status" data_type: TYPE_STRING', 'name: "status" data_type: TYPE_INT32'),
+        ("jpeg_coefficients", "TYPE_UINT8", "TYPE_INT8"),
+        ("jpeg_coefficients", "max_batch_size", "no_such_field"),
+    ],
+)
+def test_what_does_not_fit_is_found(repository: Path, exported: Path, model: str, old: str, new: str) -> None:
+    signature = Signature.from_json((exported / "signature.json").read_text())
+    check_repository(repository, signature)
+    config = repository / model / "config.pbtxt"
+    original = config.read_text()
+    assert old in original
+    config.write_text(original.replace(old, new))
+    try:
+        with pytest.raises(PackagingError):
+            check_repository(repository, signature)
+    finally:
+        config.write_text(original)
+
+
+def test_a_repository_is_replaced_and_its_neighbours_stay(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "other_model").mkdir()
+    package_triton(exported, tmp_path, platform="pytorch_libtorch")
+    (tmp_path / "afd_classifier" / "1" / "leftover").touch()
+    package_triton(exported, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == MODELS["python"] | {"other_model"}
+    assert not (tmp_path / "afd_classifier" / "1" / "leftover").exists()
+
+
+def test_the_command_line_packages_and_refuses(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for platform, status in (("python", 0), ("pytorch_libtorch", 0), ("tensorrt", 2)):
+        with pytest.raises(SystemExit) as ended:
+            main(["package", "triton", "--model", str(exported), "--out", str(tmp_path), "--platform", platform])
+        assert (ended.value.code or 0) == status
+    captured = capsys.readouterr()
+    assert captured.out.split() == [str(tmp_path)] * 2
+    assert captured.err.startswith("error: the platform is one of python, pytorch_libtorch")
+
+
+def test_an_unknown_platform_is_refused(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(PackagingError, match="pytorch_libtorch"):
+        package_triton(exported, tmp_path, platform="tensorrt")
