@@ -28,8 +28,9 @@ def test_the_python_example_answers(
 ) -> None:
     (tmp_path / "PICTURE.jpg").write_bytes(sample_picture())
     monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
     for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "README.md", "exec"), names)
     assert "wall clock" in capsys.readouterr().out
 
 
