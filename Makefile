@@ -34,7 +34,7 @@ BUILD := build/cpp
 
 # An installation is out of date when what it is built from has changed; Python files are used from where they lie.
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
-CPP_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+CPP_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h benchmarks/*.cpp)
 
 .PHONY: serve stop serve-triton stop-triton test test-triton lint cpp-test py-test format clean
 .DELETE_ON_ERROR:
@@ -67,7 +67,7 @@ lint: $(VENV)/.installed-dev
 
 cpp-test: $(VENV)/.installed-dev
 	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
-	  -DAFD_PYTHON=OFF -DAFD_TESTS=ON -DAFD_WERROR=ON
+	  -DAFD_PYTHON=OFF -DAFD_TESTS=ON -DAFD_WERROR=ON -DAFD_SANITIZE=address,undefined
 	$(BIN)/cmake --build $(BUILD)
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 

@@ -5,9 +5,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from afd_serve.errors import InputError
+
 ColorSpace = Literal["grayscale", "ycbcr", "rgb", "cmyk", "ycck"]
+Decoder = Literal["fastest", "portable", "libjpeg"]
 
 codec: str
+vector_decoder: bool
 
 class Limits:
     def __init__(
@@ -71,6 +75,8 @@ class DecodedJpeg:
     def buffer_address(self) -> int: ...
     @property
     def buffer_bytes(self) -> int: ...
+    @property
+    def own_scans(self) -> int: ...
 
 def read_header(source: Any, limits: Limits) -> Header: ...
 def read(
@@ -81,5 +87,17 @@ def read(
     scale: int,
     tolerant: bool,
     apply_orientation: bool,
+    decoder: Decoder = "fastest",
 ) -> DecodedJpeg: ...
+def read_batch(
+    sources: list[Any],
+    limits: Limits,
+    *,
+    threads: int,
+    pixels: bool,
+    scale: int,
+    tolerant: bool,
+    apply_orientation: bool,
+    decoder: Decoder = "fastest",
+) -> list[DecodedJpeg | InputError | MemoryError]: ...
 def live_buffers() -> int: ...

@@ -1,35 +1,21 @@
 #include "coefficient_arena.h"
 
 #include <atomic>
-#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <new>
 #include <utility>
 
+#include "buffer_pool.h"
 #include "error.h"
 
 namespace afd {
 namespace {
 
-constexpr std::size_t kAlignment = 64;  // a cache line; libjpeg's vector code asks for 32
-
 std::atomic<std::size_t> live_arenas{0};
 
 std::uint64_t blocks_in(const PlaneShape& shape) {
   return std::uint64_t{shape.padded_width_in_blocks} * shape.padded_height_in_blocks;
-}
-
-// calloc, because the kernel hands out large buffers as zero pages: blocks that are never decoded cost nothing.
-void* allocate_zeroed(std::uint64_t size) {
-  if (size > std::numeric_limits<std::size_t>::max() - kAlignment) throw std::bad_alloc();
-  void* memory = std::calloc(static_cast<std::size_t>(size) + kAlignment, 1);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-JBLOCK* aligned(void* memory) {
-  const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  return reinterpret_cast<JBLOCK*>((address + kAlignment - 1) / kAlignment * kAlignment);
 }
 
 }  // namespace
@@ -40,13 +26,14 @@ std::uint64_t CoefficientArena::bytes_for(const std::vector<PlaneShape>& shapes)
   return blocks * sizeof(JBLOCK);
 }
 
-CoefficientArena::CoefficientArena(std::vector<PlaneShape> shapes) : size_bytes_(bytes_for(shapes)) {
+CoefficientArena::CoefficientArena(std::vector<PlaneShape> shapes, bool zeroed) : size_bytes_(bytes_for(shapes)) {
   planes_.reserve(shapes.size());
   for (const PlaneShape& shape : shapes) {
     planes_.push_back({shape, std::vector<JBLOCKROW>(shape.padded_height_in_blocks)});
   }
-  allocation_ = allocate_zeroed(size_bytes_);  // last: nothing below throws
-  data_ = aligned(allocation_);
+  if (size_bytes_ > std::numeric_limits<std::size_t>::max()) throw std::bad_alloc();
+  const auto size = static_cast<std::size_t>(size_bytes_);
+  data_ = static_cast<JBLOCK*>(zeroed ? take_zeroed_buffer(size) : take_buffer(size));  // last: nothing below throws
   JBLOCK* next = data_;
   for (Plane& plane : planes_) {
     for (JBLOCKROW& row : plane.rows) {
@@ -58,11 +45,16 @@ CoefficientArena::CoefficientArena(std::vector<PlaneShape> shapes) : size_bytes_
 }
 
 CoefficientArena::~CoefficientArena() {
-  std::free(allocation_);
+  give_back_buffer(data_);
   --live_arenas;
 }
 
 std::size_t CoefficientArena::live_count() { return live_arenas; }
+
+void CoefficientArena::clear_plane(std::size_t component) {
+  const std::uint64_t bytes = blocks_in(shape(component)) * sizeof(JBLOCK);
+  std::memset(plane(component), 0, static_cast<std::size_t>(bytes));
+}
 
 // libjpeg's `realize_virt_arrays` stays: it only sees arrays that went through its own request method, so that it has
 // nothing to do for ours.

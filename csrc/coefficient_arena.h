@@ -18,14 +18,14 @@ struct PlaneShape {
   std::uint32_t padded_height_in_blocks;
 };
 
-// One zeroed buffer that holds the quantized coefficients of all components, and the hooks that make libjpeg decode
-// into it. It knows nothing of how it is filled: any entropy decoder can write to `plane`.
+// One buffer that holds the quantized coefficients of all components, and the hooks that make libjpeg decode into it.
+// It knows nothing of how it is filled: any entropy decoder can write to `plane`.
 class CoefficientArena {
  public:
   static std::uint64_t bytes_for(const std::vector<PlaneShape>& shapes);
 
-  // Throws std::bad_alloc.
-  explicit CoefficientArena(std::vector<PlaneShape> shapes);
+  // `zeroed` as libjpeg needs it, or for a decoder that writes every block. Throws std::bad_alloc.
+  explicit CoefficientArena(std::vector<PlaneShape> shapes, bool zeroed = true);
   ~CoefficientArena();
   CoefficientArena(const CoefficientArena&) = delete;
   CoefficientArena& operator=(const CoefficientArena&) = delete;
@@ -37,6 +37,7 @@ class CoefficientArena {
   const PlaneShape& shape(std::size_t component) const { return planes_[component].shape; }
   // First coefficient of the plane: int16 [padded_height_in_blocks, padded_width_in_blocks, 8, 8], natural order.
   JCOEF* plane(std::size_t component) const { return planes_[component].rows.front()[0]; }
+  void clear_plane(std::size_t component);
   const void* data() const { return data_; }
   std::uint64_t size_bytes() const { return size_bytes_; }
 
@@ -57,7 +58,6 @@ class CoefficientArena {
 
   std::vector<Plane> planes_;
   std::uint64_t size_bytes_;
-  void* allocation_ = nullptr;
   JBLOCK* data_ = nullptr;
   std::size_t requested_ = 0;
 };

@@ -68,7 +68,7 @@ JpegReader::JpegReader(const std::uint8_t* data, std::size_t size, const Limits&
     : data_(data), size_(size), limits_(limits), tolerant_(tolerant), errors_(tolerant) {
   check_input();
   cinfo_.err = errors_.base();
-  session_.base.progress_monitor = check_scan_number;
+  session_.base.progress_monitor = before_input;
   session_.reader = this;
   const bool header_read = errors_.guarded([this] {
     jpeg_create_decompress(&cinfo_);
@@ -142,14 +142,25 @@ Header JpegReader::describe() {
   return header;
 }
 
-Picture JpegReader::read(const ReadOptions& options) {
+Picture JpegReader::read(ReadOptions options) {
+  try {
+    return read_once(options);
+  } catch (const SpoiledCoefficients&) {
+    options.decoder = Decoder::kLibjpeg;
+    return JpegReader(data_, size_, limits_, tolerant_).read(options);
+  }
+}
+
+Picture JpegReader::read_once(const ReadOptions& options) {
   const std::vector<PlaneShape> shapes = plane_shapes();
   if (options.pixels) set_output(options);
   check_cost(options, shapes);
 
   Picture picture;
-  picture.coefficients = std::make_unique<CoefficientArena>(shapes);
-  picture.coefficients->attach_to(cinfo_);
+  decoder_.emplace(options.decoder, size_, cinfo_, CoefficientArena::bytes_for(shapes));
+  picture.coefficients = std::make_unique<CoefficientArena>(shapes, !decoder_->fills_arena(cinfo_));
+  arena_ = picture.coefficients.get();
+  arena_->attach_to(cinfo_);
   if (options.pixels) {
     decode_coefficients_for_output();
   } else {
@@ -166,6 +177,7 @@ Picture JpegReader::read(const ReadOptions& options) {
   picture.header = header_;
   picture.warnings = errors_.warnings();
   picture.warning_count = errors_.warning_count();
+  picture.own_scans = own_scans_;
   return picture;
 }
 
@@ -234,6 +246,30 @@ void JpegReader::check_scan_number(j_common_ptr cinfo) {
   }
 }
 
+// libjpeg calls this before each step that consumes input, and so does our own loop.
+void JpegReader::before_input(j_common_ptr cinfo) {
+  check_scan_number(cinfo);
+  reader_of(cinfo).decode_new_scan();
+}
+
+// Note [Our scans inside libjpeg's]: between a scan's header and its data, our decoder may decode the data. Then it has
+// moved the source to the next marker, and libjpeg is told that a row has no MCUs: it goes through the rows without
+// reading anything, and on to that marker. So all headers, all checks of them and all warnings stay libjpeg's, and a
+// scan that our decoder leaves alone is decoded by libjpeg as if there were no other.
+//
+// A marker that was read already, after a forgiven error, means that no data follows.
+void JpegReader::decode_new_scan() {
+  if (arena_ == nullptr || cinfo_.input_scan_number == scan_) return;
+  scan_ = cinfo_.input_scan_number;
+  if (cinfo_.unread_marker != 0) return;
+  if (decoder_->decode_scan(cinfo_, *arena_)) {
+    cinfo_.MCUs_per_row = 0;
+    ++own_scans_;
+  } else if (decoder_->spoiled()) {
+    ErrorManager::fail(reinterpret_cast<j_common_ptr>(&cinfo_), ErrorKind::kCorrupt, "spoiled");
+  }
+}
+
 void JpegReader::set_output(const ReadOptions& options) {
   const bool four_components = cinfo_.num_components == 4;
   cinfo_.out_color_space = four_components ? JCS_CMYK : JCS_RGB;
@@ -249,6 +285,7 @@ void JpegReader::set_output(const ReadOptions& options) {
 template <typename Step>
 void JpegReader::run_scans(const Step& step) {
   if (errors_.guarded(step)) return;
+  if (decoder_->spoiled()) throw SpoiledCoefficients();
   if (!tolerant_ || !errors_.may_forgive() || !has_finished_a_scan()) throw errors_.failure();
   errors_.forgive();
   cinfo_.unread_marker = JPEG_EOI;
@@ -278,9 +315,21 @@ void JpegReader::decode_coefficients_for_output() {
   });
   run_scans([this] {
     const j_common_ptr common = reinterpret_cast<j_common_ptr>(&cinfo_);
-    while (jpeg_consume_input(&cinfo_) != JPEG_REACHED_EOI) check_scan_number(common);
+    do {
+      before_input(common);
+    } while (jpeg_consume_input(&cinfo_) != JPEG_REACHED_EOI);
   });
   restore_scales();
+  check_smoothing();
+}
+
+// Where bits of coefficients are missing in the end, libjpeg smooths the blocks, down to the row that it has decoded
+// last. It has decoded none of ours.
+void JpegReader::check_smoothing() const {
+  if (!header_.progressive || own_scans_ == 0) return;
+  for (std::size_t i = 0; i < header_.components.size(); ++i) {
+    if (!has_every_coefficient(i)) throw SpoiledCoefficients();
+  }
 }
 
 void JpegReader::realize_then_lift_scales(j_common_ptr cinfo) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "coefficient_arena.h"
+#include "entropy_decoder.h"
 #include "error.h"
 #include "limits.h"
 #include "pixels.h"
@@ -43,6 +44,7 @@ struct ReadOptions {
   bool pixels = false;
   int scale = 8;  // eighths of the full size, 1 to 8
   bool apply_orientation = false;
+  Decoder decoder = Decoder::kFastest;
 };
 
 struct Picture {
@@ -51,6 +53,7 @@ struct Picture {
   std::optional<Pixels> pixels;
   std::vector<std::string> warnings;  // the first ones
   std::size_t warning_count = 0;      // all of them
+  int own_scans = 0;                  // decoded by EntropyDecoder, not by libjpeg
 };
 
 // One reading session over bytes that the caller keeps alive and unchanged. All methods throw JpegFailure on bad input
@@ -66,7 +69,7 @@ class JpegReader {
   const Header& header() const { return header_; }
 
   // Decodes the picture; may be called once.
-  Picture read(const ReadOptions& options);
+  Picture read(ReadOptions options);
 
  private:
   // libjpeg's callbacks find the reader through the progress manager, the one manager that is ours to extend.
@@ -76,7 +79,11 @@ class JpegReader {
   };
 
   static JpegReader& reader_of(j_common_ptr cinfo) { return *reinterpret_cast<Session*>(cinfo->progress)->reader; }
+  // Our decoder has changed coefficients that libjpeg would have decoded in another way.
+  struct SpoiledCoefficients {};
+
   static boolean read_app1(j_decompress_ptr cinfo);
+  static void before_input(j_common_ptr cinfo);
   static void check_scan_number(j_common_ptr cinfo);
   static void realize_then_lift_scales(j_common_ptr cinfo);
 
@@ -88,6 +95,7 @@ class JpegReader {
   template <typename Step>
   void run_scans(const Step& step);
 
+  Picture read_once(const ReadOptions& options);
   void check_input() const;
   Header describe();
   std::vector<PlaneShape> plane_shapes() const;
@@ -96,8 +104,10 @@ class JpegReader {
   void check_scans() const;
   void check_memory(const ReadOptions& options, const std::vector<PlaneShape>& shapes);
   void set_output(const ReadOptions& options);
+  void decode_new_scan();
   void decode_coefficients();
   void decode_coefficients_for_output();
+  void check_smoothing() const;
   bool has_finished_a_scan() const;
   void lift_scales();
   void restore_scales();
@@ -115,6 +125,10 @@ class JpegReader {
   jpeg_decompress_struct cinfo_{};
   void (*realize_virt_arrays_)(j_common_ptr) = nullptr;
   bool lifted_[MAX_COMPONENTS] = {};
+  std::optional<EntropyDecoder> decoder_;  // as long as `arena_`, the one it fills
+  CoefficientArena* arena_ = nullptr;
+  int scan_ = 0;
+  int own_scans_ = 0;
   int orientation_ = 0;
   Header header_{};
 };

@@ -6,12 +6,15 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "batch.h"
 #include "jpeg_reader.h"
 
 namespace py = pybind11;
@@ -19,6 +22,7 @@ namespace py = pybind11;
 namespace {
 
 using afd::Component;
+using afd::Decoder;
 using afd::ErrorKind;
 using afd::Header;
 using afd::JpegFailure;
@@ -58,6 +62,17 @@ struct ErrorClasses {
     if (failure.kind() == ErrorKind::kOutOfMemory) throw std::bad_alloc();
     PyErr_SetString(of(failure.kind()).ptr(), failure.what());
     throw py::error_already_set();
+  }
+
+  // The exception as an object.
+  py::object made_of(const std::exception_ptr& failure) const {
+    try {
+      std::rethrow_exception(failure);
+    } catch (const JpegFailure& caught) {
+      if (caught.kind() != ErrorKind::kOutOfMemory) return of(caught.kind())(caught.what());
+    } catch (const std::bad_alloc&) {
+    }
+    return py::reinterpret_borrow<py::object>(PyExc_MemoryError)();
   }
 };
 
@@ -99,6 +114,7 @@ struct DecodedJpeg {
   std::size_t warning_count;
   std::uintptr_t buffer_address;
   std::uint64_t buffer_bytes;
+  int own_scans;
 };
 
 py::array view_of_plane(const afd::CoefficientArena& arena, std::size_t component, const py::capsule& owner) {
@@ -113,7 +129,7 @@ py::array view_of_plane(const afd::CoefficientArena& arena, std::size_t componen
 py::array view_of_pixels(afd::Pixels pixels) {
   const std::array<py::ssize_t, 3> extents{pixels.height, pixels.width, 3};
   std::uint8_t* samples = pixels.samples.get();
-  const py::capsule owner(samples, [](void* pointer) { std::free(pointer); });
+  const py::capsule owner(samples, [](void* pointer) { afd::give_back_buffer(pointer); });
   pixels.samples.release();
   return py::array_t<std::uint8_t>(extents, samples, owner);
 }
@@ -131,6 +147,7 @@ DecodedJpeg hand_over(Picture picture) {
   decoded.warning_count = picture.warning_count;
   decoded.buffer_address = reinterpret_cast<std::uintptr_t>(arena.data());
   decoded.buffer_bytes = arena.size_bytes();
+  decoded.own_scans = picture.own_scans;
   return decoded;
 }
 
@@ -144,18 +161,51 @@ Header read_header(const ErrorClasses& errors, const py::object& source, const L
   }
 }
 
-DecodedJpeg read(const ErrorClasses& errors, const py::object& source, const Limits& limits, bool pixels, int scale,
-                 bool tolerant, bool apply_orientation) {
+Decoder decoder_of(const std::string& name) {
+  if (name == "fastest") return Decoder::kFastest;
+  if (name == "portable") return Decoder::kPortable;
+  if (name == "libjpeg") return Decoder::kLibjpeg;
+  throw py::value_error("decoder is fastest, portable or libjpeg, not " + name);
+}
+
+afd::ReadOptions options_of(bool pixels, int scale, bool apply_orientation, const std::string& decoder) {
   if (scale < 1 || scale > 8) throw py::value_error("scale is a number of eighths, from 1 to 8");
+  return {pixels, scale, apply_orientation, decoder_of(decoder)};
+}
+
+DecodedJpeg read(const ErrorClasses& errors, const py::object& source, const Limits& limits, bool tolerant,
+                 const afd::ReadOptions& options) {
   const InputBytes input(source);
   Picture picture;
   try {
     const py::gil_scoped_release unlocked;
-    picture = afd::JpegReader(input.data(), input.size(), limits, tolerant).read({pixels, scale, apply_orientation});
+    picture = afd::JpegReader(input.data(), input.size(), limits, tolerant).read(options);
   } catch (const JpegFailure& failure) {
     errors.raise(failure);
   }
   return hand_over(std::move(picture));
+}
+
+// A DecodedJpeg or an exception for each source.
+py::list read_batch(const ErrorClasses& errors, const std::vector<py::object>& sources, const Limits& limits,
+                    bool tolerant, const afd::ReadOptions& options, std::size_t threads) {
+  if (threads < 1) throw py::value_error("threads must be positive");
+  std::deque<InputBytes> buffers;
+  std::vector<afd::Input> inputs;
+  for (const py::object& source : sources) {
+    const InputBytes& buffer = buffers.emplace_back(source);
+    inputs.push_back({buffer.data(), buffer.size()});
+  }
+  std::vector<afd::BatchItem> items;
+  {
+    const py::gil_scoped_release unlocked;
+    items = afd::read_batch(inputs, limits, tolerant, options, threads);
+  }
+  py::list results;
+  for (afd::BatchItem& item : items) {
+    results.append(item.failure ? errors.made_of(item.failure) : py::cast(hand_over(std::move(item.picture))));
+  }
+  return results;
 }
 
 void register_types(py::module_& module) {
@@ -188,7 +238,8 @@ void register_types(py::module_& module) {
       .def_readonly("warnings", &DecodedJpeg::warnings)
       .def_readonly("warning_count", &DecodedJpeg::warning_count)
       .def_readonly("buffer_address", &DecodedJpeg::buffer_address)
-      .def_readonly("buffer_bytes", &DecodedJpeg::buffer_bytes);
+      .def_readonly("buffer_bytes", &DecodedJpeg::buffer_bytes)
+      .def_readonly("own_scans", &DecodedJpeg::own_scans);
 }
 
 }  // namespace
@@ -204,11 +255,21 @@ PYBIND11_MODULE(_jpeg, module) {
   module.def(
       "read",
       [errors](const py::object& source, const Limits& limits, bool pixels, int scale, bool tolerant,
-               bool apply_orientation) {
-        return read(errors, source, limits, pixels, scale, tolerant, apply_orientation);
+               bool apply_orientation, const std::string& decoder) {
+        return read(errors, source, limits, tolerant, options_of(pixels, scale, apply_orientation, decoder));
       },
       py::arg("source"), py::arg("limits"), py::kw_only(), py::arg("pixels"), py::arg("scale"), py::arg("tolerant"),
-      py::arg("apply_orientation"));
+      py::arg("apply_orientation"), py::arg("decoder") = "fastest");
+  module.def(
+      "read_batch",
+      [errors](const std::vector<py::object>& sources, const Limits& limits, std::size_t threads, bool pixels,
+               int scale, bool tolerant, bool apply_orientation, const std::string& decoder) {
+        const afd::ReadOptions options = options_of(pixels, scale, apply_orientation, decoder);
+        return read_batch(errors, sources, limits, tolerant, options, threads);
+      },
+      py::arg("sources"), py::arg("limits"), py::kw_only(), py::arg("threads"), py::arg("pixels"), py::arg("scale"),
+      py::arg("tolerant"), py::arg("apply_orientation"), py::arg("decoder") = "fastest");
+  module.attr("vector_decoder") = afd::has_vector_decoder();
   module.attr("codec") = "libjpeg-turbo " PYBIND11_TOSTRING(LIBJPEG_TURBO_VERSION);
   module.def("live_buffers", &afd::CoefficientArena::live_count);
 }

@@ -1,7 +1,6 @@
 #include "pixels.h"
 
 #include <cstring>
-#include <new>
 #include <utility>
 
 namespace afd {
@@ -15,11 +14,7 @@ int multiply_divide_255(int a, int b) {
 
 }  // namespace
 
-ByteBuffer allocate_bytes(std::size_t size) {
-  ByteBuffer buffer(static_cast<std::uint8_t*>(std::malloc(size)));
-  if (!buffer) throw std::bad_alloc();
-  return buffer;
-}
+ByteBuffer allocate_bytes(std::size_t size) { return ByteBuffer(static_cast<std::uint8_t*>(take_buffer(size))); }
 
 void inverted_cmyk_to_rgb(const std::uint8_t* cmyk, std::uint8_t* rgb, std::size_t width) {
   for (std::size_t x = 0; x < width; ++x, cmyk += 4, rgb += 3) {

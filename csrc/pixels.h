@@ -2,15 +2,16 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
+
+#include "buffer_pool.h"
 
 namespace afd {
 
-struct FreeDeleter {
-  void operator()(void* memory) const { std::free(memory); }
+struct GiveBack {
+  void operator()(void* memory) const { give_back_buffer(memory); }
 };
-using ByteBuffer = std::unique_ptr<std::uint8_t, FreeDeleter>;
+using ByteBuffer = std::unique_ptr<std::uint8_t, GiveBack>;
 
 // Uninitialised; throws std::bad_alloc.
 ByteBuffer allocate_bytes(std::size_t size);

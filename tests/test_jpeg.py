@@ -14,7 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jpeglib
 import numpy as np
@@ -448,6 +448,131 @@ class TestThreads:
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(check, files * 8))
+
+
+class TestDecoders:
+    """Ours and libjpeg's do the same to every file; csrc/tests and csrc/fuzz go deeper."""
+
+    OPTIONS: ClassVar[dict[str, Any]] = {"pixels": True, "scale": 8, "apply_orientation": False}
+
+    def outcome(self, data: bytes, decoder: Any, tolerant: bool) -> tuple[Any, ...]:
+        limits = jpeg._native(jpeg.DEFAULT_LIMITS)
+        try:
+            decoded = _jpeg.read(data, limits, tolerant=tolerant, decoder=decoder, **self.OPTIONS)
+        except JpegError as error:
+            return type(error), str(error)
+        arrays = [*decoded.coefficients, decoded.pixels]
+        tables = [component.quant_table for component in decoded.header.components]
+        return [a.tobytes() for a in [*arrays, *tables]], decoded.warnings, decoded.warning_count
+
+    def assert_equal(self, data: bytes) -> None:
+        for tolerant in (False, True):
+            expected = self.outcome(data, "libjpeg", tolerant)
+            for decoder in ("fastest", "portable"):
+                assert self.outcome(data, decoder, tolerant) == expected
+
+    @pytest.mark.parametrize("name", SAMPLINGS)
+    def test_on_sound_and_damaged_files(self, name: str) -> None:
+        rng = np.random.default_rng(0)
+        for process, interleaved, restart_interval in itertools.product(PROCESSES, (True, False), (0, 2)):
+            made = make_jpeg(
+                37,
+                29,
+                SAMPLINGS[name],
+                process=process,  # type: ignore[arg-type]
+                interleaved=interleaved,
+                restart_interval=restart_interval,
+            )
+            self.assert_equal(made.data)
+            for _ in range(20):
+                damaged = bytearray(made.data)
+                damaged[rng.integers(300, len(damaged))] = rng.choice([0, 0xFF, 0xD1, 0xD9, rng.integers(256)])
+                self.assert_equal(bytes(damaged))
+                self.assert_equal(bytes(damaged[: rng.integers(300, len(damaged))]) + b"\xff\xd9")
+
+    @pytest.mark.parametrize("interleaved", [True, False])
+    @pytest.mark.parametrize("name", SAMPLINGS)
+    def test_ours_takes_every_sequential_scan(self, name: str, interleaved: bool) -> None:
+        sampling = SAMPLINGS[name]
+        for restart_interval in (0, 3):
+            data = make_jpeg(37, 29, sampling, interleaved=interleaved, restart_interval=restart_interval).data
+            for decoder in ("fastest", "portable"):
+                limits = jpeg._native(jpeg.DEFAULT_LIMITS)
+                decoded = _jpeg.read(data, limits, tolerant=False, decoder=decoder, **self.OPTIONS)  # type: ignore[arg-type]
+                assert decoded.own_scans == (1 if interleaved else len(sampling))
+
+    @pytest.mark.parametrize("name", SAMPLINGS)
+    def test_ours_takes_every_progressive_scan(self, name: str) -> None:
+        for restart_interval in (0, 3):
+            data = make_jpeg(37, 29, SAMPLINGS[name], process="progressive", restart_interval=restart_interval).data
+            for decoder in ("fastest", "portable"):
+                limits = jpeg._native(jpeg.DEFAULT_LIMITS)
+                decoded = _jpeg.read(data, limits, tolerant=False, decoder=decoder, **self.OPTIONS)  # type: ignore[arg-type]
+                assert decoded.own_scans == len(re.findall(rb"\xff\xda", data))
+
+    def test_a_progressive_file_that_ends_between_scans(self) -> None:
+        data = make_jpeg(37, 29, YCC_420, process="progressive").data
+        for match in re.finditer(rb"\xff\xda", data):
+            self.assert_equal(data[: match.start()] + b"\xff\xd9")
+            self.assert_equal(data[: match.start()])
+            self.assert_equal(data[: match.start() + 40] + b"\xff\xd9")
+
+    def test_a_component_that_comes_twice(self) -> None:
+        made = make_jpeg(30, 20, SAMPLINGS["444"], interleaved=False)
+        first, second = (match.start() for match in itertools.islice(re.finditer(rb"\xff\xda", made.data), 2))
+        self.assert_equal(made.data[:second] + made.data[first:])
+        self.assert_equal(made.data[:-2] + made.data[first:second] + made.data[-2:])
+
+    def test_names_are_checked(self) -> None:
+        with pytest.raises(ValueError, match="fastest, portable or libjpeg"):
+            self.outcome(pillow_jpeg(8, 8), "none", False)
+
+
+class TestBatch:
+    def test_results_and_failures_in_order(self, tmp_path: Path) -> None:
+        path = tmp_path / "picture.jpg"
+        path.write_bytes(pillow_jpeg(40, 30))
+        good = [make_jpeg(30 + i, 20, YCC_420, seed=i) for i in range(20)]
+        sources = [made.data for made in good]
+        sources[3:3] = [b"", path, b"nothing", tmp_path / "none.jpg", truncated_at(sources[0], 40)]
+        for threads in (1, 2, 5, None):
+            results = jpeg.read_batch(sources, threads=threads, pixels=True)
+            failures = [type(result) for result in results[3:8] if not isinstance(result, jpeg.JpegImage)]
+            assert failures == [EmptyInputError, CorruptJpegError, FileNotFoundError, TruncatedJpegError]
+            assert isinstance(results[4], jpeg.JpegImage)
+            assert results[4].width == 40
+            for made, image in zip(good, results[:3] + results[8:], strict=True):
+                assert isinstance(image, jpeg.JpegImage)
+                np.testing.assert_array_equal(image.components[0].coefficients, made.coefficients[0])
+                np.testing.assert_array_equal(image.pixels, pillow_rgb(made.data))
+
+    def test_failures_are_those_of_read(self) -> None:
+        sources = [
+            b"",
+            b"nothing",
+            patched_size(pillow_jpeg(8, 8), 65500, 65500),
+            truncated_at(pillow_jpeg(64, 64), 99),
+        ]
+        for source, failure in zip(sources, jpeg.read_batch(sources), strict=True):
+            with pytest.raises(type(failure), match=re.escape(str(failure))):  # type: ignore[arg-type]
+                jpeg.read(source)
+
+    def test_nothing_and_wrong_arguments(self) -> None:
+        assert jpeg.read_batch([]) == []
+        with pytest.raises(ValueError, match="threads"):
+            jpeg.read_batch([b""], threads=0)
+        with pytest.raises(ValueError, match="scale"):
+            jpeg.read_batch([b""], scale=9)
+        with pytest.raises(TypeError):
+            jpeg.read_batch([3])  # type: ignore[list-item]
+
+    def test_views_own_their_memory(self) -> None:
+        gc.collect()
+        before = _jpeg.live_buffers()
+        results = jpeg.read_batch([pillow_jpeg(64, 64)] * 10 + [pillow_jpeg(64, 64)[:-50]] * 10, threads=3)
+        assert _jpeg.live_buffers() == before + 10
+        del results
+        assert _jpeg.live_buffers() == before
 
 
 class TestErrors:

@@ -5,13 +5,19 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "../batch.h"
+#include "../buffer_pool.h"
 #include "../exif.h"
+#include "../huffman_tables.h"
 #include "../jpeg_reader.h"
 #include "../markers.h"
+#include "../unstuff.h"
+#include "outcome.h"
 
 namespace {
 
@@ -37,6 +43,9 @@ struct EncodeOptions {
   bool progressive = false;
   bool arithmetic = false;
   int restart_interval = 0;
+  int quality = 75;
+  bool optimize = false;
+  bool noise = false;  // blocks without a zero: codes of every length, and blocks without an end
 };
 
 Bytes encode(int width, int height, const EncodeOptions& options = {}) {
@@ -56,12 +65,16 @@ Bytes encode(int width, int height, const EncodeOptions& options = {}) {
   cinfo.comp_info[0].v_samp_factor = options.v;
   cinfo.arith_code = options.arithmetic ? TRUE : FALSE;
   cinfo.restart_interval = static_cast<unsigned int>(options.restart_interval);
+  cinfo.optimize_coding = options.optimize ? TRUE : FALSE;
+  jpeg_set_quality(&cinfo, options.quality, TRUE);
   if (options.progressive) jpeg_simple_progression(&cinfo);
   jpeg_start_compress(&cinfo, TRUE);
+  std::minstd_rand random(1);
   Bytes row(static_cast<std::size_t>(width * options.components));
   while (cinfo.next_scanline < cinfo.image_height) {
     for (std::size_t i = 0; i < row.size(); ++i) {
-      row[i] = static_cast<std::uint8_t>(i * 7 + cinfo.next_scanline * 13 + (i * cinfo.next_scanline) % 31);
+      const std::size_t pattern = i * 7 + cinfo.next_scanline * 13 + (i * cinfo.next_scanline) % 31;
+      row[i] = static_cast<std::uint8_t>(options.noise ? random() >> 8 : pattern);
     }
     JSAMPROW pointer = row.data();
     jpeg_write_scanlines(&cinfo, &pointer, 1);
@@ -214,6 +227,160 @@ void damaged_pixels_are_those_of_an_ordinary_decode() {
   }
 }
 
+bool decoders_agree_on(const Bytes& file) {
+  for (const bool tolerant : {false, true}) {
+    const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[file.size()]);
+    std::copy(file.begin(), file.end(), exact.get());
+    const afd::ReadOptions options{file.size() % 4 == 0, 8, false, {}};
+    if (!afd::decoders_agree(exact.get(), file.size(), kLimits, tolerant, options)) return false;
+  }
+  return true;
+}
+
+// Files on which the decoders take different ways: every quality, own tables, no ends of blocks, restarts.
+std::vector<Bytes> sequential_files(int width, int height) {
+  std::vector<Bytes> files;
+  for (const int quality : {1, 10, 50, 75, 90, 95, 100}) {
+    for (const bool noise : {false, true}) {
+      for (const bool optimize : {false, true}) {
+        for (const int restart_interval : {0, 1, 7}) {
+          for (const int sampling : {1, 2}) {
+            files.push_back(encode(width, height,
+                                   {3, sampling, sampling, false, false, restart_interval, quality, optimize, noise}));
+          }
+          files.push_back(encode(width, height, {1, 1, 1, false, false, restart_interval, quality, optimize, noise}));
+        }
+      }
+    }
+  }
+  return files;
+}
+
+std::vector<Bytes> progressive_files(int width, int height) {
+  std::vector<Bytes> files;
+  for (const int quality : {1, 10, 50, 75, 90, 95, 100}) {
+    for (const bool noise : {false, true}) {
+      for (const int restart_interval : {0, 1, 7}) {
+        for (const int sampling : {1, 2}) {
+          files.push_back(
+              encode(width, height, {3, sampling, sampling, true, false, restart_interval, quality, true, noise}));
+        }
+        files.push_back(encode(width, height, {1, 1, 1, true, false, restart_interval, quality, true, noise}));
+      }
+    }
+  }
+  return files;
+}
+
+void decoders_agree_on_sound_files() {
+  for (const int size : {3, 40, 150}) {
+    for (const Bytes& file : sequential_files(size, size + 11)) CHECK(decoders_agree_on(file));
+    for (const Bytes& file : progressive_files(size, size + 11)) CHECK(decoders_agree_on(file));
+    for (const EncodeOptions& kind : kinds()) CHECK(decoders_agree_on(encode(size, size + 5, kind)));
+  }
+}
+
+// Where ours leaves everything to libjpeg, agreement says nothing.
+void our_decoder_takes_sound_files() {
+  for (const Bytes& file : sequential_files(40, 51)) {
+    CHECK(read(file).own_scans == 1);
+    CHECK(read(file, {false, 8, false, afd::Decoder::kLibjpeg}).own_scans == 0);
+  }
+  for (const Bytes& file : progressive_files(40, 51)) CHECK(read(file).own_scans >= 6);
+  for (const EncodeOptions& kind : kinds()) {
+    const int own_scans = read(encode(40, 51, kind)).own_scans;
+    CHECK(kind.arithmetic ? own_scans == 0 : kind.progressive ? own_scans >= 10 : own_scans == 1);
+  }
+}
+
+void decoders_agree_on_truncated_files() {
+  for (const EncodeOptions& kind : {EncodeOptions{},
+                                    {1, 1, 1, false, false, 3},
+                                    {3, 1, 1, false, false, 0, 100, true, true},
+                                    {3, 2, 2, true},
+                                    {1, 1, 1, true, false, 2, 95, false, true}}) {
+    const Bytes file = encode(24, 20, kind);
+    for (std::size_t length = 2; length < file.size(); ++length) {
+      Bytes part(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(length));
+      CHECK(decoders_agree_on(part));
+      part.insert(part.end(), {0xFF, 0xD9});
+      CHECK(decoders_agree_on(part));
+    }
+  }
+}
+
+void decoders_agree_on_damaged_files() {
+  std::minstd_rand random(2);
+  for (const EncodeOptions& kind : {EncodeOptions{},
+                                    {1, 2, 2, false, false, 3},
+                                    {3, 1, 1, false, false, 0, 95, true, true},
+                                    {3, 2, 1, true},
+                                    {1, 1, 1, true, false, 2, 95, false, true}}) {
+    const Bytes file = encode(24, 20, kind);
+    for (std::size_t i = 0; i < file.size(); ++i) {
+      for (const int value : {0x00, 0xFF, 0xD0, static_cast<int>(random() >> 8 & 0xFF)}) {
+        Bytes damaged = file;
+        damaged[i] = static_cast<std::uint8_t>(value);
+        CHECK(decoders_agree_on(damaged));
+        damaged.insert(damaged.begin() + static_cast<std::ptrdiff_t>(i), static_cast<std::uint8_t>(value));
+        CHECK(decoders_agree_on(damaged));
+        damaged.erase(damaged.begin() + static_cast<std::ptrdiff_t>(i),
+                      damaged.begin() + static_cast<std::ptrdiff_t>(i + 2));
+        CHECK(decoders_agree_on(damaged));
+      }
+    }
+  }
+}
+
+// A table that a scan already holds must survive the making of the scan's other tables.
+void cached_tables_outlive_the_next_seven_calls() {
+  afd::TableCache cache;
+  const auto table_of = [&cache](int number) {
+    JHUFF_TBL source{};
+    source.bits[8] = 1;
+    source.huffval[0] = static_cast<UINT8>(number);
+    return cache.symbol_table(source);
+  };
+  for (int number = 0; number < 8; ++number) CHECK(table_of(number) != nullptr);
+  for (int first = 0; first < 8; ++first) {
+    const afd::SymbolTable* held = table_of(first);
+    for (int i = 1; i < 8; ++i) table_of((first + 3 * i) % 11);
+    CHECK(held->entries[0] == (first << 8 | 8));
+    CHECK(table_of(first) == held);
+  }
+}
+
+void unstuffing_stops_at_markers() {
+  const Bytes data{1, 0xFF, 0, 2, 0xFF, 0, 0xFF, 0, 3, 0xFF, 0xD3, 4};
+  Bytes out(data.size());
+  const afd::Segment segment = afd::unstuff(data.data(), data.data() + data.size(), out.data());
+  CHECK((Bytes(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(segment.size)) ==
+         Bytes{1, 0xFF, 2, 0xFF, 0xFF, 3}));
+  CHECK(segment.end_marker == data.data() + 9);
+  for (std::size_t length = 0; length <= 10; ++length) {
+    CHECK(afd::unstuff(data.data(), data.data() + length, out.data()).end_marker == nullptr);
+  }
+  const Bytes filled{1, 0xFF, 0xFF, 0xD9};
+  CHECK(afd::unstuff(filled.data(), filled.data() + filled.size(), out.data()).end_marker == nullptr);
+}
+
+void buffers_are_aligned_and_zeroed_when_used_again() {
+  for (int round = 0; round < 3; ++round) {
+    std::vector<void*> buffers;
+    for (const std::size_t size : {1, 1000, 65536, 100'000, 1'000'000, 40'000'000}) {
+      for (const bool zeroed : {false, true}) {
+        auto* bytes = static_cast<std::uint8_t*>(zeroed ? afd::take_zeroed_buffer(size) : afd::take_buffer(size));
+        CHECK(reinterpret_cast<std::uintptr_t>(bytes) % 64 == 0);
+        CHECK(!zeroed || std::all_of(bytes, bytes + size, [](std::uint8_t byte) { return byte == 0; }));
+        std::memset(bytes, 0xFF, size);
+        buffers.push_back(bytes);
+      }
+    }
+    for (void* buffer : buffers) afd::give_back_buffer(buffer);
+  }
+  afd::give_back_buffer(nullptr);
+}
+
 void arena_owns_one_aligned_zeroed_buffer() {
   const std::size_t before = afd::CoefficientArena::live_count();
   {
@@ -332,6 +499,22 @@ void readers_in_threads_share_nothing() {
   for (const bool result : equal) CHECK(result);
 }
 
+void batches_keep_their_order_and_survive_failures() {
+  std::vector<Bytes> files;
+  for (int i = 0; i < 40; ++i) files.push_back(i % 5 == 3 ? Bytes{0xFF, 0xD8} : encode(20 + i, 30, kinds()[i % 10]));
+  std::vector<afd::Input> inputs;
+  for (const Bytes& file : files) inputs.push_back({file.data(), file.size()});
+  for (const std::size_t threads : {1, 2, 4, 100}) {
+    const std::vector<afd::BatchItem> items = afd::read_batch(inputs, kLimits, false, {}, threads);
+    CHECK(items.size() == files.size());
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      CHECK((items[i].failure != nullptr) == (i % 5 == 3));
+      if (!items[i].failure) CHECK(coefficients_of(items[i].picture) == reference_coefficients(files[i]));
+    }
+  }
+  CHECK(afd::read_batch({}, kLimits, false, {}, 2).empty());
+}
+
 }  // namespace
 
 int main() {
@@ -340,6 +523,13 @@ int main() {
       {"every_scale_fills_its_pixels", every_scale_fills_its_pixels},
       {"pixels_are_those_of_an_ordinary_decode", pixels_are_those_of_an_ordinary_decode},
       {"damaged_pixels_are_those_of_an_ordinary_decode", damaged_pixels_are_those_of_an_ordinary_decode},
+      {"decoders_agree_on_sound_files", decoders_agree_on_sound_files},
+      {"our_decoder_takes_sound_files", our_decoder_takes_sound_files},
+      {"decoders_agree_on_truncated_files", decoders_agree_on_truncated_files},
+      {"decoders_agree_on_damaged_files", decoders_agree_on_damaged_files},
+      {"cached_tables_outlive_the_next_seven_calls", cached_tables_outlive_the_next_seven_calls},
+      {"unstuffing_stops_at_markers", unstuffing_stops_at_markers},
+      {"buffers_are_aligned_and_zeroed_when_used_again", buffers_are_aligned_and_zeroed_when_used_again},
       {"arena_owns_one_aligned_zeroed_buffer", arena_owns_one_aligned_zeroed_buffer},
       {"truncation_at_every_byte_is_typed", truncation_at_every_byte_is_typed},
       {"flipped_bytes_fail_or_decode_and_leak_nothing", flipped_bytes_fail_or_decode_and_leak_nothing},
@@ -348,6 +538,7 @@ int main() {
       {"exif_is_read_within_its_bounds", exif_is_read_within_its_bounds},
       {"app1_is_read_within_its_bounds", app1_is_read_within_its_bounds},
       {"readers_in_threads_share_nothing", readers_in_threads_share_nothing},
+      {"batches_keep_their_order_and_survive_failures", batches_keep_their_order_and_survive_failures},
   };
   for (const auto& [name, test] : tests) {
     const int before = failed_checks;

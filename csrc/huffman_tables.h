@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "libjpeg.h"
+
+namespace afd {
+
+inline constexpr int kLookupBits = 10;
+inline constexpr std::size_t kLookupSize = std::size_t{1} << kLookupBits;
+
+// Codes of any length, for those that a look-up table does not hold.
+struct CodeBook {
+  static constexpr int kNoSymbol = -1;
+
+  // The symbol of the code that the 16 bits begin with, and its length; kNoSymbol if there is none.
+  int find(std::uint32_t bits, unsigned& length) const {
+    for (length = 1; length <= 16; ++length) {
+      if (bits < end[length]) return symbols[(first[length] + (bits >> (16 - length))) & 0xFF];
+    }
+    return kNoSymbol;
+  }
+
+  std::uint32_t end[17];   // one past the last code of the length and of shorter ones, left-aligned in 16 bits
+  std::int32_t first[17];  // index of the length's first symbol minus its first code
+  std::uint8_t symbols[256];
+};
+
+// By the next kLookupBits bits: the length of the code (0 if it is longer) and, eight bits up, its symbol.
+struct SymbolTable {
+  std::uint16_t entries[kLookupSize];
+  CodeBook codes;
+  int largest_symbol;
+};
+
+// Note [Two symbols]: most codes of AC coefficients are so short that kLookupBits bits hold two of them with their
+// value bits. An entry is what those bits say, so that one look-up decodes both:
+//
+//   bits  0-5   length of the whole; 0 if not even one symbol fits with its value bits
+//   bits  8-15  advance of the zigzag index to the first coefficient, kEndOfBlock for an end of block
+//   bits 16-23  advance from the first to the second; 0 if there is only one
+//   bits 24-31  length of the first symbol with its value bits
+//   bits 32-47  value of the second coefficient; of the first if there is only one
+//   bits 48-63  value of the first coefficient
+//
+// A run of 16 zeros is a coefficient of value zero. Where only the code fits, its advance is in its place, the length
+// of the code in bits 24-31 and the number of value bits in bits 32-47. An entry of 0 is a code that does not fit.
+struct AcTable {
+  static constexpr int kEndOfBlock = 128;
+
+  std::uint64_t entries[kLookupSize];
+  CodeBook codes;
+};
+
+// Return whether the table is one that the standard allows.
+bool make_table(const JHUFF_TBL& source, SymbolTable& table);
+bool make_table(const JHUFF_TBL& source, AcTable& table);
+
+// The tables of the last files. Most files have the standard tables: a picture should not pay for making them again.
+class TableCache {
+ public:
+  // Null if the table is none that the standard allows. A result is valid for at least the next seven calls.
+  const SymbolTable* symbol_table(const JHUFF_TBL& source) { return symbols_.find(source); }
+  const AcTable* ac_table(const JHUFF_TBL& source) { return ac_.find(source); }
+
+ private:
+  template <typename Table>
+  class Entries {
+   public:
+    const Table* find(const JHUFF_TBL& source);
+
+   private:
+    struct Entry {
+      std::uint64_t last_use = 0;  // 0: empty
+      JHUFF_TBL source;
+      Table table;
+    };
+
+    // One scan needs up to four tables of either kind.
+    static constexpr std::size_t kCount = 8;
+
+    Entry entries_[kCount];
+    std::uint64_t uses_ = 0;
+  };
+
+  Entries<SymbolTable> symbols_;
+  Entries<AcTable> ac_;
+};
+
+}  // namespace afd
