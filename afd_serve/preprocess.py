@@ -19,11 +19,10 @@ from afd_serve.errors import EmptyInputError, NotAnImageError, PictureTooLargeEr
 from afd_serve.jpeg import JpegImage, JpegLimits
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.quality import CompressionHistory, compression_history, scaled_table
-from afd_serve.transforms import block_grid, crop_box, resize_crop
+from afd_serve.transforms import Box, block_grid, crop_box, resize_crop
 
 __all__ = ["ClassifierInputs", "PreparedPicture", "prepare", "stack"]
 
-Box = tuple[float, float, float, float]
 Buffer = bytes | bytearray | memoryview
 
 _OVERSAMPLING: Final = 2

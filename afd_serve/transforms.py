@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from afd_serve.dct import BLOCK
 from afd_serve.models.backbones import Interpolation, Preprocessing
 
-__all__ = ["block_grid", "crop_box", "resize_crop"]
+__all__ = ["Box", "block_grid", "crop_box", "resize_crop"]
 
 Box = tuple[float, float, float, float]
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_BLOCK = 8
 
 
 def crop_box(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
@@ -84,8 +84,8 @@ def block_grid(
 
 
 def _blocks_under(start: float, stop: float, size: int, blocks: int, block_px: float) -> npt.NDArray[np.int64]:
-    first = np.arange(math.ceil(size / _BLOCK)) * _BLOCK
-    last = np.minimum(first + _BLOCK, size)  # the last cell is cut where 8 does not divide the size
+    first = np.arange(math.ceil(size / BLOCK)) * BLOCK
+    last = np.minimum(first + BLOCK, size)  # the last cell is cut where 8 does not divide the size
     centres = start + (first + last) * ((stop - start) / (2 * size))
     under: npt.NDArray[np.int64] = np.floor(centres / block_px).astype(np.int64)
     return under.clip(0, blocks - 1)

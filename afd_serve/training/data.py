@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.preprocess import ClassifierInputs, PreparedPicture, prepare, stack
+from afd_serve.transforms import resize_crop
 
 __all__ = ["CompressedPairs", "Pair", "Recipe", "find_pictures"]
 
@@ -118,10 +119,10 @@ class CompressedPairs(Dataset[Pair]):
         self, random: np.random.Generator, preprocessing: Preprocessing
     ) -> tuple[PreparedPicture, NDArray[np.uint8]]:
         scene = self._scene(random)
-        filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-        clean = scene.resize((preprocessing.size,) * 2, filters[preprocessing.interpolation])
-        source = scene if random.random() < self.recipe.p_native else clean
-        return prepare(self._compress(random, source), preprocessing, crop=False), np.asarray(clean)
+        whole = (0, 0, scene.width, scene.height)
+        clean = resize_crop(np.asarray(scene), whole, preprocessing.size, preprocessing.interpolation)
+        source = scene if random.random() < self.recipe.p_native else Image.fromarray(clean)
+        return prepare(self._compress(random, source), preprocessing, crop=False), clean
 
     def _scene(self, random: np.random.Generator) -> Image.Image:
         """A random part of a random picture, near native resolution, perhaps mirrored and recoloured."""
