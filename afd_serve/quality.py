@@ -138,7 +138,7 @@ def _telling_values(dequantized: NDArray[np.int16]) -> tuple[NDArray[np.float32]
 
     No more than `_MOST_VALUES`, evenly spread over the picture: more find nothing new (250 pictures, 18 histories).
     """
-    blocks = dequantized.reshape(-1, 64)[:, _TESTED_FREQUENCIES]
+    blocks = np.take(dequantized.reshape(-1, 64), _TESTED_FREQUENCIES, axis=1)
     magnitudes = np.abs(blocks.astype(np.float32)).reshape(-1)
     chosen = np.flatnonzero(magnitudes > _NEAR_ZERO * _LEAST_STEP)
     if chosen.size > _MOST_VALUES:
