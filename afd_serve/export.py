@@ -1,11 +1,12 @@
 """From fitted weights to what is deployed: one frozen TorchScript file and the signature that describes it."""
 
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,13 +146,18 @@ def export_classifier(source: str | Path, out: Path) -> ExportedModel:
     deployed = deploy(source)
     write_atomically(out / MODEL_NAME, lambda path: deployed.module.save(str(path)))
     sha256 = hashlib.sha256((out / MODEL_NAME).read_bytes()).hexdigest()
-    signature = Signature(**{**_shallow(deployed.signature), "sha256": sha256})
+    signature = replace(deployed.signature, sha256=sha256)
     write_atomically(out / SIGNATURE_NAME, lambda path: path.write_text(signature.to_json()))
     return ExportedModel(out, signature)
 
 
-def load_deployed(source: str | Path) -> Deployed:
+def load_deployed(source: str | Path, device: torch.device | None = None) -> Deployed:
     """Load an exported folder, or build the deployed form of shipped or fitted weights.
+
+    Args:
+        source: An exported folder, or what `deploy` takes.
+        device: Where the classifier runs; the CPU where None. It must be known here, because a frozen module has
+            constants instead of parameters, which nothing moves afterwards.
 
     Raises:
         CheckpointError: There is no such model, or ``model.pt`` is not the file that the signature describes.
@@ -159,7 +165,8 @@ def load_deployed(source: str | Path) -> Deployed:
     """
     folder = Path(source)
     if not (folder / SIGNATURE_NAME).is_file():
-        return deploy(source)
+        deployed = deploy(source)
+        return deployed if device is None else replace(deployed, module=_load(deployed.module.save_to_buffer(), device))
     signature = Signature.from_json((folder / SIGNATURE_NAME).read_text())
     try:
         data = (folder / MODEL_NAME).read_bytes()
@@ -167,11 +174,15 @@ def load_deployed(source: str | Path) -> Deployed:
         raise CheckpointError(f"{folder} has a signature but no {MODEL_NAME}: {error}") from error
     if hashlib.sha256(data).hexdigest() != signature.sha256:
         raise CheckpointError(f"{folder / MODEL_NAME} is not the file that was exported; export it again")
+    return Deployed(_load(data, device), signature)
+
+
+def _load(data: bytes, device: torch.device | None) -> torch.jit.ScriptModule:
     with _torchscript():
         module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            str(folder / MODEL_NAME), map_location="cpu"
+            io.BytesIO(data), map_location=device or torch.device("cpu")
         )
-    return Deployed(module, signature)
+    return module
 
 
 def _build(source: str | Path) -> tuple[Backbone, AfdClassifier]:
@@ -180,10 +191,6 @@ def _build(source: str | Path) -> tuple[Backbone, AfdClassifier]:
     afd = load_afd(weights, backbone)
     afd.reparameterize()
     return backbone, AfdClassifier(backbone, afd).eval()
-
-
-def _shallow(signature: Signature) -> dict[str, Any]:
-    return {field.name: getattr(signature, field.name) for field in fields(signature)}
 
 
 def _signature(source: str | Path, backbone: Backbone, preset: str) -> Signature:

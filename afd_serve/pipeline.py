@@ -22,7 +22,7 @@ from afd_serve.jpeg import JpegLimits
 from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.results import Failure, Prediction
 
-__all__ = ["Failure", "Pipeline", "Prediction", "StageTimes"]
+__all__ = ["Failure", "Pipeline", "Prediction", "StageTimes", "make_prediction"]
 
 
 @dataclass
@@ -132,15 +132,35 @@ class Pipeline:
     def _classify(self, picture: PreparedPicture, is_open: bool, top_k: int) -> Prediction:
         # See Note [One picture at a time].
         logits, drift = self.logits(stack([picture], [is_open]))
-        probabilities, indices = logits[0].softmax(dim=0).topk(top_k)
-        return Prediction(
-            indices=tuple(indices.tolist()),
-            labels=tuple(self.signature.labels[index] for index in indices.tolist()),
-            probabilities=tuple(probabilities.tolist()),
+        return make_prediction(
+            logits[0].softmax(dim=0),
+            float(drift[0]),
+            labels=self.signature.labels,
+            top_k=top_k,
             estimated_quality=picture.estimated_quality,
-            drift=float(drift[0]),
             protected=is_open,
         )
+
+
+def make_prediction(
+    probabilities: Tensor,
+    drift: float,
+    *,
+    labels: Sequence[str],
+    top_k: int,
+    estimated_quality: int | None,
+    protected: bool,
+) -> Prediction:
+    """The answer for one picture from its probabilities [K] and drift score, with the ``top_k`` first classes."""
+    best, indices = probabilities.topk(top_k)
+    return Prediction(
+        indices=tuple(indices.tolist()),
+        labels=tuple(labels[index] for index in indices.tolist()),
+        probabilities=tuple(best.tolist()),
+        estimated_quality=estimated_quality,
+        drift=drift,
+        protected=protected,
+    )
 
 
 def _grey_jpeg(size: int) -> bytes:

@@ -25,7 +25,7 @@ from afd_serve.export import Deployed
 from afd_serve.jpeg import JpegLimits
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.models.fde import FREQUENCIES, GEOMETRY
-from afd_serve.pipeline import Failure, Prediction
+from afd_serve.pipeline import Failure, Prediction, make_prediction
 from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.quality import CompressionHistory
 from afd_serve.request import Options
@@ -110,13 +110,13 @@ class ClassifierStep:
     """The exported classifier on one device.
 
     Args:
-        deployed: The classifier.
+        deployed: The classifier, loaded for the device.
         device: Where it runs.
         together: Whether all pictures at hand go through it in one pass, as suits a GPU, or one at a time.
     """
 
     def __init__(self, deployed: Deployed, device: torch.device, *, together: bool) -> None:
-        self._module = deployed.module.to(device)
+        self._module = deployed.module
         self._device = device
         self._together = together
         self._classes = len(deployed.signature.labels)
@@ -207,13 +207,12 @@ def make_answers(
 
 
 def _prediction(row: Tensor, drift: float, finding: Finding, labels: Sequence[str], top_k: int) -> Prediction:
-    probabilities, indices = row.topk(min(top_k, len(labels)))
-    return Prediction(
-        indices=tuple(indices.tolist()),
-        labels=tuple(labels[index] for index in indices.tolist()),
-        probabilities=tuple(probabilities.tolist()),
+    return make_prediction(
+        row,
+        drift,
+        labels=labels,
+        top_k=min(top_k, len(labels)),
         estimated_quality=finding.estimated_quality,
-        drift=drift,
         protected=finding.protected,
     )
 

@@ -67,6 +67,17 @@ def test_an_exported_folder_says_everything_a_server_needs(tiny_run: Path, tmp_p
         assert tuple(tensor.shape) == (2, *spec.shape[1:])
 
 
+def test_weights_load_for_a_device_as_an_exported_folder_does(tiny_run: Path, tmp_path: Path) -> None:
+    device = torch.device("cpu")
+    folder = export_classifier(tiny_run, tmp_path).folder
+    with torch.inference_mode():
+        expected = load_deployed(folder).module(*batch([1.0, 0.0]))
+        for source in (folder, tiny_run):
+            loaded = load_deployed(source, device).module(*batch([1.0, 0.0]))
+            for ours, theirs in zip(loaded, expected, strict=True):
+                torch.testing.assert_close(ours, theirs)
+
+
 def test_a_changed_model_file_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     folder = export_classifier(tiny_run, tmp_path).folder
     data = bytearray((folder / MODEL_NAME).read_bytes())

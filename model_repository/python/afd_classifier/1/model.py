@@ -18,9 +18,9 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         torch.set_num_threads(1)
-        deployed = load_deployed(triton.version_folder(args))
         gpu = args["model_instance_kind"] == "GPU"
         device = torch.device("cuda", int(args["model_instance_device_id"])) if gpu else torch.device("cpu")
+        deployed = load_deployed(triton.version_folder(args), device)
         self._step = ClassifierStep(deployed, device, together=gpu)
         self._answers = triton.Answers(deployed.signature, args["model_version"])
 
