@@ -8,17 +8,16 @@ import importlib
 import importlib.util
 import platform
 import re
-import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from afd_serve.errors import DependencyError
+
 __all__ = ["Check", "examine"]
 
-_MIN_JAVA = 11
 _PORTS = {8080: "inference", 8081: "management", 8082: "metrics", 7070: "gRPC inference", 7071: "gRPC management"}
 
 
@@ -123,15 +122,13 @@ def _optional(package: str, purpose: str, remedy: str, module: str | None = None
 
 
 def _java() -> Check:
-    remedy = f"`serve torchserve` needs Java {_MIN_JAVA} or newer: apt-get install openjdk-17-jre-headless"
-    java = shutil.which("java")
-    if java is None:
-        return Check("java", False, remedy)
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    version = re.search(r'version "(?:1\.)?(\d+)', said)
-    if version is None or int(version.group(1)) < _MIN_JAVA:
-        return Check("java", False, f"{java} is too old; {remedy}")
-    return Check("java", True, f"{version.group(1)}, {java}")
+    from afd_serve.servers.java import find_java
+
+    try:
+        java = find_java()
+    except DependencyError as error:
+        return Check("java", False, f"only needed for `serve torchserve`: {error}")
+    return Check("java", True, f"{java.version}, {java.path}")
 
 
 def _ports() -> Check:

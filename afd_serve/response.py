@@ -37,6 +37,7 @@ __all__ = [
     "ModelInfo",
     "Reply",
     "failure_to_dict",
+    "prediction_from_dict",
     "prediction_to_dict",
     "read_result",
     "refuse",
@@ -104,6 +105,25 @@ def failure_to_dict(failure: Failure) -> dict[str, Any]:
     return {"error": {"code": failure.code, "reason": failure.reason}}
 
 
+def prediction_from_dict(answer: Mapping[str, Any]) -> Prediction:
+    """Read what `prediction_to_dict` wrote.
+
+    Raises:
+        LookupError: Something is missing.
+        TypeError: Something is of another kind.
+        ValueError: Something has an impossible value.
+    """
+    ranked = answer["predictions"]
+    return Prediction(
+        indices=tuple(int(item["index"]) for item in ranked),
+        labels=tuple(str(item["label"]) for item in ranked),
+        probabilities=tuple(float(item["probability"]) for item in ranked),
+        estimated_quality=answer["estimated_quality"],
+        drift=float(answer["drift"]),
+        protected=bool(answer["protected"]),
+    )
+
+
 def read_result(value: object) -> Prediction | Failure:
     """Read what `prediction_to_dict` or `failure_to_dict` wrote.
 
@@ -114,15 +134,7 @@ def read_result(value: object) -> Prediction | Failure:
         answer: dict[str, Any] = dict(value)  # type: ignore[call-overload]
         if "error" in answer:
             return Failure(str(answer["error"]["code"]), str(answer["error"]["reason"]))
-        ranked = answer["predictions"]
-        return Prediction(
-            indices=tuple(int(item["index"]) for item in ranked),
-            labels=tuple(str(item["label"]) for item in ranked),
-            probabilities=tuple(float(item["probability"]) for item in ranked),
-            estimated_quality=answer["estimated_quality"],
-            drift=float(answer["drift"]),
-            protected=bool(answer["protected"]),
-        )
+        return prediction_from_dict(answer)
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"this is neither a prediction nor a failure: {value!r:.200}") from error
 

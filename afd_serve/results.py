@@ -25,6 +25,12 @@ class Prediction:
     drift: float
     protected: bool
 
+    def summary(self) -> str:
+        """Everything but the indices in one line, for people."""
+        ranked = ", ".join(f"{name} {p:.1%}" for name, p in zip(self.labels, self.probabilities, strict=True))
+        gate = "open" if self.protected else "closed"
+        return f"{ranked}  (estimated quality {self.estimated_quality}, drift {self.drift:.2f}, gate {gate})"
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -1,14 +1,12 @@
 """The processes behind a server of our own: what TorchServe needs to start, starting it, and seeing it end."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from afd_serve.errors import DependencyError, ServingError
 from afd_serve.packaging.torchserve import handlers_dir
@@ -16,14 +14,11 @@ from afd_serve.servers.processes import free_ports, read_log
 
 __all__ = [
     "Ports",
-    "find_java",
     "launch",
     "log_tail",
     "short_temporary_folder",
     "write_settings",
 ]
-
-_JAVA_MIN: Final = 11
 
 
 @dataclass(frozen=True)
@@ -40,24 +35,6 @@ class Ports:
     def free(cls) -> "Ports":
         """Ports that nobody listens on right now."""
         return cls(*free_ports(5))
-
-
-def find_java() -> Path:
-    """A Java runtime that is new enough, found as TorchServe would find it.
-
-    Raises:
-        DependencyError: There is none; the message says how to install one.
-    """
-    advice = "TorchServe needs a Java runtime (11 or newer); on Debian: apt-get install openjdk-17-jre-headless"
-    home = os.environ.get("JAVA_HOME")
-    found = shutil.which("java", path=f"{home}/bin" if home else None)
-    if found is None:
-        raise DependencyError(advice)
-    said = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
-    version = re.search(r'version "(?:1\.)?(\d+)', said)
-    if version is None or int(version.group(1)) < _JAVA_MIN:
-        raise DependencyError(f"{advice}; {found} says {said.strip()!r}")
-    return Path(found)
 
 
 def short_temporary_folder() -> str:

@@ -1,10 +1,10 @@
 """From a classifier's name to a server that has answered, doing only what is not done yet."""
 
 from pathlib import Path
-from typing import Any
 
 from afd_serve.errors import ServingError
 from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
+from afd_serve.response import prediction_from_dict
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
 from afd_serve.servers.torchserve import Ports, TorchServe, find, start, stop
@@ -66,7 +66,7 @@ def show(server: TorchServe) -> str:
         answer = server.post(sample_picture(), {"afd": option, "top_k": "3"})
         if answer.status != 200:
             raise ServingError(f"the sample picture was answered {answer.status}: {answer.body.decode()}")
-        lines.append(f"  {title:<12} {_line(answer.json())}")
+        lines.append(f"  {title:<12} {prediction_from_dict(answer.json()).summary()}")
     return "\n".join(
         [
             *lines,
@@ -75,12 +75,6 @@ def show(server: TorchServe) -> str:
             "and add -H 'afd: off' for the bare classifier.",
         ]
     )
-
-
-def _line(answer: dict[str, Any]) -> str:
-    ranked = ", ".join(f"{item['label']} {item['probability']:.1%}" for item in answer["predictions"])
-    gate = "open" if answer["protected"] else "closed"
-    return f"{ranked}  (estimated quality {answer['estimated_quality']}, drift {answer['drift']:.2f}, gate {gate})"
 
 
 def _answers(server: TorchServe) -> bool:

@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from afd_serve.errors import ServingError
-from afd_serve.servers.launch import Ports, find_java, launch, log_tail, short_temporary_folder, write_settings
+from afd_serve.servers.http import Answer, ask
+from afd_serve.servers.java import find_java
+from afd_serve.servers.launch import Ports, launch, log_tail, short_temporary_folder, write_settings
 from afd_serve.servers.processes import check_ports, end, read_log, runs, started_at
 
 __all__ = ["Answer", "Ports", "TorchServe", "find", "start", "stop"]
@@ -26,19 +27,6 @@ __all__ = ["Answer", "Ports", "TorchServe", "find", "start", "stop"]
 _STATE: Final = "server.json"
 _SCRATCH: Final = "afd-ts-"
 _DIED: Final = "Backend worker process died"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An HTTP answer whose status may be an error's."""
-
-    status: int
-    content_type: str
-    body: bytes
-
-    def json(self) -> Any:
-        """The parsed body."""
-        return json.loads(self.body)
 
 
 @dataclass(frozen=True)
@@ -100,7 +88,7 @@ class TorchServe:
             ServingError: The server cannot be reached.
         """
         own = {"Authorization": f"Bearer {self.token()}", "Content-Type": "application/octet-stream"}
-        return _ask(urllib.request.Request(self.url, data=body, headers=own | dict(headers or {})), timeout)
+        return ask(urllib.request.Request(self.url, data=body, headers=own | dict(headers or {})), timeout)
 
     def get(self, kind: str, path: str, *, timeout: float = 60) -> Answer:
         """Read from the ``inference``, ``management`` or ``metrics`` address.
@@ -110,7 +98,7 @@ class TorchServe:
         """
         token = self.token("management" if kind == "management" else "inference")
         url = f"http://127.0.0.1:{getattr(self.ports, kind)}{path}"
-        return _ask(urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"}), timeout)
+        return ask(urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"}), timeout)
 
     def workers(self) -> list[dict[str, Any]]:
         """The model's workers as the management API lists them (``id``, ``status``, ``pid``, ...)."""
@@ -146,7 +134,7 @@ def start(
     if find(state_dir) is not None:
         raise ServingError(f"a server already runs in {state_dir}; stop it first")
     stop(state_dir)  # what one that ended by itself left behind
-    java = find_java()
+    java = find_java().path
     ports = ports or Ports()
     check_ports(ports)
     state_dir = state_dir.resolve()
@@ -254,19 +242,6 @@ def _write_header(server: TorchServe) -> None:
     descriptor = os.open(server.header_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(f"Authorization: Bearer {server.token()}\n")
-
-
-def _ask(request: urllib.request.Request, timeout: float) -> Answer:
-    # No proxy: the server is on loopback, whatever the environment says about the rest of the world.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=timeout) as response:
-            return Answer(response.status, response.headers.get("Content-Type", ""), response.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, error.headers.get("Content-Type", ""), error.read())
-    except OSError as error:
-        raise ServingError(f"no answer from {request.full_url}: {error}") from error
 
 
 def _remove(path: Path) -> None:

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import uuid
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from typing import Any, Final
 
 from afd_serve.errors import ServingError
 from afd_serve.sample import sample_picture
+from afd_serve.servers.http import ask
 from afd_serve.servers.processes import check_ports, end, kill_marked, read_log, runs, started_at
 from afd_serve.servers.triton_environment import SHARED_MEMORY, TritonPorts, find_environment, link_backend
 from afd_serve.triton_protocol import ENSEMBLE, PICTURE, PROBE_ID
@@ -243,13 +243,7 @@ def _log_tail(server: Triton) -> str:
 
 
 def _ask(url: str, body: bytes | None, headers: dict[str, str], timeout: float) -> bytes:
-    # No proxy: the server is on loopback, whatever the environment says about the rest of the world.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(urllib.request.Request(url, data=body, headers=headers), timeout=timeout) as response:
-            return bytes(response.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            raise ServingError(f"{url} answered {error.code}: {error.read().decode(errors='replace')}") from error
-    except OSError as error:
-        raise ServingError(f"no answer from {url}: {error}") from error
+    answer = ask(urllib.request.Request(url, data=body, headers=headers), timeout)
+    if answer.status >= 400:
+        raise ServingError(f"{url} answered {answer.status}: {answer.body.decode(errors='replace')}")
+    return answer.body

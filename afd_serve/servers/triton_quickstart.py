@@ -7,7 +7,7 @@ from pathlib import Path
 from afd_serve.client import Client, Options
 from afd_serve.errors import ServingError
 from afd_serve.packaging.triton import TritonLimits, package_triton, repository_templates
-from afd_serve.results import Failure, Prediction
+from afd_serve.results import Failure
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
 from afd_serve.servers.triton import Triton, TritonPorts, find, probe, start, stop
@@ -66,7 +66,7 @@ def show(server: Triton) -> str:
             result = client.classify(sample_picture(), Options(afd=afd, top_k=3))
             if isinstance(result, Failure):
                 raise ServingError(f"the sample picture was answered {result.code}: {result.reason}")
-            lines.append(f"  {title:<12} {_line(result)}")
+            lines.append(f"  {title:<12} {result.summary()}")
     raw = "curl -H 'Inference-Header-Content-Length: 0' -H 'Content-Type: application/octet-stream'"
     return "\n".join(
         [
@@ -78,11 +78,3 @@ def show(server: Triton) -> str:
             "and add --no-afd, or -H 'afd: off', for the bare classifier.",
         ]
     )
-
-
-def _line(result: Prediction) -> str:
-    ranked = ", ".join(
-        f"{label} {probability:.1%}" for label, probability in zip(result.labels, result.probabilities, strict=True)
-    )
-    gate = "open" if result.protected else "closed"
-    return f"{ranked}  (estimated quality {result.estimated_quality}, drift {result.drift:.2f}, gate {gate})"
