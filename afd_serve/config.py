@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from afd_serve.errors import ConfigError
 
-__all__ = ["AfdConfig", "FeSiteConfig", "FitConfig", "GateSiteConfig"]
+__all__ = ["AdapterSiteConfig", "AfdConfig", "FeSiteConfig", "FitConfig", "GateSiteConfig"]
 
 PRESETS: Final = ("default", "lite", "paper")
 
@@ -18,6 +18,18 @@ class GateSiteConfig:
 
     site: str
     channels: int
+
+
+@dataclass(frozen=True)
+class AdapterSiteConfig:
+    """A correction to the kernel, of this ``shape`` [O, I, kh, kw], of the backbone's convolution ``site``.
+
+    ``rank`` is that of the correction, seen as a matrix [O, I * kh * kw]; 0 is full rank.
+    """
+
+    site: str
+    shape: tuple[int, int, int, int]
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,8 +55,9 @@ class AfdConfig:
     backbone: str
     fingerprint: str
     gates: tuple[GateSiteConfig, ...] = ()
+    adapters: tuple[AdapterSiteConfig, ...] = ()
     fe: tuple[FeSiteConfig, ...] = ()
-    descriptor: int = 32
+    descriptor: int = 20
     fdm_channels: int = 32
 
     def __post_init__(self) -> None:
@@ -65,6 +78,8 @@ class AfdConfig:
         try:
             values: dict[str, Any] = json.loads(text)
             values["gates"] = tuple(GateSiteConfig(**gate) for gate in values["gates"])
+            adapters = values.get("adapters", ())
+            values["adapters"] = tuple(AdapterSiteConfig(**site | {"shape": tuple(site["shape"])}) for site in adapters)
             values["fe"] = tuple(FeSiteConfig(**site) for site in values["fe"])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -84,7 +99,7 @@ class FitConfig:
     preset: str = "default"
     steps: int = 6000
     batch_size: int = 16
-    sizes: tuple[int, ...] = (128, 160, 192, 224)
+    sizes: tuple[int, ...] = (128, 128, 160, 192, 224)
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     warmup_steps: int = 100

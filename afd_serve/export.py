@@ -1,5 +1,6 @@
 """From fitted weights to what is deployed: one frozen TorchScript file and the signature that describes it."""
 
+import copy
 import hashlib
 import io
 import json
@@ -254,26 +255,21 @@ def _freeze_classifier(classifier: AfdClassifier, example: ClassifierInputs) -> 
         return freeze(classifier)
     except Exception:  # whatever the compiler dislikes in third-party code: record that part instead
         with _torchscript(), torch.no_grad():
-            traced = _TracedTrunk(classifier, example)
+            traced = _with_recorded_trunks(classifier, example)
         return freeze(traced)
 
 
-class _TracedTrunk(nn.Module):
-    """The classifier with its trunk recorded; the attach sites in it stay scripted, with their control flow."""
-
-    def __init__(self, classifier: AfdClassifier, example: ClassifierInputs) -> None:
-        super().__init__()
-        self.normalize = classifier.normalize
-        self.afd = classifier.afd
-        descriptor, modulation, fdm, _ = classifier.afd.estimate(*example[1:])
-        trunk = classifier.trunk
-        for name, module in list(trunk.named_children()):
-            if name.startswith("afd_"):
-                setattr(trunk, name, torch.jit.script(module))
-        arguments = (classifier.normalize(example.rgb), modulation, fdm, descriptor, example.gate)
-        self.trunk = torch.jit.trace(trunk, arguments, check_trace=False)  # type: ignore[no-untyped-call]
-
-    forward = AfdClassifier.forward
+def _with_recorded_trunks(classifier: AfdClassifier, example: ClassifierInputs) -> AfdClassifier:
+    """A copy whose trunks are recorded; the attach sites stay scripted, with their control flow."""
+    recorded = copy.deepcopy(classifier)
+    for name, module in list(recorded.protected.named_children()):
+        if name.startswith("afd_"):
+            setattr(recorded.protected, name, torch.jit.script(module))
+    x, descriptor = classifier.normalize(example.rgb), classifier.afd.describe(*example[1:4])
+    arguments = (x, *classifier.afd.guide(descriptor, example.dequantized), descriptor)
+    recorded.protected = torch.jit.trace(recorded.protected, arguments, check_trace=False)  # type: ignore[no-untyped-call]
+    recorded.bare = torch.jit.trace(recorded.bare, x, check_trace=False)  # type: ignore[no-untyped-call]
+    return recorded
 
 
 def _check_parity(classifier: AfdClassifier, module: torch.jit.ScriptModule, size: int) -> None:

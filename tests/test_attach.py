@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from afd_serve.errors import AttachError
-from afd_serve.models.attach import Insertion, SiteShape, attach, fold_norms, probe_shapes
+from afd_serve.models.attach import Insertion, KernelChange, SiteShape, attach, convolutions, probe_shapes
 from afd_serve.models.backbones import Backbone
 from tests.tiny_backbone import SIZE
 
@@ -91,10 +91,26 @@ def test_shapes_are_probed(tiny: Backbone) -> None:
         probe_shapes(tiny.module, ["classifier"], SIZE)
 
 
-def test_folding_norms_keeps_the_function_and_the_names(tiny: Backbone) -> None:
-    folded = fold_norms(tiny.module)
-    torch.testing.assert_close(folded(picture()), tiny.module(picture()))
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert any(isinstance(module, nn.BatchNorm2d) for module in tiny.module.modules())
-    calls = [Insertion("stem.norm", AddOne(), ())]
-    torch.testing.assert_close(attach(folded, calls)(picture()), attach(tiny.module, calls)(picture()))
+class Negate(nn.Module):
+    def forward(self, kernel: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        return -kernel, torch.zeros(kernel.shape[0]) if bias is None else -bias
+
+
+def test_a_kernel_is_changed_on_the_way_and_not_in_the_backbone(tiny: Backbone) -> None:
+    reference = copy.deepcopy(tiny.module)
+    reference.get_submodule("blocks.1.conv").weight.data.neg_()
+    attached = attach(tiny.module, kernels=[KernelChange("blocks.1.conv", Negate())])
+    torch.testing.assert_close(attached(picture()), reference(picture()))
+    assert not torch.allclose(tiny.module(picture()), reference(picture()))
+
+
+@pytest.mark.parametrize("site", ["blocks.1", "stem.norm", "nowhere"])
+def test_only_a_convolution_has_a_kernel_to_change(tiny: Backbone, site: str) -> None:
+    with pytest.raises(AttachError, match=site):
+        attach(tiny.module, kernels=[KernelChange(site, Negate())])
+
+
+def test_convolutions_are_listed_in_order(tiny: Backbone) -> None:
+    found = convolutions(tiny.module)
+    assert list(found) == ["stem.conv", "blocks.0.conv", "blocks.1.conv", "blocks.2.conv"]
+    assert all(found[name] is tiny.module.get_submodule(name) for name in found)

@@ -39,10 +39,14 @@ def test_presets_choose_their_sites(tiny: Backbone) -> None:
     default, lite, paper = (preset_config(preset, tiny) for preset in PRESETS)
     gated = ["stem.norm", "blocks.0.norm", "blocks.1.norm", "blocks.2.norm"]
     assert [gate.site for gate in default.gates] == [gate.site for gate in lite.gates] == gated
-    assert [(site.site, site.stride) for site in default.fe] == [("blocks.0", 4), ("blocks.2", 8)]
+    assert [(site.site, site.stride) for site in default.fe] == [("blocks.0", 4)]
+    adapted = {site.site: site.rank for site in default.adapters}
+    assert adapted == {"stem.conv": 0, "blocks.0.conv": 0, "blocks.1.conv": 0, "blocks.2.conv": 0}
+    assert default.adapters == lite.adapters
     assert not lite.fe
     assert [(site.site, site.stride) for site in paper.fe] == [("stem.norm", 2)]
     assert not paper.gates
+    assert not paper.adapters
     with pytest.raises(ConfigError, match="default, lite, paper"):
         preset_config("large", tiny)
 

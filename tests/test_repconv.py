@@ -1,12 +1,11 @@
 """RepConv's branches and the one convolution that replaces them."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from afd_serve.models.reparam import fuse_conv_norm, pointwise_as_3x3, sequence_1x1_3x3, sequence_3x3_1x1
+from afd_serve.models.reparam import pointwise_as_3x3, sequence_1x1_3x3, sequence_3x3_1x1
 from afd_serve.models.repconv import RepConv
 
 
@@ -69,19 +68,3 @@ def test_sequences_are_their_two_convolutions() -> None:
     torch.testing.assert_close(conv(x, kernel, bias, padding=1), conv(conv(x, k3, b3, padding=1), k1, b1))
     pointwise = torch.randn(2, 3, 1, 1, dtype=torch.float64)
     torch.testing.assert_close(conv(x, pointwise_as_3x3(pointwise), padding=1), conv(x, pointwise))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_norms_fold_into_convolutions(bias: bool) -> None:
-    torch.manual_seed(2)
-    conv, norm = nn.Conv2d(3, 5, 3, bias=bias).double(), nn.BatchNorm2d(5).double().eval()
-    for values in (norm.weight.data, norm.bias.data, norm.running_mean):
-        assert values is not None
-        values.normal_()
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(nn.functional.conv2d(x, *fuse_conv_norm(conv, norm)), norm(conv(x)))
-
-
-def test_a_norm_without_statistics_cannot_be_folded() -> None:
-    with pytest.raises(ValueError, match="running statistics"):
-        fuse_conv_norm(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, track_running_stats=False))

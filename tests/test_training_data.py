@@ -15,7 +15,7 @@ PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
 CLEAN = Recipe(p_native=0, p_clean=1, p_colour=0)
 
 
-def pairs(folder: Path, recipe: Recipe | None = None, seed: int = 0, **changes: int) -> CompressedPairs:
+def pairs(folder: Path, recipe: Recipe | None = None, seed: int = 0, **changes: object) -> CompressedPairs:
     settings = {"sizes": (64,), "batch_size": 4, "batches": 3, "seed": seed, "recipe": recipe} | changes
     return CompressedPairs(find_pictures([folder]), PREPROCESSING, **settings)
 
@@ -27,6 +27,11 @@ def test_a_batch_depends_on_seed_and_index_alone(picture_folder: Callable[[int],
     assert torch.equal(first.clean, again.clean)
     assert not torch.equal(first.clean, other.clean)
     assert not torch.equal(first.clean, pairs(folder)[0].clean)
+
+
+def test_sizes_follow_each_other_in_equal_shares(picture_folder: Callable[[int], Path]) -> None:
+    data = pairs(picture_folder(2), sizes=(64, 96), batches=4)
+    assert [data[index].clean.shape[-1] for index in range(4)] == [64, 64, 96, 96]
 
 
 def test_every_gate_is_open_and_shapes_are_the_classifiers(picture_folder: Callable[[int], Path]) -> None:

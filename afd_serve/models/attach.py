@@ -4,18 +4,18 @@
 in that graph, so the backbone object stays as it was (detaching is dropping the graph) and the result is scriptable.
 """
 
-import copy
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from afd_serve.errors import AttachError
-from afd_serve.models.reparam import fuse_conv_norm
 
-__all__ = ["Insertion", "SiteShape", "attach", "fold_norms", "probe_shapes"]
+__all__ = ["Insertion", "KernelChange", "SiteShape", "attach", "convolutions", "probe_shapes", "trace"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,14 @@ class Insertion:
     site: str
     module: nn.Module
     inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KernelChange:
+    """A module ``(kernel, bias) -> (kernel, bias)`` to call on those of the backbone's convolution ``site``."""
+
+    site: str
+    module: nn.Module
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,12 @@ class _SiteTracer(fx.Tracer):
         return out
 
 
-def _trace(backbone: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
+def trace(backbone: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """A backbone's graph, and the node that holds the output of each of its modules, leaf or not.
+
+    Raises:
+        AttachError: The backbone cannot be recorded.
+    """
     tracer = _SiteTracer()
     try:
         graph = tracer.trace(backbone)
@@ -77,6 +90,7 @@ def attach(
     backbone: nn.Module,
     insertions: Sequence[Insertion] = (),
     *,
+    kernels: Sequence[KernelChange] = (),
     inputs: Sequence[str] = (),
     taps: Sequence[str] = (),
     embedding: str | None = None,
@@ -86,24 +100,29 @@ def attach(
     Args:
         backbone: Any module that takes one float tensor [N, 3, S, S] and that `torch.fx` can record. Not changed.
         insertions: Calls to add, in order; several at one site are chained.
+        kernels: Convolutions that run with a changed kernel and bias.
         inputs: Names of the graph's extra inputs, tensors that insertions may ask for.
         taps: Modules whose outputs (after insertions) are returned, for fitting.
         embedding: The classifier layer whose input is the pooled embedding, returned after the taps.
 
     Returns:
         A module ``(x, *inputs) -> logits``, or ``-> (logits, *taps, embedding)`` when taps or the embedding are asked
-        for. It holds the inserted modules as ``afd_0``, ``afd_1``, ... and shares every parameter with the backbone.
+        for. It holds the added modules as ``afd_0``, ``afd_1``, ... and shares every parameter with the backbone.
 
     Raises:
         AttachError: The backbone cannot be recorded, or a site does not exist; the message names candidates.
     """
-    graph, outputs = _trace(backbone)
+    graph, outputs = trace(backbone)
     extra = _add_inputs(graph, inputs)
     modules: dict[str, nn.Module] = {}
     for index, insertion in enumerate(insertions):
         name = f"afd_{index}"
         modules[name] = insertion.module
         _insert(graph, outputs, insertion, name, extra)
+    convs = dict(backbone.named_modules())
+    for index, change in enumerate(kernels, start=len(insertions)):
+        modules[f"afd_{index}"] = change.module
+        _change_kernel(graph, _convolution(graph, convs, change.site), convs[change.site], f"afd_{index}")
     if taps or embedding is not None:
         _return_also(graph, outputs, taps, embedding)
     graph.lint()
@@ -132,6 +151,39 @@ def _insert(
             outputs[key] = call
 
 
+def convolutions(backbone: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions of a backbone that it calls as modules, exactly once each, in order of execution.
+
+    Raises:
+        AttachError: The backbone cannot be recorded.
+    """
+    modules = dict(backbone.named_modules())
+    calls = [str(node.target) for node in trace(backbone)[0].nodes if node.op == "call_module"]
+    found = ((name, modules[name]) for name in calls if calls.count(name) == 1)
+    return {name: module for name, module in found if isinstance(module, nn.Conv2d)}
+
+
+def _convolution(graph: fx.Graph, modules: Mapping[str, nn.Module], site: str) -> fx.Node:
+    calls: list[fx.Node] = [node for node in graph.nodes if node.op == "call_module" and node.target == site]
+    if len(calls) != 1 or not isinstance(modules[site], nn.Conv2d):
+        raise AttachError(f"the backbone has no convolution {site!r} that it calls once")
+    return calls[0]
+
+
+def _change_kernel(graph: fx.Graph, call: fx.Node, conv: nn.Module, name: str) -> None:
+    if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
+        raise AttachError(f"the kernel of {call.target} cannot be changed: it is no convolution with zero padding")
+    with graph.inserting_before(call):
+        kernel = graph.get_attr(f"{call.target}.weight")
+        bias = None if conv.bias is None else graph.get_attr(f"{call.target}.bias")
+        changed = graph.call_module(name, (kernel, bias))
+        arguments = [graph.call_function(operator.getitem, (changed, index)) for index in range(2)]
+        settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        replaced = graph.call_function(F.conv2d, (call.args[0], *arguments, *settings))
+    call.replace_all_uses_with(replaced)
+    graph.erase_node(call)
+
+
 def _return_also(graph: fx.Graph, outputs: Mapping[str, fx.Node], taps: Sequence[str], embedding: str | None) -> None:
     output = next(node for node in graph.nodes if node.op == "output")
     results = [output.args[0], *(_node(outputs, tap) for tap in taps)]
@@ -155,32 +207,6 @@ def _graph_module(backbone: nn.Module, graph: fx.Graph, modules: Mapping[str, nn
         root.add_module(name, module)
     out = fx.GraphModule(root, graph, class_name=f"{type(backbone).__name__}WithAfd")
     return out.train(backbone.training)
-
-
-def fold_norms(backbone: nn.Module) -> nn.Module:
-    """A copy of an inference-mode backbone with every BatchNorm folded into the convolution before it.
-
-    The norms stay as identities, so that every attach site keeps its name. Fitting is about a quarter faster so.
-    """
-    folded = copy.deepcopy(backbone)
-    modules = dict(folded.named_modules())
-    for node in _trace(folded)[0].nodes:
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        before = node.args[0] if isinstance(norm, nn.BatchNorm2d) else None
-        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node) or len(before.users) > 1:
-            continue
-        conv = modules.get(str(before.target)) if before.op == "call_module" else None
-        if isinstance(conv, nn.Conv2d):
-            weight, bias = fuse_conv_norm(conv, norm)
-            conv.weight = nn.Parameter(weight, requires_grad=False)
-            conv.bias = nn.Parameter(bias, requires_grad=False)
-            _replace(folded, str(node.target), nn.Identity())
-    return folded
-
-
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, module)
 
 
 def probe_shapes(backbone: nn.Module, sites: Sequence[str], size: int) -> dict[str, SiteShape]:

@@ -3,13 +3,14 @@
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from afd_serve.models.afd import AfdNet
-from afd_serve.models.attach import Insertion, attach
+from afd_serve.models.attach import Insertion, KernelChange, attach, probe_shapes
 from afd_serve.models.backbones import Backbone, Preprocessing
+from afd_serve.models.folding import fold_gates, fold_kernels, fold_norms
 
-__all__ = ["GUIDES", "INPUTS", "OUTPUTS", "AfdClassifier", "Normalize", "insertions"]
+__all__ = ["GUIDES", "INPUTS", "OUTPUTS", "AfdClassifier", "Normalize", "insertions", "kernel_changes"]
 
 INPUTS: Final = ("rgb", "dequantized", "quant_tables", "geometry", "gate")
 """The classifier's inputs, in order; `AfdClassifier.forward` says what each holds."""
@@ -17,19 +18,36 @@ INPUTS: Final = ("rgb", "dequantized", "quant_tables", "geometry", "gate")
 OUTPUTS: Final = ("logits", "drift")
 
 
-GUIDES: Final = ("modulation", "fdm", "descriptor", "gate")
-"""What `AfdNet.estimate` gives the attach sites."""
+GUIDES: Final = ("modulation", "fdm", "descriptor")
+"""What AFD gives the attach sites, see `AfdNet.guide`."""
 
 
 def insertions(afd: AfdNet) -> list[Insertion]:
-    """The calls that an AFD module adds to its backbone."""
+    """The calls that an AFD module adds to its backbone, gates first."""
     config = afd.config
     gates = [Insertion(site.site, gate, ("modulation",)) for site, gate in zip(config.gates, afd.gates, strict=True)]
     enhancers = [
-        Insertion(site.site, enhancer, ("fdm", "descriptor", "gate"))
+        Insertion(site.site, enhancer, ("fdm", "descriptor"))
         for site, enhancer in zip(config.fe, afd.enhancers, strict=True)
     ]
     return gates + enhancers
+
+
+def kernel_changes(afd: AfdNet) -> list[KernelChange]:
+    """The corrections that an AFD module makes to its backbone's kernels."""
+    return [KernelChange(site.site, adapter) for site, adapter in zip(afd.config.adapters, afd.adapters, strict=True)]
+
+
+def _protected_trunk(backbone: Backbone, afd: AfdNet) -> fx.GraphModule:
+    """A copy of the backbone with AFD in it, everything folded into the kernels that can be."""
+    folded = fold_norms(backbone.module)
+    fold_kernels(folded, kernel_changes(afd))
+    trunk = attach(folded, insertions(afd), inputs=GUIDES)
+    size = backbone.preprocessing.size
+    shapes = probe_shapes(backbone.module, [site.site for site in afd.config.gates], size)
+    features = [shapes[site.site].channels * (size // shapes[site.site].stride) ** 2 for site in afd.config.gates]
+    fold_gates(trunk, {f"afd_{index}": count for index, count in enumerate(features)})
+    return trunk
 
 
 class Normalize(nn.Module):
@@ -51,8 +69,10 @@ class Normalize(nn.Module):
 class AfdClassifier(nn.Module):
     """Normalization, AFD and the frozen backbone as one module.
 
+    There are two trunks: the backbone as it is, for pictures that are good, and a folded copy with AFD in it.
+
     Args:
-        backbone: Its module is shared, not copied, and never changed; dropping the classifier detaches AFD.
+        backbone: Its module is shared, not changed; dropping the classifier detaches AFD.
         afd: The module for this backbone.
     """
 
@@ -60,7 +80,8 @@ class AfdClassifier(nn.Module):
         super().__init__()
         self.normalize = Normalize(backbone.preprocessing)
         self.afd = afd
-        self.trunk = attach(backbone.module, insertions(afd), inputs=GUIDES)
+        self.bare = attach(backbone.module)
+        self.protected = _protected_trunk(backbone, afd)
 
     def forward(
         self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor, gate: Tensor
@@ -80,6 +101,26 @@ class AfdClassifier(nn.Module):
             Logits [N, K] and drift score [N], both float32. The drift score is the expected squared distance of the
             unprotected embedding from the clean one, in units of the embedding's variance.
         """
-        descriptor, modulation, fdm, drift = self.afd.estimate(dequantized, quant_tables, geometry, gate)
-        logits: Tensor = self.trunk(self.normalize(rgb), modulation, fdm, descriptor, gate)
-        return logits.float(), drift.float()
+        coefficients = dequantized.float()
+        descriptor = self.afd.describe(coefficients, quant_tables, geometry)
+        logits = self._classify(self.normalize(rgb), coefficients, descriptor, gate > 0)
+        return logits.float(), self.afd.drift_score(descriptor).float()
+
+    def _classify(self, x: Tensor, coefficients: Tensor, descriptor: Tensor, opened: Tensor) -> Tensor:
+        if bool(opened.all()):
+            return self._protect(x, coefficients, descriptor)
+        if not bool(opened.any()):
+            return self._leave(x)
+        logits = self._leave(x)
+        chosen = opened.nonzero()[:, 0]
+        logits[chosen] = self._protect(x[chosen], coefficients[chosen], descriptor[chosen])
+        return logits
+
+    def _leave(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.bare(x)
+        return logits
+
+    def _protect(self, x: Tensor, coefficients: Tensor, descriptor: Tensor) -> Tensor:
+        modulation, fdm = self.afd.guide(descriptor, coefficients)
+        logits: Tensor = self.protected(x, modulation, fdm, descriptor)
+        return logits

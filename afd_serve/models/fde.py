@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["COMPONENTS", "FREQUENCIES", "GEOMETRY", "STATISTICS", "FdeNet", "picture_statistics"]
 
@@ -36,9 +37,30 @@ def picture_statistics(dequantized: Tensor, quant_tables: Tensor, geometry: Tens
     Returns:
         float32 [N, `STATISTICS`]: log mean magnitude of each frequency, log2 of each table entry, geometry.
     """
-    magnitude = dequantized.float().abs().mean(dim=(1, 2))
+    cells = dequantized.shape[1] * dequantized.shape[2]
+    magnitude = torch.linalg.vector_norm(dequantized.float(), ord=1, dim=(1, 2)) / cells
     tables = torch.log2(quant_tables.float()).flatten(1)
     return torch.cat((torch.log(magnitude + 1e-3), tables / 4 - 1, geometry.float()), dim=1)
+
+
+_LIMIT: Final = 4.0
+"""Inputs are clamped to so many of their standard deviations."""
+
+
+class _FrequencyLinear(nn.Linear):
+    """A linear layer on coefficients [..., 192], each in units of its own scale and clamped."""
+
+    limit: Final[float] = _LIMIT
+    scale: Tensor
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(FREQUENCIES, outputs)
+        self.register_buffer("scale", torch.ones(FREQUENCIES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bound = self.scale * self.limit
+        # The weights are divided instead of the coefficients: they are fewer.
+        return F.linear(torch.clamp(x, -bound, bound), self.weight / self.scale, self.bias)
 
 
 class FdeNet(nn.Module):
@@ -49,22 +71,20 @@ class FdeNet(nn.Module):
         descriptor: Length of the drift descriptor.
     """
 
-    limit: Final[float] = 4.0  # in standard deviations of an input
-    frequency_scale: Tensor
+    limit: Final[float] = _LIMIT
     statistics_mean: Tensor
     statistics_std: Tensor
 
     def __init__(self, fdm_channels: int, descriptor: int) -> None:
         super().__init__()
-        self.register_buffer("frequency_scale", torch.ones(FREQUENCIES))
         self.register_buffer("statistics_mean", torch.zeros(STATISTICS))
         self.register_buffer("statistics_std", torch.ones(STATISTICS))
-        hidden = max(fdm_channels, 1)
         self.fdm_channels = fdm_channels
         # 1x1 convolutions over the block grid, written as matrix products on its last axis.
-        self.spatial = nn.Sequential(nn.Linear(FREQUENCIES, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
-        if not fdm_channels:
-            self.spatial = nn.Sequential()
+        self.spatial = nn.Sequential()
+        if fdm_channels:
+            layers = (_FrequencyLinear(fdm_channels), nn.ReLU(), nn.Linear(fdm_channels, fdm_channels), nn.ReLU())
+            self.spatial = nn.Sequential(*layers)
         self.descriptor = nn.Sequential(
             nn.Linear(STATISTICS, descriptor), nn.SiLU(), nn.Linear(descriptor, descriptor), nn.SiLU()
         )
@@ -76,7 +96,9 @@ class FdeNet(nn.Module):
             dequantized: [M, 192] values of many cells.
             statistics: [P, `STATISTICS`] of many pictures.
         """
-        self.frequency_scale.copy_(dequantized.float().std(dim=0).clamp_min(1.0))
+        for layer in self.spatial:
+            if isinstance(layer, _FrequencyLinear):
+                layer.scale.copy_(dequantized.float().std(dim=0).clamp_min(1.0))
         self.statistics_mean.copy_(statistics.mean(dim=0))
         self.statistics_std.copy_(statistics.std(dim=0).clamp_min(0.05))
 
@@ -88,7 +110,11 @@ class FdeNet(nn.Module):
         return out
 
     def map(self, dequantized: Tensor) -> Tensor:
-        """The feature drifting map, float [N, fdm_channels, G, G], from dequantized coefficients [N, G, G, 192]."""
-        normalized = (dequantized.float() / self.frequency_scale).clamp(-self.limit, self.limit)
-        out: Tensor = self.spatial(normalized)
+        """The feature drifting map, float [N, fdm_channels, G, G], from dequantized coefficients [N, G, G, 192].
+
+        Empty, with no channels, where the net was built without it.
+        """
+        if self.fdm_channels == 0:
+            return dequantized.new_empty((dequantized.shape[0], 0, dequantized.shape[1], dequantized.shape[2])).float()
+        out: Tensor = self.spatial(dequantized.float())
         return out.permute(0, 3, 1, 2)

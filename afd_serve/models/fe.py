@@ -40,25 +40,17 @@ class FeNet(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, fdm: Tensor, descriptor: Tensor, gate: Tensor) -> Tensor:
-        """Enhance the features of the pictures whose gate is open; the others pass unchanged, bit for bit.
+    def forward(self, x: Tensor, fdm: Tensor, descriptor: Tensor) -> Tensor:
+        """Enhance features.
 
         Args:
             x: Features [N, C, H, W].
             fdm: [N, fdm_channels, G, G] with G = ceil(H / factor).
             descriptor: [N, descriptor].
-            gate: [N], 1 open, 0 closed.
 
         Returns:
             Features of the same shape and dtype.
         """
-        if bool((gate > 0).any()):
-            correction = self.correction(x, fdm, descriptor)
-            return x + correction * gate[:, None, None, None].to(correction.dtype)
-        return x
-
-    def correction(self, x: Tensor, fdm: Tensor, descriptor: Tensor) -> Tensor:
-        """What `forward` adds where the gate is open, [N, C, H, W]."""
         height, width = x.shape[2], x.shape[3]
         h = F.relu(self.down(_pad(x, fdm.shape[2] * self.factor, fdm.shape[3] * self.factor)))
         scale, shift = self.adapt(descriptor)[:, :, None, None].chunk(2, dim=1)
@@ -66,8 +58,7 @@ class FeNet(nn.Module):
         h = h + F.relu(self.high(h))
         h = h + self._low_path(h)
         h = h * self.guide(fdm)
-        up: Tensor = F.pixel_shuffle(self.up(h), self.factor)
-        return up[:, :, :height, :width]
+        return x + F.pixel_shuffle(self.up(h), self.factor)[:, :, :height, :width]
 
     def _low_path(self, h: Tensor) -> Tensor:
         low = F.relu(self.pool(_pad(h, h.shape[2] + h.shape[2] % 2, h.shape[3] + h.shape[3] % 2)))

@@ -13,7 +13,7 @@ class GateHeads(nn.Module):
     """Turns the drift descriptor into the modulation of all gated channels at once.
 
     The modulation of a picture is [scales of site 0, shifts of site 0, scales of site 1, ...]. It starts at scale one
-    and shift zero and is exactly that for a closed gate, which makes every gate the exact identity.
+    and shift zero.
 
     Args:
         descriptor: Length of the drift descriptor.
@@ -29,9 +29,9 @@ class GateHeads(nn.Module):
         identity = [torch.cat((torch.ones(count), torch.zeros(count))) for count in channels]
         self.register_buffer("identity", torch.cat([torch.empty(0), *identity]), persistent=False)
 
-    def forward(self, descriptor: Tensor, gate: Tensor) -> Tensor:
-        """Modulation [N, 2 * sum of channels] from descriptors [N, D] and gates [N]."""
-        return F.linear(descriptor, self.weight, self.bias) * gate[:, None] + self.identity
+    def forward(self, descriptor: Tensor) -> Tensor:
+        """Modulation [N, 2 * sum of channels] from descriptors [N, D]."""
+        return F.linear(descriptor, self.weight, self.bias + self.identity)
 
 
 class ChannelGate(nn.Module):
@@ -49,6 +49,10 @@ class ChannelGate(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """Gate features [N, C, H, W] with the whole modulation of the pictures, see `GateHeads`."""
-        scale = modulation[:, self.start : self.start + self.channels, None, None].to(x.dtype)
-        shift = modulation[:, self.start + self.channels : self.start + 2 * self.channels, None, None].to(x.dtype)
-        return torch.addcmul(shift, x, scale)
+        scale, shift = self.part(modulation.to(x.dtype))
+        return torch.addcmul(shift[..., None, None], x, scale[..., None, None])
+
+    def part(self, modulation: Tensor) -> tuple[Tensor, Tensor]:
+        """This site's scales and shifts [..., C], of the whole modulation [..., 2 * sum of channels]."""
+        end = self.start + self.channels
+        return modulation[..., self.start : end], modulation[..., end : end + self.channels]

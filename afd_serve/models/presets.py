@@ -1,11 +1,14 @@
 """The named shapes of AFD: which sites of a backbone they use."""
 
+import math
+from typing import Final
+
 from torch import nn
 
-from afd_serve.config import PRESETS, AfdConfig, FeSiteConfig, GateSiteConfig
+from afd_serve.config import PRESETS, AdapterSiteConfig, AfdConfig, FeSiteConfig, GateSiteConfig
 from afd_serve.dct import BLOCK
 from afd_serve.errors import AttachError, ConfigError
-from afd_serve.models.attach import SiteShape, probe_shapes
+from afd_serve.models.attach import SiteShape, convolutions, probe_shapes
 from afd_serve.models.backbones import Backbone
 
 __all__ = ["preset_config"]
@@ -16,9 +19,9 @@ _SHORTCUTS = ("downsample", "shortcut")
 def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
     """Choose the attach sites of a preset on a backbone.
 
-    ``paper`` is one FE-Net before the stem's activation (arXiv 2401.01724); ``lite`` has channel gates only, after the
-    last normalization of the stem and of every block; ``default`` adds an FE-Net after the last block at stride 4 and
-    the last at stride 8.
+    ``paper`` is one FE-Net before the stem's activation (arXiv 2401.01724); ``lite`` has channel gates after the
+    last normalization of the stem and of every block, and kernel adapters; ``default`` adds an FE-Net after the last
+    block at stride 4.
 
     Raises:
         ConfigError: No preset has this name.
@@ -36,6 +39,7 @@ def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,
         gates=tuple(GateSiteConfig(site, shapes[site].channels) for site in gated),
+        adapters=() if preset == "paper" else _adapters(backbone.module),
         fe=tuple(FeSiteConfig(site, shapes[site].channels, shapes[site].stride) for site in sites),
     )
 
@@ -50,11 +54,33 @@ def _last_norm(root: nn.Module, name: str) -> str:
     return norms[-1] if norms else name
 
 
+_FULL_RANK_KERNEL: Final = 10_000
+"""Values of the largest kernel whose correction has full rank."""
+
+_RANK: Final = 3
+"""Rank of the corrections of larger kernels."""
+
+_GROUPED_AREA: Final = 9
+"""Larger grouped kernels are left alone: fitting them takes most of a step's time and gains nothing to speak of."""
+
+
+def _adapters(module: nn.Module) -> tuple[AdapterSiteConfig, ...]:
+    adapted = {
+        name: conv.weight.shape
+        for name, conv in convolutions(module).items()
+        if conv.padding_mode == "zeros" and (conv.groups == 1 or math.prod(conv.kernel_size) <= _GROUPED_AREA)
+    }
+    return tuple(
+        AdapterSiteConfig(name, (o, i, h, w), 0 if o * i * h * w <= _FULL_RANK_KERNEL else _RANK)
+        for name, (o, i, h, w) in adapted.items()
+    )
+
+
 def _enhanced_blocks(backbone: Backbone, shapes: dict[str, SiteShape]) -> list[str]:
     last = {shapes[block].stride: block for block in backbone.blocks}
-    sites = [last[stride] for stride in (BLOCK // 2, BLOCK) if stride in last]
-    if not sites:
-        raise AttachError(
-            f"{backbone.name} has no block at stride 4 or 8 for an FE-Net (strides: {sorted(last)}); use preset 'lite'"
-        )
-    return sites
+    for stride in (BLOCK // 2, BLOCK):
+        if stride in last:
+            return [last[stride]]
+    raise AttachError(
+        f"{backbone.name} has no block at stride 4 or 8 for an FE-Net (strides: {sorted(last)}); use preset 'lite'"
+    )

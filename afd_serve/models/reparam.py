@@ -9,10 +9,10 @@ Kernels are [out, in, kh, kw]; biases are [out]; stride 1, groups 1, 3x3 with pa
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["fuse_conv_norm", "pointwise_as_3x3", "sequence_1x1_3x3", "sequence_3x3_1x1"]
+__all__ = ["pointwise_as_3x3", "sequence_1x1_3x3", "sequence_3x3_1x1"]
 
 
 def sequence_1x1_3x3(first: Tensor, second: Tensor) -> Tensor:
@@ -29,12 +29,3 @@ def sequence_3x3_1x1(first: Tensor, first_bias: Tensor, second: Tensor, second_b
 def pointwise_as_3x3(kernel: Tensor) -> Tensor:
     """A 1x1 kernel [o, i, 1, 1] as the centre tap of a 3x3 [o, i, 3, 3]."""
     return F.pad(kernel, (1, 1, 1, 1))
-
-
-def fuse_conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of a convolution followed by an inference-mode BatchNorm."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a BatchNorm without running statistics cannot be fused")
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    bias = torch.zeros_like(norm.running_mean) if conv.bias is None else conv.bias
-    return conv.weight * scale[:, None, None, None], norm.bias + (bias - norm.running_mean) * scale

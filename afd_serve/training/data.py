@@ -1,4 +1,7 @@
-"""Unlabelled pictures in, pairs of compressed and clean crops out; batch ``k`` depends on the seed and ``k`` alone."""
+"""Unlabelled pictures in, pairs of compressed and clean crops out.
+
+Batch ``k`` depends on the settings, the seed and ``k`` alone.
+"""
 
 import io
 from collections.abc import Sequence
@@ -77,10 +80,10 @@ class CompressedPairs(Dataset[Pair]):
     Args:
         pictures: Files; one that cannot be read is passed over.
         preprocessing: The backbone's; its size is replaced by each batch's.
-        sizes: Crop sizes, one drawn per batch.
+        sizes: Crop sizes; each has an equal share of the batches, in this order: small crops first take less time.
         batch_size: Pictures per batch.
         batches: How many batches there are.
-        seed: Together with the index, decides everything about a batch.
+        seed: Together with the index, decides what is drawn.
     """
 
     def __init__(
@@ -109,7 +112,8 @@ class CompressedPairs(Dataset[Pair]):
     def __getitem__(self, index: int) -> Pair:
         """Make batch ``index``."""
         random = np.random.default_rng((self.seed, index))
-        preprocessing = replace(self.preprocessing, size=int(random.choice(self.sizes)))
+        share = index * len(self.sizes) // self.batches
+        preprocessing = replace(self.preprocessing, size=self.sizes[min(share, len(self.sizes) - 1)])
         pairs = [self._pair(random, preprocessing) for _ in range(self.batch_size)]
         inputs = stack([picture for picture, _ in pairs], [True] * len(pairs))
         clean = torch.from_numpy(np.stack([pixels for _, pixels in pairs])).permute(0, 3, 1, 2)

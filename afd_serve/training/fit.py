@@ -15,13 +15,15 @@ from afd_serve.checkpoint import WEIGHTS_NAME, find_weights, load_afd, save_afd,
 from afd_serve.config import FitConfig
 from afd_serve.errors import ConfigError
 from afd_serve.models.afd import AfdNet
-from afd_serve.models.attach import attach, fold_norms
+from afd_serve.models.attach import attach
 from afd_serve.models.backbones import Backbone, load_backbone
-from afd_serve.models.classifier import GUIDES, Normalize, insertions
+from afd_serve.models.classifier import GUIDES, Normalize, insertions, kernel_changes
 from afd_serve.models.fde import picture_statistics
+from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
 from afd_serve.training.data import CompressedPairs, Pair, find_pictures
 from afd_serve.training.losses import FeatureLoss
+from afd_serve.training.precision import strided_depthwise_in_float32
 from afd_serve.training.state import load_state, save_state
 
 __all__ = ["FitResult", "fit"]
@@ -92,8 +94,16 @@ class _Trainer:
         self.normalize = Normalize(backbone.preprocessing)
         taps = _spread(backbone.blocks, _TAPS)
         frozen = fold_norms(backbone.module)
-        self.teacher = attach(frozen, taps=taps, embedding=backbone.embedding)
-        self.student = attach(frozen, insertions(self.afd), inputs=GUIDES, taps=taps, embedding=backbone.embedding)
+        self.teacher = strided_depthwise_in_float32(attach(frozen, taps=taps, embedding=backbone.embedding))
+        student = attach(
+            frozen,
+            insertions(self.afd),
+            kernels=kernel_changes(self.afd),
+            inputs=GUIDES,
+            taps=taps,
+            embedding=backbone.embedding,
+        )
+        self.student = strided_depthwise_in_float32(student)
         self.data = CompressedPairs(
             pictures,
             backbone.preprocessing,
@@ -148,8 +158,8 @@ class _Trainer:
             with torch.no_grad():
                 _, *target = self.teacher(self.normalize(pair.clean))
             rgb = self.normalize(pair.inputs.rgb)
-            descriptor, modulation, fdm, _ = self.afd.estimate(*pair.inputs[1:])
-            _, *features = self.student(rgb, modulation, fdm, descriptor, pair.inputs.gate)
+            descriptor = self.afd.describe(*pair.inputs[1:4])
+            _, *features = self.student(rgb, *self.afd.guide(descriptor, pair.inputs.dequantized), descriptor)
         loss: Tensor = self.loss(features, target)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

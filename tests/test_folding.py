@@ -1,0 +1,80 @@
+"""What deployment folds into the kernels."""
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from afd_serve.config import AdapterSiteConfig
+from afd_serve.models.adapters import KernelAdapter
+from afd_serve.models.attach import Insertion, KernelChange, attach
+from afd_serve.models.backbones import Backbone
+from afd_serve.models.folding import GatedConv, fold_gates, fold_kernels, fold_norms
+from afd_serve.models.gates import ChannelGate
+from tests.tiny_backbone import SIZE
+
+
+def picture(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+class AddOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+def test_folding_norms_keeps_the_function_and_the_names(tiny: Backbone) -> None:
+    folded = fold_norms(tiny.module)
+    torch.testing.assert_close(folded(picture()), tiny.module(picture()))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in tiny.module.modules())
+    calls = [Insertion("stem.norm", AddOne(), ())]
+    torch.testing.assert_close(attach(folded, calls)(picture()), attach(tiny.module, calls)(picture()))
+
+
+def test_a_norm_without_statistics_cannot_be_folded() -> None:
+    with pytest.raises(ValueError, match="statistics"):
+        fold_norms(nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, track_running_stats=False)))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_folded_adapter_is_the_branch_that_it_was(tiny: Backbone, rank: int) -> None:
+    torch.manual_seed(1)
+    adapter = KernelAdapter(AdapterSiteConfig("blocks.1.conv", (16, 12, 3, 3), rank))
+    nn.init.normal_(adapter.left, std=0.3)
+    nn.init.normal_(adapter.shift, std=0.3)
+    changes = [KernelChange("blocks.1.conv", adapter)]
+    folded = fold_norms(tiny.module)
+    expected = attach(folded, kernels=changes)(picture())
+    assert not torch.allclose(folded(picture()), expected)
+    fold_kernels(folded, changes)
+    torch.testing.assert_close(folded(picture()), expected)
+
+
+def test_an_unfitted_adapter_changes_nothing() -> None:
+    kernel, bias = torch.randn(16, 12, 3, 3), torch.randn(16)
+    for rank in (0, 2):
+        changed = KernelAdapter(AdapterSiteConfig("conv", (16, 12, 3, 3), rank))(kernel, bias)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(changed, (kernel, bias), strict=True))
+
+
+def gated(backbone: nn.Module) -> fx.GraphModule:
+    return attach(backbone, [Insertion("stem.norm", ChannelGate(4, 8), ("modulation",))], inputs=("modulation",))
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_a_gate_joins_the_convolution_before_it(tiny: Backbone, pictures: int) -> None:
+    folded = fold_norms(tiny.module)
+    modulation = torch.randn(pictures, 30)
+    expected = gated(folded)(picture(pictures), modulation)
+    trunk = gated(folded)
+    fold_gates(trunk, {"afd_0": 8 * 32 * 32})
+    assert isinstance(trunk.get_submodule("afd_0"), GatedConv)
+    torch.testing.assert_close(trunk(picture(pictures), modulation), expected)
+
+
+def test_a_gate_stays_where_the_kernel_is_large_or_the_norm_is_not_folded(tiny: Backbone) -> None:
+    small, unfolded = gated(fold_norms(tiny.module)), gated(tiny.module)
+    fold_gates(small, {"afd_0": 100})
+    fold_gates(unfolded, {"afd_0": 8 * 32 * 32})
+    assert isinstance(small.get_submodule("afd_0"), ChannelGate)
+    assert isinstance(unfolded.get_submodule("afd_0"), ChannelGate)
