@@ -1,10 +1,10 @@
 # ruff: noqa: PLC0415
 """The command line. Modules that import torch are imported by the commands that need them: ``--help`` stays quick."""
 
-import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +16,6 @@ from afd_serve import __version__
 from afd_serve.errors import AfdError, InputError
 
 if TYPE_CHECKING:
-    from afd_serve.pipeline import Pipeline
-    from afd_serve.request import Options
-    from afd_serve.response import ModelInfo
     from afd_serve.results import Failure, Prediction
 
 __all__ = ["app", "main"]
@@ -107,24 +104,34 @@ def classify(
     token: Annotated[
         str | None, typer.Option(envvar="AFD_SERVE_TOKEN", help="The server's key for inference, as TorchServe has.")
     ] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="Draw where the picture has drifted, as a PNG.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Classify pictures here, or on a server."""
+    from afd_serve import classification
+    from afd_serve.errors import ConfigError
     from afd_serve.request import Options
     from afd_serve.results import Failure
 
+    if explain and (server or not afd or len(pictures) > 1):
+        raise ConfigError("--explain draws one picture, with AFD on and a model that is here")
     data, options = [path.read_bytes() for path in pictures], Options(afd, top_k, crop)
-    model_info = None
     if server:
-        results = _ask_server(server, token, data, options)
+        results, model_info = classification.ask_server(server, token, data, options), None
     else:
-        results, model_info = _predict_here(model, data, options)
+        results, model_info = classification.predict_here(model, data, options)
+    failed = any(isinstance(result, Failure) for result in results)
+    explained = classification.draw_explanation(model, data[0], options, explain) if explain and not failed else None
     if as_json:
-        answers = _wire_format(results, model_info)
+        answers = classification.wire_format(results, model_info)
         _print_json(answers[0] if len(pictures) == 1 else answers)
     else:
         for path, result in zip(pictures, results, strict=True):
             _print_result(path, result)
-    if any(isinstance(result, Failure) for result in results):
+        if explained:
+            typer.echo(f"{explained}\nwrote {explain}")
+    if failed:
         raise typer.Exit(_BAD_INPUT)
 
 
@@ -171,52 +178,68 @@ def evaluate(
     images: Annotated[Path, typer.Option(help="A folder per class, or a CSV file with columns file and label.")],
     out: Annotated[Path, typer.Option(help="Where the report goes; an interrupted run in it goes on.")],
     model: ModelOption = _DEFAULT_MODEL,
-    protocol: Annotated[str, typer.Option(help="Of A, B, C, resave, clean, separated by commas.")] = "A",
+    protocol: Annotated[str, typer.Option(help="Of A, B, C, resave, webp, avif, clean, separated by commas.")] = "A",
     split: Annotated[str | None, typer.Option(help="Rows of the CSV file to keep.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use so many pictures, spread over the set.")] = None,
     seed: Annotated[int, typer.Option(help="Of what protocol C draws.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Torch's threads; more help on an idle machine only.")] = 1,
+    latency: Annotated[
+        int, typer.Option(min=0, help="Rounds to time AFD against the bare backbone; on a quiet machine only.")
+    ] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the answers that --out holds.")] = False,
 ) -> None:
     """Measure accuracy on compressed pictures, with and without AFD."""
-    from afd_serve.evaluation.dataset import load_labelled
     from afd_serve.evaluation.protocols import parse_protocols
-    from afd_serve.evaluation.report import print_report, write_report
-    from afd_serve.evaluation.runner import RESULTS_FILE, Evaluation
-    from afd_serve.evaluation.runner import evaluate as run_evaluation
-    from afd_serve.evaluation.summary import summarize
-    from afd_serve.pipeline import Pipeline
+    from afd_serve.evaluation.report import print_report
+    from afd_serve.evaluation.study import Study, run_study
 
-    pipeline = Pipeline.load(model, threads=threads)
-    signature = pipeline.signature
-    evaluation = Evaluation(
-        model=_identity(model, pipeline),
-        dataset=str(images.resolve()),
-        preprocessing=signature.preprocessing,
-        protocols=parse_protocols(protocol),
-        seed=seed,
-        top_k=min(5, len(signature.labels)),
-    )
-    pictures = load_labelled(images, signature.labels, split=split, limit=limit)
-    if fresh:
-        (out / RESULTS_FILE).unlink(missing_ok=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    study = Study(model, images, out, parse_protocols(protocol), split, limit, seed, threads, latency)
     try:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("classifying", total=None)
-            answers = run_evaluation(
-                pipeline,
-                pictures,
-                evaluation,
-                out,
-                lambda done, total: progress.update(task, completed=done, total=total),
-            )
+        with _task("classifying") as progress:
+            report, files = run_study(study, progress, fresh=fresh)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from here", err=True)
         raise typer.Exit(_INTERRUPTED) from None
-    report = summarize(answers, pictures, evaluation)
     print_report(report, Console())
-    typer.echo("\n".join(f"wrote {path}" for path in write_report(report, out)))
+    typer.echo("\n".join(f"wrote {path}" for path in files))
+
+
+@app.command()
+def compare(
+    images: Annotated[list[str], typer.Option(help="Folders of unlabelled pictures, separated by commas.")],
+    labelled: Annotated[Path, typer.Option(help="A folder per class, or a CSV file with columns file and label.")],
+    out: Annotated[Path, typer.Option(help="Where rows, fits and the report go; rows that are there are kept.")],
+    backbone: Annotated[str, typer.Option(help="The classifier, as for `fit`.")] = _DEFAULT_MODEL,
+    split: Annotated[str | None, typer.Option(help="Rows of the CSV file to keep.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use so many labelled pictures.")] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Of direct, arcnn, dncnn, ddp, batchnorm, paper, lite, default, separated by commas."),
+    ] = None,
+    ours: Annotated[list[str] | None, typer.Option(help="A fitted model to take for the row of its preset.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and compression.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load pictures.")] = 1,
+    latency: Annotated[int, typer.Option(min=0, help="Rounds to time each method against the bare backbone.")] = 0,
+) -> None:
+    """Compare AFD with other methods, fitted on the same pictures: accuracy, size, cost."""
+    from afd_serve.evaluation import compare as comparing
+    from afd_serve.evaluation.compare_report import print_comparison, summarize_rows, write_comparison
+
+    folders = tuple(Path(folder) for entry in images for folder in entry.split(",") if folder)
+    given: dict[str, Any] = {} if steps is None else {"steps": steps}
+    config = comparing.CompareConfig(
+        backbone, folders, labelled, out, split, limit, seed=seed, workers=workers, rounds=latency, **given
+    )
+    wanted = [row.strip() for row in rows.split(",")] if rows else list(comparing.ROWS)
+    try:
+        found = comparing.compare(config, wanted, ours or (), _task)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the row that is not done", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    comparison = summarize_rows(found, config)
+    print_comparison(comparison, Console())
+    typer.echo("\n".join(f"wrote {path}" for path in write_comparison(comparison, out)))
 
 
 @app.command()
@@ -327,60 +350,24 @@ def doctor() -> None:
         raise typer.Exit(_FAILED)
 
 
+@contextmanager
+def _task(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; yields what is told how much of how much is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 def _print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
-def _predict_here(
-    model: str, pictures: list[bytes], options: "Options"
-) -> "tuple[list[Prediction | Failure], ModelInfo]":
-    from afd_serve.pipeline import Pipeline
-    from afd_serve.response import ModelInfo
-
-    pipeline = Pipeline.load(model)
-    results = pipeline.predict(pictures, top_k=options.top_k, afd=options.afd, crop=options.crop)
-    return results, ModelInfo(pipeline.signature.name, pipeline.signature.version)
-
-
-def _ask_server(url: str, token: str | None, pictures: list[bytes], options: "Options") -> "list[Prediction | Failure]":
-    from afd_serve.client import Client, detect_server
-
-    with Client(url, server=detect_server(url), token=token) as client:
-        return client.classify_many(pictures, options)
-
-
-def _wire_format(results: "Sequence[Prediction | Failure]", model: "ModelInfo | None") -> list[dict[str, Any]]:
-    """The answers as a server would send them; those that came from a server do not say again which model it has."""
-    from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
-    from afd_serve.results import Failure
-
-    answers = [
-        failure_to_dict(result)
-        if isinstance(result, Failure)
-        else prediction_to_dict(result, model or ModelInfo("", ""))
-        for result in results
-    ]
-    return answers if model else [{key: value for key, value in answer.items() if key != "model"} for answer in answers]
-
-
 def _print_result(path: Path, result: "Prediction | Failure") -> None:
+    from afd_serve.classification import show
     from afd_serve.results import Failure
 
     if isinstance(result, Failure):
         typer.echo(f"{path}: {result.code}: {result.reason}", err=True)
-        return
-    quality = "no tables" if result.estimated_quality is None else f"estimated quality {result.estimated_quality}"
-    gate = "corrected" if result.protected else "not corrected"
-    typer.echo(f"{path}: {quality}, drift {result.drift:.2f}, {gate}")
-    for label, probability in zip(result.labels, result.probabilities, strict=True):
-        typer.echo(f"  {probability:7.2%}  {label}")
-
-
-def _identity(model: str, pipeline: "Pipeline") -> str:
-    """Name a model such that equal names mean equal weights."""
-    from afd_serve.checkpoint import find_weights
-
-    signature = pipeline.signature
-    # Fitted weights that are not exported have no digest in their signature: the file tells.
-    digest = signature.sha256 or hashlib.sha256(find_weights(model).read_bytes()).hexdigest()
-    return f"{signature.backbone}, preset {signature.preset}, {digest[:16]}"
+    else:
+        typer.echo(show(path, result))

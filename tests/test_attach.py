@@ -22,6 +22,16 @@ class AddOne(nn.Module):
         return x + 1
 
 
+class WithOptions(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, negate: bool = False) -> Tensor:
+        y: Tensor = self.inner(x if mask is None else x * mask)
+        return -y if negate else y
+
+
 def picture() -> Tensor:
     return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
@@ -36,6 +46,13 @@ def test_a_module_is_called_on_the_output_of_its_site(tiny: Backbone, site: str)
     reference.get_submodule(site).register_forward_hook(lambda _module, _args, output: output * 0.5)
     attached = attach(tiny.module, [Insertion(site, Scale(), ("factor",))], inputs=("factor",))
     torch.testing.assert_close(attached(picture(), torch.tensor(0.5)), reference(picture()))
+
+
+def test_optional_arguments_of_a_backbone_keep_their_defaults(tiny: Backbone) -> None:
+    insertion = Insertion("inner.stem", Scale(), ("factor",))
+    attached = attach(WithOptions(tiny.module), [insertion], inputs=("factor",))
+    torch.testing.assert_close(attached(picture(), torch.tensor(1.0)), tiny.module(picture()))
+    assert [node.name for node in attached.graph.nodes if node.op == "placeholder"] == ["x", "factor"]
 
 
 def test_insertions_at_one_site_are_chained_in_order(tiny: Backbone) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from afd_serve.cli import main
+from afd_serve.export import export_classifier
 from afd_serve.pipeline import Pipeline, Prediction
 from tests import tiny_backbone
 from tests.conftest import encoded, recompressed, scene
@@ -135,6 +137,33 @@ def test_classify_without_crop(run: Run, picture: Path, tiny_run: Path) -> None:
     assert whole != json.loads(run("classify", picture, "--model", tiny_run, "--json")[1])
 
 
+def test_classify_draws_where_the_picture_has_drifted(run: Run, picture: Path, tiny_run: Path, tmp_path: Path) -> None:
+    drawing = tmp_path / "heat.png"
+    status, out, err = run("classify", picture, "--model", tiny_run, "--explain", drawing)
+    assert status == 0, err
+    for text in ("estimated quality 10; no earlier compression found", "gate open", f"wrote {drawing}"):
+        assert text in out
+    with Image.open(drawing) as drawn:
+        assert drawn.format == "PNG"
+    drawing.unlink()
+    status, out, _ = run("classify", picture, "--model", tiny_run, "--explain", drawing, "--json")
+    assert json.loads(out)["protected"] is True
+    assert drawing.exists()
+
+
+def test_classify_explains_one_readable_picture_here(
+    run: Run, picture: Path, damaged: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    drawing = tmp_path / "heat.png"
+    for wrong in ((picture, picture), (picture, "--no-afd"), (picture, "--server", "grpc://127.0.0.1:1")):
+        status, _, err = run("classify", *wrong, "--model", tiny_run, "--explain", drawing)
+        assert (status, "--explain draws one picture" in err) == (2, True)
+    status, _, err = run("classify", damaged, "--model", tiny_run, "--explain", drawing)
+    assert status == 1
+    assert err.startswith(f"{damaged}: truncated_jpeg")
+    assert not drawing.exists()
+
+
 def test_classify_names_the_bad_picture_and_answers_for_the_good_one(
     run: Run, picture: Path, damaged: Path, tiny_run: Path
 ) -> None:
@@ -182,8 +211,20 @@ def test_evaluate_and_evaluate_again(run: Run, labelled: Path, tiny_run: Path, t
     assert len(rows) == 1 + 2 * 3 * 7
     assert run(*arguments, "--protocol", "A,resave", "--limit", 3)[0] == 0
     assert (tmp_path / "report" / "results.jsonl").read_text().splitlines() == rows
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"report.json", "report.md", "drift_maps.png", "reliability.png", "accuracy.png"} <= written
     assert run(*arguments, "--seed", 1)[0] == 2
     assert run(*arguments, "--seed", 1, "--fresh", "--protocol", "clean")[0] == 0
+
+
+def test_evaluate_an_exported_model_and_its_latency(run: Run, labelled: Path, tiny_run: Path, tmp_path: Path) -> None:
+    exported, out_dir = export_classifier(tiny_run, tmp_path / "exported").folder, tmp_path / "report"
+    arguments = ("evaluate", "--images", labelled, "--limit", 2, "--protocol", "resave", "--out", out_dir)
+    status, out, err = run(*arguments, "--model", exported, "--latency", 2)
+    assert status == 0, err
+    assert "Latency, times the bare backbone's" in " ".join(out.split())
+    assert json.loads((out_dir / "report.json").read_text())["latency"]["rounds"] == 2
+    assert not (out_dir / "drift_maps.png").exists()  # an exported model shows no features
 
 
 def test_fit_then_export_then_package(run: Run, picture_folder: Callable[[int], Path], tmp_path: Path) -> None:

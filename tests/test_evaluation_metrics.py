@@ -13,6 +13,7 @@ from afd_serve.evaluation.metrics import (
     interval,
     mcnemar,
     recovered_share,
+    reliability,
     top_k_hits,
 )
 
@@ -95,3 +96,21 @@ def test_calibration_error_is_a_share(pairs: list[tuple[float, bool]]) -> None:
     error = calibration_error(confidences, hits)
     assert 0.0 <= error <= 1.0 + 1e-9
     assert error >= abs(confidences.mean() - hits.mean()) - 1e-9
+
+
+def test_reliability_compares_confidence_and_accuracy_bin_by_bin() -> None:
+    confidences = np.array([0.95, 0.91, 1.0, 0.05, 0.55, 0.52])
+    hits = np.array([True, True, False, False, True, False])
+    low, middle, high = reliability(confidences, hits)
+    assert (low.pictures, low.confidence, low.accuracy) == (1, pytest.approx(0.05), 0.0)
+    assert (middle.pictures, middle.accuracy) == (2, 0.5)
+    assert (high.pictures, high.confidence, high.accuracy) == (3, pytest.approx(2.86 / 3), pytest.approx(2 / 3))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
+def test_reliability_and_calibration_error_tell_the_same(pairs: list[tuple[float, bool]]) -> None:
+    confidences, hits = (np.array(column) for column in zip(*pairs, strict=True))
+    bins = reliability(confidences, hits, bins=15)
+    assert sum(b.pictures for b in bins) == len(pairs)
+    gap = sum(b.pictures * abs(b.confidence - b.accuracy) for b in bins) / len(pairs)
+    assert gap == pytest.approx(calibration_error(confidences, hits, bins=15))

@@ -4,12 +4,13 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.protocols import (
     PROTOCOLS,
     QUALITIES,
+    TITLES,
     Condition,
     compress,
     conditions,
@@ -46,16 +47,17 @@ def test_parse_protocols_puts_clean_first() -> None:
     assert parse_protocols(" b, a,clean,A") == ("clean", "B", "A")
     assert parse_protocols("clean") == ("clean",)
     for wrong in ("", "D", "A,X", ","):
-        with pytest.raises(ConfigError, match="clean, A, B, C, resave"):
+        with pytest.raises(ConfigError, match="clean, A, B, C, resave, webp, avif"):
             parse_protocols(wrong)
 
 
 def test_conditions() -> None:
     keys = [condition.key for condition in conditions(PROTOCOLS)]
     assert keys[:7] == ["clean", "A/25", "A/18", "A/15", "A/10", "A/7", "B/25"]
-    assert keys[-5:] == ["C/2", "C/3", "C/4", "C/5", "resave"]
+    assert keys[11:16] == ["C/2", "C/3", "C/4", "C/5", "resave"]
     assert {c.protocol for c in conditions(PROTOCOLS) if c.crop} == {"clean", "B"}
     assert len({c.title for c in conditions(["C", "A", "resave"])}) == 10
+    assert set(TITLES) == set(PROTOCOLS)
 
 
 def test_clean_is_the_file_itself() -> None:
@@ -115,3 +117,29 @@ def test_resave_hides_the_first_table() -> None:
     data = file_of(picture())
     once = opened(compressed(data, Condition("A", 10)))
     assert compressed(data, Condition("resave")) == file_of(once, "JPEG", quality=95)
+
+
+@pytest.mark.parametrize("codec", ["webp", "avif"])
+def test_other_codecs_save_the_models_crop_at_three_falling_qualities(codec: str) -> None:
+    if codec not in features.get_supported_modules():
+        pytest.skip(f"this Pillow cannot write {codec}")
+    assert parse_protocols(codec.upper()) == ("clean", codec)
+    wanted = conditions([codec])
+    levels = [condition.level for condition in wanted]
+    assert levels == sorted(set(levels), reverse=True)
+    assert len(levels) == 3
+    assert wanted[0].title == f"quality {levels[0]}"
+    data = file_of(picture())
+    crop = model_crop(data, PREPROCESSING)
+    files = [compressed(data, condition) for condition in wanted]
+    assert files[0] == file_of(Image.fromarray(crop), codec.upper(), quality=levels[0])
+    assert (opened(files[0]).format, opened(files[0]).size) == (codec.upper(), (64, 64))
+    errors = [np.abs(np.asarray(opened(file).convert("RGB")).astype(int) - crop).mean() for file in files]
+    assert 0 < errors[0] < errors[2]
+
+
+def test_a_codec_that_pillow_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "get_supported_modules", lambda: ["webp"])
+    assert parse_protocols("webp") == ("clean", "webp")
+    with pytest.raises(ConfigError, match=r"avif needs a Pillow that writes AVIF .*11\.3"):
+        parse_protocols("A,avif")

@@ -1,5 +1,6 @@
 """Evaluating a real, small classifier: files in, figures out, interruptions survived."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,10 +13,12 @@ from rich.console import Console
 
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
+from afd_serve.evaluation.latency import Latency
+from afd_serve.evaluation.metrics import Interval
 from afd_serve.evaluation.protocols import compress, conditions
 from afd_serve.evaluation.report import print_report, write_report
 from afd_serve.evaluation.runner import RESULTS_FILE, Answer, Evaluation, evaluate
-from afd_serve.evaluation.summary import summarize
+from afd_serve.evaluation.summary import Report, summarize
 from afd_serve.pipeline import Failure, Pipeline, Prediction
 
 PROTOCOLS = ("clean", "A", "C")
@@ -142,6 +145,9 @@ def test_the_report_is_written_and_printed(
     report = summarize(answers, pictures, evaluation)
     files = {path.name for path in write_report(report, tmp_path)}
     assert {"report.json", "report.md"} <= files
+    assert all((tmp_path / name).stat().st_size for name in files)
+    text = (tmp_path / "report.md").read_text()
+    assert all(f"]({name})" in text for name in files if name.endswith(".png"))
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["pictures"] == 6
     assert [protocol["name"] for protocol in values["protocols"]] == list(PROTOCOLS)
@@ -182,6 +188,37 @@ def test_summary_of_known_answers(pictures: list[LabelledPicture], evaluation: E
     assert report.gain.value == pytest.approx(1 / 6)
     assert report.gain.low == 0.0
     assert report.p_value == 1.0
-    assert (report.gate_open, report.median_quality) == (1.0, 10.0)
+    assert (report.gate_open, report.gates_opened, report.median_quality) == (1.0, 6, 10.0)
+    assert clean.conditions[0].gates_opened == 0
     assert report.bare.top5.value == 1.0
     assert report.bare.calibration_error == pytest.approx(0.75 - 4 / 6)
+    assert [b.pictures for b in compressed.bare_reliability] == [6 * len(conditions(("A",)))]
+    assert compressed.bare_reliability[0].accuracy == pytest.approx(4 / 6)
+    assert compressed.afd_reliability[0].accuracy == pytest.approx(5 / 6)
+
+
+def test_gains_of_classes(pictures: list[LabelledPicture], evaluation: Evaluation) -> None:
+    known = replace(evaluation, protocols=("clean", "A"))
+    cat, dog, owl = summarize(made_answers(pictures), pictures, known, labels=("cat", "dog", "owl")).classes
+    assert (cat.label, cat.pictures, cat.bare, cat.afd, cat.gain) == ("cat", 2, 0.0, 0.5, 0.5)
+    assert (dog.gain, owl.gain) == (0.0, 0.0)
+    assert summarize(made_answers(pictures), pictures, known).classes[0].label == "0"
+    assert not summarize(made_answers(pictures), pictures, replace(known, protocols=("clean",))).classes
+
+
+def text_of(report: Report) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(report, console)
+    return console.export_text()
+
+
+def test_the_clean_cost_and_the_latency_are_told(pictures: list[LabelledPicture], evaluation: Evaluation) -> None:
+    answers = made_answers(pictures)
+    answers[pictures[0].id, "clean", True] = Answer((1, 0, 2), 0.75, 80, 0.5, True)
+    known = replace(evaluation, protocols=("clean", "A"))
+    latency = Latency(20.0, Interval(1.01, 1.0, 1.02), Interval(1.08, 1.07, 1.09), 1, 50)
+    text = text_of(summarize(answers, pictures, known, latency=latency))
+    assert "Clean cost: top-1 changes by -16.7 [" in text
+    assert "the gate opened for 1 of 6 pictures" in text
+    assert "gate open 1.080 [1.070, 1.090], gate closed 1.010 [1.000, 1.020]" in text
+    assert "Latency" not in text_of(summarize(answers, pictures, known))

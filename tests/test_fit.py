@@ -58,17 +58,17 @@ def losses_of(value: float) -> float:
 
 def test_an_interrupted_run_resumes_to_the_same_weights(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = fit(replace(config, out=config.out / "straight"))
-    step = fit_module._Trainer._train_step
+    step = fit_module.Trainer._train_step
 
-    def interrupted(self: fit_module._Trainer, pair: object) -> float:
+    def interrupted(self: fit_module.Trainer, pair: object) -> float:
         if self.step == 13:
             raise KeyboardInterrupt
         return step(self, pair)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fit_module._Trainer, "_train_step", interrupted)
+    monkeypatch.setattr(fit_module.Trainer, "_train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(config)
-    monkeypatch.setattr(fit_module._Trainer, "_train_step", step)
+    monkeypatch.setattr(fit_module.Trainer, "_train_step", step)
     resumed = fit(config)
     expected, actual = load_file(straight.weights), load_file(resumed.weights)
     for name, value in expected.items():

@@ -8,11 +8,13 @@ import numpy.typing as npt
 
 __all__ = [
     "Interval",
+    "ReliabilityBin",
     "bootstrap_means",
     "calibration_error",
     "interval",
     "mcnemar",
     "recovered_share",
+    "reliability",
     "top_k_hits",
 ]
 
@@ -122,6 +124,37 @@ def calibration_error(confidences: Floats, hits: npt.NDArray[np.bool_], bins: in
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
     """
-    index = np.minimum((confidences * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(index, weights=confidences - hits, minlength=bins)
+    gaps = np.bincount(_bins(confidences, bins), weights=confidences - hits, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidences))
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The pictures whose confidence lies in one bin: how many, their mean confidence and accuracy, both 0..1."""
+
+    pictures: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(confidences: Floats, hits: npt.NDArray[np.bool_], bins: int = 10) -> tuple[ReliabilityBin, ...]:
+    """Compare confidence with accuracy, bin by bin; bins that no picture falls into are left out.
+
+    Args:
+        confidences: probability of the first class, ``[N]`` in 0..1.
+        hits: whether it was right, bool ``[N]``.
+        bins: number of bins of equal width.
+    """
+    index = _bins(confidences, bins)
+    counts, confidence, right = (np.bincount(index, weights, bins) for weights in (None, confidences, hits))
+    return tuple(
+        ReliabilityBin(int(counts[k]), float(confidence[k] / counts[k]), float(right[k] / counts[k]))
+        for k in range(bins)
+        if counts[k]
+    )
+
+
+def _bins(confidences: Floats, bins: int) -> npt.NDArray[np.int64]:
+    """The bin of each confidence, 0..bins - 1; 1.0 falls into the last."""
+    index: npt.NDArray[np.int64] = np.minimum((confidences * bins).astype(np.int64), bins - 1)
+    return index

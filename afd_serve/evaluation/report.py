@@ -1,29 +1,28 @@
-"""Show an evaluation's figures: a table for the terminal, ``report.json``, ``report.md`` and a plot."""
+"""Show an evaluation's figures: a table for the terminal, ``report.json``, ``report.md`` and plots."""
 
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from afd_serve.evaluation.drift_maps import DriftExample
+from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import Interval
+from afd_serve.evaluation.protocols import TITLES
 from afd_serve.evaluation.summary import ConditionReport, ProtocolReport, Report
+
+if TYPE_CHECKING:
+    from afd_serve.evaluation.plots import Plot
 
 __all__ = ["print_report", "write_report"]
 
-_TITLES = {
-    "clean": "Clean pictures",
-    "A": "Protocol A: the model's crop, compressed",
-    "B": "Protocol B: compressed at native size",
-    "C": "Protocol C: compressed several times",
-    "resave": "Compressed hard, then re-saved at high quality",
-}
 _COLUMNS = (
     "",
     "top-1 without",
@@ -43,35 +42,40 @@ _SHOWN = 5  # of the columns, so that a terminal of 80 places can hold them
 def print_report(report: Report, console: Console) -> None:
     """Print one table per protocol; accuracies in per cent, 95% intervals in brackets."""
     for protocol in report.protocols:
-        table = Table(title=_TITLES[protocol.name], title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=TITLES[protocol.name], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        )
         for index, column in enumerate(_COLUMNS[:_SHOWN]):
             table.add_column(column, justify="right" if index else "left")
         for row in _rows(protocol):
             table.add_row(*row[:_SHOWN], style="bold" if row[0] == "mean" else None)
         console.print(table)
-        if protocol.recovered is not None:
-            console.print(_recovered(protocol), style="bold", highlight=False)
+        console.print(_verdict(protocol, report.pictures), style="bold", highlight=False)
+    if report.latency is not None:
+        console.print(_latency(report.latency), style="bold", highlight=False)
     console.print(_footer(report), style="dim", highlight=False)
 
 
-def write_report(report: Report, out: Path) -> list[Path]:
-    """Write ``report.json``, ``report.md`` and, where matplotlib is installed, ``accuracy.png``.
+def write_report(report: Report, out: Path, examples: Sequence[DriftExample] = ()) -> list[Path]:
+    """Write ``report.json``, ``report.md`` and, where matplotlib is installed, the plots.
 
     Args:
         report: what to write; shares in the JSON are 0..1, and null where they are not defined.
         out: folder, which exists.
+        examples: pictures whose drift maps are shown.
 
     Returns:
         The files written.
     """
-    json_file, markdown_file, plot_file = out / "report.json", out / "report.md", out / "accuracy.png"
+    json_file, markdown_file = out / "report.json", out / "report.md"
     json_file.write_text(json.dumps(_finite(asdict(report)), indent=2) + "\n", encoding="utf-8")
-    curves = [p for p in report.protocols if p.name in ("A", "B")]
-    plotted = bool(curves) and importlib.util.find_spec("matplotlib") is not None
-    if plotted:
-        _plot(report, curves, plot_file)
-    markdown_file.write_text(_markdown(report, plot_file.name if plotted else None), encoding="utf-8")
-    return [json_file, markdown_file, *([plot_file] if plotted else [])]
+    plots: list[Plot] = []
+    if importlib.util.find_spec("matplotlib") is not None:
+        from afd_serve.evaluation.plots import draw_plots  # noqa: PLC0415 (optional, and slow to import)
+
+        plots = draw_plots(report, out, examples)
+    markdown_file.write_text(_markdown(report, plots), encoding="utf-8")
+    return [json_file, markdown_file, *(plot.path for plot in plots)]
 
 
 def _rows(protocol: ProtocolReport) -> Iterator[tuple[str, ...]]:
@@ -110,6 +114,26 @@ def _recovered(protocol: ProtocolReport) -> str:
     return f"Recovered of the lost top-1: {share}"
 
 
+def _verdict(protocol: ProtocolReport, pictures: int) -> str:
+    """The one figure that counts: what was won back, or what it costs where nothing was lost."""
+    if protocol.recovered is not None:
+        return _recovered(protocol)
+    opened = protocol.conditions[0].gates_opened
+    cost = _percent(protocol.gain, sign="+")
+    return f"Clean cost: top-1 changes by {cost} points; the gate opened for {opened} of {pictures} pictures"
+
+
+def _latency(latency: Latency) -> str:
+    """What AFD costs, in one line."""
+    opened, closed = (
+        f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" for ratio in (latency.opened, latency.closed)
+    )
+    return (
+        f"Latency, times the bare backbone's {latency.bare_ms:.1f} ms: gate open {opened}, gate closed {closed} "
+        f"(one thread, batch {latency.batch}, interleaved, medians of {latency.rounds} rounds)"
+    )
+
+
 def _footer(report: Report) -> str:
     left_out = f"; {len(report.failures)} could not be read and are left out" if report.failures else ""
     return (
@@ -118,15 +142,17 @@ def _footer(report: Report) -> str:
     )
 
 
-def _markdown(report: Report, plot: str | None) -> str:
+def _markdown(report: Report, plots: "Sequence[Plot]") -> str:
     lines = ["# Accuracy on compressed pictures, with and without AFD", "", f"Model: `{report.model}`.", ""]
     for protocol in report.protocols:
-        lines += [f"## {_TITLES[protocol.name]}", "", _markdown_row(_COLUMNS)]
+        lines += [f"## {TITLES[protocol.name]}", "", _markdown_row(_COLUMNS)]
         lines.append(_markdown_row(["---", *["--:"] * _NUMBERS]))
         lines += [_markdown_row(row) for row in _rows(protocol)]
-        lines += ["", *([_recovered(protocol), ""] if protocol.recovered is not None else [])]
-    if plot:
-        lines += [f"![Top-1 accuracy against quality factor]({plot})", ""]
+        lines += ["", f"{_verdict(protocol, report.pictures)}.", ""]
+    if report.latency is not None:
+        lines += ["## Latency", "", f"{_latency(report.latency)}.", ""]
+    for plot in plots:
+        lines += [f"## {plot.caption}", "", f"![{plot.caption}]({plot.path.name})", "", plot.note, ""]
     lines.append(_footer(report))
     if report.failures:
         lines += ["", "Left out:", "", *(f"- `{name}`: {reason}" for name, reason in report.failures.items())]
@@ -144,25 +170,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plot(report: Report, curves: list[ProtocolReport], path: Path) -> None:
-    from matplotlib.figure import Figure  # noqa: PLC0415 (optional, and slow to import)
-
-    figure = Figure(figsize=(5.2 * len(curves), 4.0), layout="constrained")
-    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
-    clean = next(protocol for protocol in report.protocols if protocol.name == "clean").bare.value
-    for panel, protocol in zip(panels, curves, strict=True):
-        panel.axhline(100 * clean, color="0.4", linestyle=":", label="clean, without AFD")
-        qualities = [c.condition.level for c in protocol.conditions]
-        for name, color, marker in (("bare", "tab:red", "s"), ("afd", "tab:blue", "o")):
-            scores = [getattr(c, name).top1 for c in protocol.conditions]
-            label = "with AFD" if name == "afd" else "without AFD"
-            panel.plot(qualities, [100 * s.value for s in scores], color=color, marker=marker, label=label)
-            low, high = [100 * s.low for s in scores], [100 * s.high for s in scores]
-            panel.fill_between(qualities, low, high, color=color, alpha=0.15, linewidth=0)
-        panel.set(title=_TITLES[protocol.name], xlabel="JPEG quality factor", xticks=qualities)
-        panel.grid(alpha=0.3)
-        panel.legend(loc="lower right")
-    panels[0].set_ylabel("top-1 accuracy, %")
-    figure.savefig(path, dpi=150)

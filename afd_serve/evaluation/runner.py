@@ -34,7 +34,7 @@ class Predictor(Protocol):
 class Progress(Protocol):
     """Told how many answers there will be, and of each lot that has come."""
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, /) -> None:
         """``done`` of ``total`` answers are known."""
 
 

@@ -8,20 +8,23 @@ import numpy as np
 
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.dataset import LabelledPicture
+from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import (
     Floats,
     Interval,
+    ReliabilityBin,
     bootstrap_means,
     calibration_error,
     interval,
     mcnemar,
     recovered_share,
+    reliability,
     top_k_hits,
 )
 from afd_serve.evaluation.protocols import Condition, conditions
 from afd_serve.evaluation.runner import Answer, Evaluation, Key
 
-__all__ = ["ConditionReport", "ProtocolReport", "Report", "Scores", "summarize"]
+__all__ = ["ClassGain", "ConditionReport", "ProtocolReport", "Report", "Scores", "summarize"]
 
 _TOP = 5
 
@@ -46,6 +49,7 @@ class ConditionReport:
         gain: top-1 with AFD - without, paired over pictures.
         p_value: of McNemar's exact test that both err equally often.
         gate_open: share of the pictures that AFD judged worth correcting.
+        gates_opened: how many these are.
         median_quality: of the estimated QF; None if no picture tells.
     """
 
@@ -55,12 +59,24 @@ class ConditionReport:
     gain: Interval
     p_value: float
     gate_open: float
+    gates_opened: int
     median_quality: float | None
 
 
 @dataclass(frozen=True)
 class ProtocolReport:
-    """One protocol: its conditions, and means over them; ``recovered`` is None for clean pictures."""
+    """One protocol: its conditions, and means over them.
+
+    Attributes:
+        name: of the protocol.
+        conditions: in order.
+        bare: mean top-1 of the classifier alone.
+        afd: mean top-1 with AFD.
+        gain: the difference, paired over pictures.
+        recovered: share of the lost top-1 that AFD wins back; None for clean pictures.
+        bare_reliability: confidence against accuracy of the classifier alone, all conditions together.
+        afd_reliability: the same with AFD.
+    """
 
     name: str
     conditions: tuple[ConditionReport, ...]
@@ -68,27 +84,66 @@ class ProtocolReport:
     afd: Interval
     gain: Interval
     recovered: Interval | None
+    bare_reliability: tuple[ReliabilityBin, ...]
+    afd_reliability: tuple[ReliabilityBin, ...]
+
+
+@dataclass(frozen=True)
+class ClassGain:
+    """One class's top-1 without and with AFD, over all compressed conditions together."""
+
+    label: str
+    pictures: int
+    bare: float
+    afd: float
+
+    @property
+    def gain(self) -> float:
+        """What AFD adds."""
+        return self.afd - self.bare
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that one evaluation found; ``failures`` maps the pictures left out to the reason."""
+    """Everything that one evaluation found.
+
+    Attributes:
+        model: the classifier and its weights.
+        dataset: the labelled set.
+        seed: of what was drawn.
+        pictures: how many were classified under every condition.
+        protocols: clean pictures first.
+        classes: every class that the set has pictures of, in order; empty where nothing was compressed.
+        latency: what AFD costs, where it was measured.
+        failures: the pictures left out, and why.
+    """
 
     model: str
     dataset: str
     seed: int
     pictures: int
     protocols: tuple[ProtocolReport, ...]
+    classes: tuple[ClassGain, ...] = ()
+    latency: Latency | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
-def summarize(answers: Mapping[Key, Answer], pictures: Sequence[LabelledPicture], evaluation: Evaluation) -> Report:
+def summarize(
+    answers: Mapping[Key, Answer],
+    pictures: Sequence[LabelledPicture],
+    evaluation: Evaluation,
+    *,
+    labels: Sequence[str] | None = None,
+    latency: Latency | None = None,
+) -> Report:
     """Compute the figures; a picture that failed under any condition is left out of all of them.
 
     Args:
         answers: what ``evaluate`` returned.
         pictures: the labelled set.
         evaluation: what was evaluated.
+        labels: names of the classes; their indices where left out.
+        latency: what a measurement found.
 
     Raises:
         ConfigError: no picture could be classified.
@@ -104,16 +159,25 @@ def summarize(answers: Mapping[Key, Answer], pictures: Sequence[LabelledPicture]
         raise ConfigError(f"no picture could be classified; the first failure: {next(iter(failures.values()), 'none')}")
     table = _Table(answers, used, wanted)
     protocols = tuple(_protocol_report(name, table) for name in evaluation.protocols)
-    return Report(evaluation.model, evaluation.dataset, evaluation.seed, len(used), protocols, failures)
+    return Report(
+        model=evaluation.model,
+        dataset=evaluation.dataset,
+        seed=evaluation.seed,
+        pictures=len(used),
+        protocols=protocols,
+        classes=_class_gains(table, [c.key for c in wanted if c.protocol != "clean"], labels),
+        latency=latency,
+        failures=failures,
+    )
 
 
 class _Table:
-    """Hits per picture of every condition with and without AFD, and their bootstrap means."""
+    """Labels and hits per picture of every condition with and without AFD, and their bootstrap means."""
 
     def __init__(
         self, answers: Mapping[Key, Answer], pictures: Sequence[LabelledPicture], wanted: Sequence[Condition]
     ) -> None:
-        labels = np.array([picture.label for picture in pictures], np.int64)
+        self.labels = np.array([picture.label for picture in pictures], np.int64)
         self.answers = {
             (c.key, afd): [answers[picture.id, c.key, afd] for picture in pictures]
             for c in wanted
@@ -125,7 +189,7 @@ class _Table:
             indices = np.array([_padded(answer.indices) for answer in column], np.int64)
             for k in (1, _TOP):
                 self._column[key, afd, k] = len(columns)
-                columns.append(top_k_hits(indices, labels, k).astype(np.float64))
+                columns.append(top_k_hits(indices, self.labels, k).astype(np.float64))
         self._hits = np.stack(columns, axis=1)
         self._resampled = bootstrap_means(self._hits)
 
@@ -152,6 +216,7 @@ def _scores(table: _Table, key: str, afd: bool) -> Scores:
 def _condition_report(condition: Condition, table: _Table) -> ConditionReport:
     key = condition.key
     protected = table.answers[key, True]
+    opened = sum(answer.protected for answer in protected)
     qualities = [answer.quality for answer in protected if answer.quality is not None]
     return ConditionReport(
         condition=condition,
@@ -159,7 +224,8 @@ def _condition_report(condition: Condition, table: _Table) -> ConditionReport:
         afd=_scores(table, key, afd=True),
         gain=_gain(table, [key]),
         p_value=mcnemar(table.hits(key, afd=False) > 0, table.hits(key, afd=True) > 0),
-        gate_open=sum(answer.protected for answer in protected) / len(protected),
+        gate_open=opened / len(protected),
+        gates_opened=opened,
         median_quality=float(np.median(qualities)) if qualities else None,
     )
 
@@ -174,7 +240,26 @@ def _protocol_report(name: str, table: _Table) -> ProtocolReport:
         afd=_mean(table, keys, afd=True),
         gain=_gain(table, keys),
         recovered=None if name == "clean" else _recovered(table, keys),
+        bare_reliability=_reliability(table, keys, afd=False),
+        afd_reliability=_reliability(table, keys, afd=True),
     )
+
+
+def _reliability(table: _Table, keys: Sequence[str], *, afd: bool) -> tuple[ReliabilityBin, ...]:
+    confidences = np.array([answer.confidence for key in keys for answer in table.answers[key, afd]])
+    return reliability(confidences, np.concatenate([table.hits(key, afd) for key in keys]) > 0)
+
+
+def _class_gains(table: _Table, keys: Sequence[str], labels: Sequence[str] | None) -> tuple[ClassGain, ...]:
+    if not keys:
+        return ()
+    bare, protected = (np.mean([table.hits(key, afd) for key in keys], axis=0) for afd in (False, True))
+    gains = []
+    for index in np.unique(table.labels).tolist():
+        own = table.labels == index
+        name = str(index) if labels is None else labels[index]
+        gains.append(ClassGain(name, int(own.sum()), float(bare[own].mean()), float(protected[own].mean())))
+    return tuple(gains)
 
 
 def _means(table: _Table, keys: Sequence[str], *, afd: bool) -> tuple[float, Floats]:

@@ -47,11 +47,30 @@ class SiteShape:
 
 
 class _SiteTracer(fx.Tracer):
-    """A tracer that remembers which node holds the output of each module, leaf or not."""
+    """A tracer that remembers which node holds the output of each module, leaf or not.
+
+    A backbone's optional arguments keep their defaults: nobody passes them, and none may come before added inputs.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.outputs: dict[str, fx.Node] = {}
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[Any, list[Any]]:
+        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [self._default(argument) for argument in arguments]
+
+    def _default(self, argument: Any) -> Any:
+        if not isinstance(argument, fx.Proxy) or not argument.node.args:
+            return argument
+        default = argument.node.args[0]
+        self.graph.erase_node(argument.node)
+        return default
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Subset
 
 from afd_serve.checkpoint import WEIGHTS_NAME, find_weights, load_afd, save_afd, write_atomically
-from afd_serve.config import FitConfig
+from afd_serve.config import AfdConfig, FitConfig
 from afd_serve.errors import ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.attach import attach
@@ -26,7 +26,7 @@ from afd_serve.training.losses import FeatureLoss
 from afd_serve.training.precision import strided_depthwise_in_float32
 from afd_serve.training.state import load_state, save_state
 
-__all__ = ["FitResult", "fit"]
+__all__ = ["FitResult", "Trainer", "fit"]
 
 _CALIBRATION_BATCHES = 16
 _TAPS = 5
@@ -58,7 +58,7 @@ def fit(config: FitConfig) -> FitResult:
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone)
     pictures = find_pictures(config.images, config.exclude)
-    trainer = _Trainer(config, backbone, pictures)
+    trainer = Trainer(config, backbone, pictures)
     write_atomically(config.out / _CONFIG_NAME, lambda path: path.write_text(config.to_json()))
     loss = trainer.run()
     return FitResult(weights=config.out / WEIGHTS_NAME, loss=loss)
@@ -86,10 +86,23 @@ def training_sizes(config: FitConfig, size: int) -> tuple[int, ...]:
     return tuple(max(wanted + size % 32, 64) for wanted in config.sizes if wanted <= size) or (size,)
 
 
-class _Trainer:
-    def __init__(self, config: FitConfig, backbone: Backbone, pictures: list[Path]) -> None:
+class Trainer:
+    """One fit, from its first step or from where it was interrupted, to its last.
+
+    What a study may want to vary can be overridden: `calibrate` and `compare`.
+
+    Args:
+        config: Everything that is saved beside the result.
+        backbone: The frozen classifier.
+        pictures: Fitting pictures.
+        afd_config: Another shape than that of the configuration's preset.
+    """
+
+    def __init__(
+        self, config: FitConfig, backbone: Backbone, pictures: list[Path], afd_config: AfdConfig | None = None
+    ) -> None:
         self.config = config
-        self.afd = AfdNet(preset_config(config.preset, backbone)).train()
+        self.afd = AfdNet(afd_config or preset_config(config.preset, backbone)).train()
         self.average = AfdNet(self.afd.config).eval().requires_grad_(False)
         self.normalize = Normalize(backbone.preprocessing)
         taps = _spread(backbone.blocks, _TAPS)
@@ -115,7 +128,7 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.afd.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
-        self.loss = self._calibrate()
+        self.loss = self.calibrate()
         if config.init is not None:
             self._start_from(find_weights(config.init), backbone)
         self.average.load_state_dict(self.afd.state_dict())
@@ -126,6 +139,11 @@ class _Trainer:
         if earlier.config != self.afd.config:
             raise ConfigError(f"{weights} has preset {earlier.config.preset!r}, this fit {self.afd.config.preset!r}")
         self.afd.load_state_dict(earlier.state_dict())
+
+    def compare(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """The loss of one batch; both arguments are (logits, *taps, embedding)."""
+        loss: Tensor = self.loss(student[1:], teacher[1:])
+        return loss
 
     def run(self) -> float:
         """Train until the last step; the state is saved as it goes and when it is interrupted."""
@@ -156,11 +174,11 @@ class _Trainer:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
             with torch.no_grad():
-                _, *target = self.teacher(self.normalize(pair.clean))
+                target = self.teacher(self.normalize(pair.clean))
             rgb = self.normalize(pair.inputs.rgb)
             descriptor = self.afd.describe(*pair.inputs[1:4])
-            _, *features = self.student(rgb, *self.afd.guide(descriptor, pair.inputs.dequantized), descriptor)
-        loss: Tensor = self.loss(features, target)
+            outputs = self.student(rgb, *self.afd.guide(descriptor, pair.inputs.dequantized), descriptor)
+        loss = self.compare(outputs, target)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.afd.parameters(), 1.0)
@@ -191,8 +209,8 @@ class _Trainer:
             for mean, value in zip(self.average.parameters(), self.afd.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
 
-    def _calibrate(self) -> FeatureLoss:
-        """Input scales of FDE-Net from compressed crops, variances of the features from clean ones."""
+    def calibrate(self) -> FeatureLoss:
+        """What is not learned: input scales of FDE-Net from compressed crops, variances of features from clean ones."""
         cells, statistics, features = [], [], []
         for index in range(_CALIBRATION_BATCHES):
             pair = self.data[index]

@@ -1,0 +1,178 @@
+"""What AFD costs: a protected classifier's time against its bare backbone's, same engine, one thread, interleaved.
+
+The bare backbone is scripted and frozen as the deployed classifier is. Each round times every form once, in turn, so
+that whatever else the machine does falls on all of them alike; ratios of medians are what counts.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from afd_serve.checkpoint import find_weights, read_config
+from afd_serve.errors import ConfigError
+from afd_serve.evaluation.metrics import Floats, Interval, interval
+from afd_serve.export import eager_classifier, example_inputs, freeze, load_deployed
+from afd_serve.models.backbones import load_backbone
+from afd_serve.models.classifier import AfdClassifier, Normalize
+from afd_serve.preprocess import ClassifierInputs
+
+__all__ = ["Forms", "Latency", "bfloat16_forms", "deployed_forms", "in_bfloat16", "measure", "time_forms"]
+
+_WARM_UP: Final = 5
+_RESAMPLES: Final = 2000
+
+
+@dataclass(frozen=True)
+class Forms:
+    """What is timed, each as a call without arguments: the bare backbone, and AFD with its gate closed and open."""
+
+    bare: Callable[[], object]
+    closed: Callable[[], object]
+    opened: Callable[[], object]
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What one measurement found.
+
+    Attributes:
+        bare_ms: median milliseconds per picture of the bare backbone.
+        closed: how many times that a picture takes whose gate is closed, with its 95% interval over rounds.
+        opened: the same with the gate open.
+        batch: pictures per call.
+        rounds: how often each form was timed.
+    """
+
+    bare_ms: float
+    closed: Interval
+    opened: Interval
+    batch: int
+    rounds: int
+
+
+def deployed_forms(source: str | Path, batch: int = 1) -> Forms:
+    """The forms of a classifier as it is deployed, in float32.
+
+    Args:
+        source: A shipped model's name, a run's folder or an exported model's folder.
+        batch: Pictures per call.
+
+    Raises:
+        CheckpointError: There is no such model.
+        BackboneError: The backbone that it was made from cannot be loaded.
+    """
+    deployed = load_deployed(source)
+    backbone = load_backbone(deployed.signature.backbone)
+    bare = freeze(nn.Sequential(Normalize(backbone.preprocessing), backbone.module))
+    return _forms(bare, deployed.module, example_inputs(backbone.preprocessing.size, batch))
+
+
+def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
+    """The forms of fitted weights with every trunk, the bare one too, in bfloat16.
+
+    Args:
+        source: A shipped model's name or a run's folder.
+        batch: Pictures per call.
+
+    Raises:
+        CheckpointError: There are no such weights.
+    """
+    backbone = load_backbone(read_config(find_weights(source)).backbone)
+    classifier = in_bfloat16(eager_classifier(source))
+    bare = freeze(nn.Sequential(classifier.normalize, classifier.bare))
+    return _forms(bare, freeze(classifier), example_inputs(backbone.preprocessing.size, batch))
+
+
+def _forms(bare: nn.Module, classifier: nn.Module, inputs: ClassifierInputs) -> Forms:
+    batch = len(inputs.rgb)
+    closed, opened = (inputs._replace(gate=torch.full((batch,), gate)) for gate in (0.0, 1.0))
+    return Forms(lambda: bare(inputs.rgb), lambda: classifier(*closed), lambda: classifier(*opened), batch)
+
+
+def in_bfloat16(classifier: AfdClassifier) -> AfdClassifier:
+    """A copy whose trunks compute in bfloat16; inputs, outputs and what describes the drift stay as they are."""
+    cast = copy.deepcopy(classifier)
+    cast.bare = _BareInBfloat16(cast.bare)  # type: ignore[assignment]
+    cast.protected = _ProtectedInBfloat16(cast.protected)  # type: ignore[assignment]
+    return cast
+
+
+class _BareInBfloat16(nn.Module):
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.trunk(x.to(torch.bfloat16))
+        return logits.float()
+
+
+class _ProtectedInBfloat16(nn.Module):
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk.bfloat16()
+
+    def forward(self, x: Tensor, modulation: Tensor, fdm: Tensor, descriptor: Tensor) -> Tensor:
+        half = torch.bfloat16
+        logits: Tensor = self.trunk(x.to(half), modulation.to(half), fdm.to(half), descriptor.to(half))
+        return logits.float()
+
+
+def measure(forms: Forms, rounds: int = 100, clock: Callable[[], float] = time.perf_counter) -> Latency:
+    """Time the forms against each other, on one thread.
+
+    Args:
+        forms: what to time.
+        rounds: how often.
+        clock: seconds. `time.thread_time` leaves out what other processes take of a busy machine, but for its caches.
+
+    Raises:
+        ConfigError: ``rounds`` is not positive.
+    """
+    if rounds < 1:
+        raise ConfigError(f"a measurement needs at least 1 round, not {rounds}")
+    seconds = time_forms(forms, rounds, clock)
+    medians, resampled = np.median(seconds, axis=0), _resampled_medians(seconds)
+    closed, opened = (
+        interval(float(medians[form] / medians[0]), resampled[:, form] / resampled[:, 0]) for form in (1, 2)
+    )
+    return Latency(float(medians[0]) * 1e3 / forms.batch, closed, opened, forms.batch, rounds)
+
+
+def time_forms(forms: Forms, rounds: int, clock: Callable[[], float] = time.perf_counter) -> Floats:
+    """Seconds of each call, ``[rounds, 3]``: bare, closed, open, in turn; after warming up, on one thread."""
+    calls = (forms.bare, forms.closed, forms.opened)
+    seconds = np.empty((_WARM_UP + rounds, len(calls)))
+    with _one_thread(), torch.inference_mode():
+        for row in seconds:
+            for form, call in enumerate(calls):
+                start = clock()
+                call()
+                row[form] = clock() - start
+    return seconds[_WARM_UP:]
+
+
+def _resampled_medians(seconds: Floats) -> Floats:
+    """Medians [R, forms] of resampled rounds; a round's times stay together."""
+    rows = np.random.default_rng(0).integers(0, len(seconds), (_RESAMPLES, len(seconds)))
+    medians: Floats = np.median(seconds[rows], axis=1)
+    return medians
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,125 @@
+"""The methods that AFD is compared with: they start as identities, they learn, they leave the backbone alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from afd_serve.config import FitConfig
+from afd_serve.errors import ConfigError
+from afd_serve.evaluation.baseline_fit import BASELINES, adapted_norms, fit_baseline, has_norms, restorer
+from afd_serve.evaluation.baselines import BaselineClassifier, NormBank
+from afd_serve.export import example_inputs, freeze
+from afd_serve.models.attach import attach
+from afd_serve.models.backbones import Backbone, make_backbone
+from afd_serve.models.classifier import Normalize
+from afd_serve.models.discovery import Sites
+from afd_serve.quality import scaled_table
+from afd_serve.training.data import CompressedPairs, find_pictures
+from tests.test_backbones import SMALL, SmallNet
+from tests.tiny_backbone import SIZE
+
+
+@pytest.fixture
+def config(picture_folder: Callable[[int], Path], tmp_path: Path) -> FitConfig:
+    return FitConfig(
+        backbone="tiny",
+        images=(picture_folder(4),),
+        out=tmp_path,
+        steps=12,
+        batch_size=4,
+        sizes=(64,),
+        warmup_steps=2,
+        workers=0,
+        bf16=False,
+    )
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_an_unfitted_baseline_changes_nothing(tiny: Backbone, name: str) -> None:
+    network = restorer(name, tiny)
+    x = torch.rand(2, 8 if name == "ddp" else 3, 24, 32)
+    torch.testing.assert_close(network(x), x)
+
+
+def errors(network: nn.Module, name: str, backbone: Backbone, config: FitConfig) -> tuple[float, float]:
+    """Mean squared errors of pictures (for `ddp`: of the stem's features) before and after a network, on new crops."""
+    data = CompressedPairs(
+        find_pictures(config.images), backbone.preprocessing, sizes=[64], batch_size=16, batches=1, seed=9
+    )
+    pair, normalize = data[0], Normalize(backbone.preprocessing)
+    if name == "ddp":
+        stem = attach(backbone.module, taps=[backbone.stem])
+        compressed, clean = (stem(normalize(x))[1] for x in (pair.inputs.rgb, pair.clean))
+    else:
+        compressed, clean = (x.float() / 255 for x in (pair.inputs.rgb, pair.clean))
+    with torch.no_grad():
+        return float((compressed - clean).square().mean()), float((network(compressed) - clean).square().mean())
+
+
+@pytest.mark.parametrize("name", ["dncnn", "ddp"])
+def test_a_fitted_baseline_brings_the_error_down(tiny: Backbone, config: FitConfig, name: str) -> None:
+    config = replace(config, steps=40)  # running statistics need some
+    told: list[tuple[int, int]] = []
+    network = fit_baseline(name, tiny, find_pictures(config.images), config, lambda *step: told.append(step))
+    before, after = errors(network, name, tiny, config)
+    assert after < before
+    assert told[-1] == (config.steps, config.steps)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_seed_decides_the_weights(tiny: Backbone, config: FitConfig) -> None:
+    pictures = find_pictures(config.images)
+    first, again = (fit_baseline("ddp", tiny, pictures, config).state_dict() for _ in range(2))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("place", ["pixels", "features", None])
+def test_an_unfitted_classifier_gives_the_backbones_logits(tiny: Backbone, place: str | None) -> None:
+    networks = {} if place is None else {place: restorer("ddp" if place == "features" else "dncnn", tiny).eval()}
+    classifier = BaselineClassifier(tiny, **networks).eval()
+    inputs = example_inputs(SIZE)
+    with torch.inference_mode():
+        expected = tiny.module(Normalize(tiny.preprocessing)(inputs.rgb))
+        torch.testing.assert_close(classifier(*inputs)[0], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(freeze(classifier)(*inputs)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_adapted_norms_have_the_statistics_of_compressed_pictures(tiny: Backbone, config: FitConfig) -> None:
+    before = {name: value.clone() for name, value in tiny.module.state_dict().items()}
+    heavy, mild = adapted_norms(tiny, find_pictures(config.images), (5, 50), config)
+    assert all(torch.equal(value, before[name]) for name, value in tiny.module.state_dict().items())
+    means = [trunk.get_submodule("stem.norm").running_mean for trunk in (tiny.module, heavy, mild)]
+    assert not torch.allclose(means[0], means[1])
+    assert not torch.allclose(means[1], means[2])
+    assert not heavy.training
+    assert torch.equal(heavy.get_submodule("classifier").weight, tiny.module.get_submodule("classifier").weight)
+
+
+def test_a_backbone_without_norms_cannot_be_adapted(config: FitConfig) -> None:
+    backbone = make_backbone(SmallNet(), SMALL, "abcd", name="own", sites=Sites("entry", ("body",), "fc"))
+    assert not has_norms(backbone)
+    with pytest.raises(ConfigError, match="no BatchNorm"):
+        adapted_norms(backbone, find_pictures(config.images), (10,), config)
+
+
+class Constant(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) * 0 + self.value
+
+
+@pytest.mark.parametrize(("quality", "chosen"), [(25, 0.0), (10, 1.0), (9, 1.0), (5, 2.0), (95, 0.0)])
+def test_a_bank_of_norms_takes_the_nearest_quality(tiny: Backbone, quality: int, chosen: float) -> None:
+    bank = NormBank(tiny, (25, 10, 6), [Constant(0.0), Constant(1.0), Constant(2.0)]).eval()
+    table = torch.from_numpy(scaled_table(quality).astype("int32")).flatten()
+    inputs = example_inputs(SIZE, 1)._replace(quant_tables=table.expand(1, 3, 64))
+    for module in (bank, freeze(bank)):
+        assert torch.equal(module(*inputs)[0], torch.full((1, 3), chosen))

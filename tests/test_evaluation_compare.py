@@ -1,0 +1,137 @@
+"""A whole comparison on the tiny backbone, and figures of known answers."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from afd_serve.errors import ConfigError
+from afd_serve.evaluation import compare as compare_module
+from afd_serve.evaluation.baselines import BaselineClassifier
+from afd_serve.evaluation.compare import CONDITIONS, GATED_CLEAN, ROWS, CompareConfig, Row, compare, macs
+from afd_serve.evaluation.compare_report import print_comparison, summarize_rows, write_comparison
+from afd_serve.models.backbones import Backbone
+from tests import tiny_backbone
+from tests.conftest import scene
+
+SOME = ("direct", "ddp", "batchnorm", "lite")
+
+
+@pytest.fixture
+def config(picture_folder: Callable[[int], Path], tmp_path: Path) -> CompareConfig:
+    folder = picture_folder(4)
+    for index in range(3):
+        scene(90, 100, seed=20 + index).save(folder / f"labelled{index}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    rows = [f"labelled{index}.png,{index}" for index in range(3)]
+    (folder / "labels.csv").write_text("\n".join(["file,label", *rows, "broken.png,4"]))
+    return CompareConfig(
+        backbone=f"file:{tiny_backbone.__file__}",
+        images=(folder,),
+        labelled=folder / "labels.csv",
+        out=tmp_path / "out",
+        steps=2,
+        batch_size=2,
+        size=64,
+        workers=0,
+        bf16=False,
+    )
+
+
+def test_a_comparison_and_its_continuation(
+    config: CompareConfig, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = compare(config, SOME)
+    assert [row.name for row in rows] == list(SOME)
+    direct, ddp, norms, lite = rows
+    assert direct.parameters == 0
+    assert direct.macs[0] == direct.macs[1] == ddp.macs[1]
+    assert ddp.macs[0] > ddp.macs[1]
+    assert (norms.parameters, norms.macs[0]) == (5 * 2 * (8 + 12 + 16 + 16), norms.macs[1])
+    assert lite.parameters > 0
+    for row in rows:
+        assert set(row.hits) == {c.key for c in CONDITIONS} | ({GATED_CLEAN} if row.name == "lite" else set())
+        assert all(column[0] == -1 and set(column[1:]) <= {0, 1} for column in row.hits.values())  # broken.png
+    assert lite.hits[GATED_CLEAN] == direct.hits["clean"]  # the gate is closed for PNG files of photographs
+    exclude = json.loads((config.out / "fits" / "lite" / "config.json").read_text())["exclude"]
+    assert len(exclude) == 4
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a row that is done was computed again")
+
+    monkeypatch.setattr(compare_module._Comparison, "_build", refuse)
+    assert compare(config, SOME) == rows
+    assert compare(replace(config, workers=1), ["lite"]) == [direct, lite]
+    with pytest.raises(ConfigError, match=r"another comparison \(steps, seed"):
+        compare(replace(config, steps=3, seed=1))
+    with pytest.raises(AssertionError):
+        compare(config, ["default"], ours=[str(tiny_run)])
+
+
+def test_a_model_of_ours_stands_for_its_presets_row(config: CompareConfig, tiny_run: Path) -> None:
+    row = compare(replace(config, rounds=2), ["default"], ours=[str(tiny_run)])[1]
+    assert row.name == "default"
+    assert row.weights.startswith(f"{tiny_run} (")
+    assert not (config.out / "fits").exists()
+    assert row.latency is not None
+    assert row.latency.opened.value > 0
+    assert Row.from_json(row.to_json()) == row
+
+
+def test_an_unknown_row_names_the_known(config: CompareConfig) -> None:
+    with pytest.raises(ConfigError, match="magic; there are direct, arcnn"):
+        compare(config, ["magic"])
+    with pytest.raises(ConfigError, match="no row"):
+        Row.from_json("{}")
+
+
+def test_multiply_accumulates_are_those_of_the_convolutions(tiny: Backbone) -> None:
+    convolutions = 32 * 32 * 8 * 27 + 16 * 16 * 12 * 72 + 8 * 8 * 16 * 108 + 8 * 8 * 16 * 144
+    assert macs(BaselineClassifier(tiny), tiny_backbone.SIZE) == convolutions + 16 * 10
+
+
+def known_rows() -> list[Row]:
+    """Four pictures and a broken one: compression loses two, `lite` wins one of them back, `ddp` loses one more."""
+
+    def row(name: str, compressed: list[int], **more: list[int]) -> Row:
+        hits = {c.key: [1, 1, 1, 1, -1] if c.key == "clean" else [*compressed, -1] for c in CONDITIONS}
+        return Row(name, "fitted here", 10, (150, 100), hits | more)
+
+    gated = {GATED_CLEAN: [1, 1, 1, 1, -1]}
+    return [row("direct", [1, 1, 0, 0]), row("ddp", [1, 0, 0, 0]), row("lite", [1, 1, 1, 0], **gated)]
+
+
+def test_figures_of_known_answers(config: CompareConfig) -> None:
+    comparison = summarize_rows(known_rows(), config)
+    direct, ddp, lite = comparison.methods
+    assert (comparison.pictures, comparison.left_out, comparison.backbone_macs) == (4, 1, 100)
+    assert [method.mean.value for method in (direct, ddp, lite)] == [0.5, 0.25, 0.75]
+    assert (ddp.recovered.value, lite.recovered.value) == (-0.5, 0.5)
+    assert lite.recovered.low <= 0.5 <= lite.recovered.high
+    assert (lite.clean.value, lite.extra_macs, set(lite.top1)) == (1.0, 50, {25, 18, 15, 10, 7})
+    assert ddp.clean_gated is None
+    assert lite.clean_gated is not None
+    assert lite.clean_gated.value == 1.0
+
+
+def test_the_report_is_written_and_printed(config: CompareConfig, tmp_path: Path) -> None:
+    comparison = summarize_rows(known_rows(), config)
+    files = {path.name for path in write_comparison(comparison, tmp_path)}
+    assert {"report.json", "report.md"} <= files
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["methods"][0]["recovered"]["value"] is None
+    markdown = (tmp_path / "report.md").read_text()
+    assert ROWS["lite"] in markdown
+    assert "re-implementation" in markdown
+    with (tmp_path / "console.txt").open("w") as file:
+        print_comparison(comparison, Console(width=100, file=file))
+    assert "50.0" in (tmp_path / "console.txt").read_text()
+
+
+def test_no_readable_picture_is_an_error(config: CompareConfig) -> None:
+    rows = [replace(row, hits={key: [-1] for key in row.hits}) for row in known_rows()]
+    with pytest.raises(ConfigError, match="could be classified"):
+        summarize_rows(rows, config)

@@ -1,0 +1,126 @@
+"""AFD on classifiers of other libraries: it attaches, learns, deploys, and leaves good pictures alone."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+from afd_serve.errors import AttachError
+from afd_serve.export import _check_parity, _freeze_classifier, example_inputs
+from afd_serve.models.afd import AfdNet
+from afd_serve.models.attach import attach
+from afd_serve.models.backbones import Backbone, Preprocessing, make_backbone
+from afd_serve.models.classifier import GUIDES, AfdClassifier, Normalize, insertions, kernel_changes
+from afd_serve.models.folding import fold_norms
+from afd_serve.models.presets import preset_config
+from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models
+from tests.test_backbones import needs
+
+SIZE = 64
+CLASSES = 10
+
+CONVOLUTIONAL = (
+    "torchvision:resnet18",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:regnet_y_400mf",
+    "timm:efficientnet_b0",
+    "timm:convnext_atto",
+    "timm:repvgg_a0",
+)
+TRANSFORMER = "timm:vit_tiny_patch16_224"
+
+
+@cache
+def family(spec: str) -> Backbone:
+    """A small member with random weights, and statistics in its norms that are not those of an identity."""
+    kind, _, name = spec.partition(":")
+    needs(kind)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "torchvision":
+            module = import_torchvision_models().get_model(name, weights=None, num_classes=CLASSES)
+        else:
+            options = {"img_size": SIZE} if name.startswith("vit") else {}
+            module = import_timm().create_model(name, pretrained=False, num_classes=CLASSES, **options)
+        for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+    preprocessing = Preprocessing(SIZE, 1.0, "bilinear", (127.0,) * 3, (128.0,) * 3)
+    return make_backbone(module, preprocessing, [str(index) for index in range(CLASSES)], name=spec)
+
+
+def awake(backbone: Backbone, preset: str) -> AfdNet:
+    """A module that changes its backbone, by so little that random weights stay in range."""
+    torch.manual_seed(3)
+    afd = AfdNet(preset_config(preset, backbone)).eval()
+    with torch.no_grad():
+        for parameter in afd.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    return afd
+
+
+def train_once(backbone: Backbone, preset: str) -> AfdNet:
+    afd = awake(backbone, preset).train()
+    student = attach(
+        fold_norms(backbone.module),
+        insertions(afd),
+        kernels=kernel_changes(afd),
+        inputs=GUIDES,
+        taps=backbone.blocks[-1:],
+        embedding=backbone.embedding,
+    )
+    inputs = example_inputs(SIZE)
+    descriptor = afd.describe(*inputs[1:4])
+    *_, embedding = student(
+        Normalize(backbone.preprocessing)(inputs.rgb), *afd.guide(descriptor, inputs.dequantized), descriptor
+    )
+    embedding.square().mean().backward()
+    return afd
+
+
+@pytest.mark.parametrize(
+    ("spec", "preset"),
+    [(spec, preset) for spec in CONVOLUTIONAL for preset in ("default", "lite")] + [(TRANSFORMER, "lite")],
+)
+def test_every_parameter_learns(spec: str, preset: str) -> None:
+    backbone = family(spec)
+    afd = train_once(backbone, preset)
+    config = afd.config
+    assert len(config.gates) == len({site.site for site in config.gates}) == 1 + len(backbone.blocks)
+    assert config.adapters
+    assert [site.stride for site in config.fe] == ([4] if preset == "default" else [])
+    for name, parameter in afd.named_parameters():
+        if not name.startswith("drift."):  # solved by least squares at the end of a fit
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+    assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
+
+
+@pytest.mark.parametrize("spec", [*CONVOLUTIONAL, TRANSFORMER])
+def test_the_deployed_form_agrees_and_leaves_good_pictures_alone(spec: str) -> None:
+    backbone = family(spec)
+    fingerprint = {name: value.clone() for name, value in backbone.module.state_dict().items()}
+    afd = awake(backbone, "lite" if spec == TRANSFORMER else "default").requires_grad_(False)
+    afd.reparameterize()
+    classifier = AfdClassifier(backbone, afd).eval()
+    inputs = example_inputs(SIZE)  # the first gate is open, the second is closed
+    with torch.inference_mode():
+        bare = backbone.module(classifier.normalize(inputs.rgb))
+        assert torch.equal(classifier(*inputs._replace(gate=torch.zeros(2)))[0], bare)
+        protected = classifier(*inputs._replace(gate=torch.ones(2)))[0]
+    assert not torch.allclose(protected, bare)
+    scripted = _freeze_classifier(classifier, inputs)
+    _check_parity(classifier, scripted, SIZE)
+    with torch.inference_mode():
+        closed, other = inputs._replace(gate=torch.zeros(2)), example_inputs(SIZE)._replace(dequantized=inputs[1] // 2)
+        logits = scripted(*closed)[0]
+        assert torch.equal(scripted(*other._replace(gate=torch.zeros(2)))[0], logits)
+        assert torch.equal(scripted(*inputs)[0][1], logits[1])
+    assert all(torch.equal(value, fingerprint[name]) for name, value in backbone.module.state_dict().items())
+
+
+def test_a_transformer_has_no_place_for_an_enhancer_and_says_what_has() -> None:
+    with pytest.raises(AttachError, match=r"no block at stride 4 or 8.*use preset 'lite'"):
+        preset_config("default", family(TRANSFORMER))
