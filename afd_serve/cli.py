@@ -246,12 +246,13 @@ def compare(
 def export(
     out: Annotated[Path, typer.Option(help="The folder for model.pt and signature.json.")],
     model: ModelOption = _DEFAULT_MODEL,
+    precision: Annotated[str, typer.Option(help="float32; float16 or bfloat16 for a GPU.")] = "float32",
 ) -> None:
     """Write a classifier with its AFD as one TorchScript file, checked against the original."""
     from afd_serve.export import export_classifier
 
-    exported = export_classifier(model, out)
-    typer.echo(f"{exported.folder}: {exported.signature.backbone}, preset {exported.signature.preset}")
+    exported = export_classifier(model, out, precision=precision)
+    typer.echo(f"{exported.folder}: {exported.signature.backbone}, preset {exported.signature.preset}, {precision}")
 
 
 @package_app.command("torchserve")
@@ -272,7 +273,7 @@ def package_triton(
     out: Annotated[Path, typer.Option(help="The model repository.")],
     model: ModelOption = _DEFAULT_MODEL,
     platform: Annotated[
-        str, typer.Option(help="python, or pytorch_libtorch for a Triton that has this backend, as NVIDIA's container.")
+        str, typer.Option(help="python, python_cpu, or pytorch_libtorch where Triton has it, as in NVIDIA's container.")
     ] = "python",
     decoders: Annotated[int, typer.Option(min=1, help="Processes that read pictures.")] = 1,
     classifiers: Annotated[int, typer.Option(min=1, help="Classifier processes, per GPU where there are any.")] = 1,
@@ -310,7 +311,7 @@ def serve_triton(
     model: ModelOption = _DEFAULT_MODEL,
     state_dir: StateDirOption = _DEFAULT_TRITON_STATE,
     python: Annotated[
-        Path | None, typer.Option(help="A Python whose environment has afd-serve[triton-server]; this one by default.")
+        Path | None, typer.Option(help="A Python with afd-serve[triton-server]; else this one, or a new one.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Classifier processes; 0 for one per core.")] = 0,
     port: Annotated[int, typer.Option(help="For HTTP.")] = 8000,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from afd_serve import __version__
 from afd_serve.checkpoint import find_weights, load_afd, read_config, write_atomically
@@ -21,6 +21,7 @@ from afd_serve.errors import CheckpointError, ExportError
 from afd_serve.models.backbones import Backbone, Preprocessing, load_backbone
 from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier
 from afd_serve.models.fde import FREQUENCIES, GEOMETRY
+from afd_serve.models.precision import with_trunks_in
 from afd_serve.preprocess import ClassifierInputs
 
 __all__ = [
@@ -41,7 +42,8 @@ __all__ = [
 MODEL_NAME: Final = "model.pt"
 SIGNATURE_NAME: Final = "signature.json"
 _FORMAT: Final = 1
-_TOLERANCE: Final = 1e-4
+_TOLERANCE: Final = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 2e-1}
+"""How far outputs on noise may be from the eager float32 classifier's, relative to the largest, for each precision."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
+    precision: str = "float32"
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back."""
@@ -94,7 +97,7 @@ class Signature:
                     TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in values[key]
                 )
             values["labels"] = tuple(values["labels"])
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
+            return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"this is no signature of an exported classifier: {error!r}") from error
 
@@ -115,21 +118,29 @@ class ExportedModel:
     signature: Signature
 
 
-def deploy(source: str | Path) -> Deployed:
+def deploy(source: str | Path, *, precision: str = "float32") -> Deployed:
     """Build the deployed form from fitted weights: reparameterized, scripted, frozen.
 
     Args:
         source: A shipped model's name, a run's folder, or a weights file.
+        precision: Of the backbone and of what is attached to it: ``float32``, or ``float16`` or ``bfloat16`` for a
+            GPU. Inputs, outputs and the estimate of the drift are the same in all.
 
     Raises:
         CheckpointError: There are no such weights, or they are another backbone's.
-        ExportError: The scripted classifier does not agree with the eager one.
+        ExportError: The scripted classifier does not agree with the eager one, or there is no such precision.
     """
+    if precision not in _TOLERANCE:
+        raise ExportError(f"the precision is one of {', '.join(_TOLERANCE)}, not {precision!r}")
     backbone, classifier = _build(source)
-    example = example_inputs(backbone.preprocessing.size)
-    module = _freeze_classifier(classifier, example)
-    _check_parity(classifier, module, backbone.preprocessing.size)
-    return Deployed(module, _signature(source, backbone, classifier.afd.config.preset))
+    size = backbone.preprocessing.size
+    expected = [_run(classifier, inputs) for inputs in _parity_inputs(size)]
+    if precision != "float32":
+        classifier = with_trunks_in(classifier, getattr(torch, precision))
+    module = _freeze_classifier(classifier, example_inputs(size))
+    _check_parity(expected, [_run(module, inputs) for inputs in _parity_inputs(size)], _TOLERANCE[precision])
+    signature = _signature(source, backbone, classifier.afd.config.preset)
+    return Deployed(module, replace(signature, precision=precision))
 
 
 def eager_classifier(source: str | Path) -> AfdClassifier:
@@ -137,14 +148,9 @@ def eager_classifier(source: str | Path) -> AfdClassifier:
     return _build(source)[1]
 
 
-def export_classifier(source: str | Path, out: Path) -> ExportedModel:
-    """Write ``model.pt`` and ``signature.json`` into a folder.
-
-    Raises:
-        CheckpointError: There are no such weights, or they are another backbone's.
-        ExportError: The scripted classifier does not agree with the eager one.
-    """
-    deployed = deploy(source)
+def export_classifier(source: str | Path, out: Path, *, precision: str = "float32") -> ExportedModel:
+    """Write ``model.pt`` and ``signature.json`` into a folder; arguments and errors as in `deploy`."""
+    deployed = deploy(source, precision=precision)
     write_atomically(out / MODEL_NAME, lambda path: deployed.module.save(str(path)))
     sha256 = hashlib.sha256((out / MODEL_NAME).read_bytes()).hexdigest()
     signature = replace(deployed.signature, sha256=sha256)
@@ -262,9 +268,10 @@ def _freeze_classifier(classifier: AfdClassifier, example: ClassifierInputs) -> 
 def _with_recorded_trunks(classifier: AfdClassifier, example: ClassifierInputs) -> AfdClassifier:
     """A copy whose trunks are recorded; the attach sites stay scripted, with their control flow."""
     recorded = copy.deepcopy(classifier)
-    for name, module in list(recorded.protected.named_children()):
+    for path, module in list(recorded.protected.named_modules()):
+        parent, _, name = path.rpartition(".")
         if name.startswith("afd_"):
-            setattr(recorded.protected, name, torch.jit.script(module))
+            setattr(recorded.protected.get_submodule(parent), name, torch.jit.script(module))
     x, descriptor = classifier.normalize(example.rgb), classifier.afd.describe(*example[1:4])
     arguments = (x, *classifier.afd.guide(descriptor, example.dequantized), descriptor)
     recorded.protected = torch.jit.trace(recorded.protected, arguments, check_trace=False)  # type: ignore[no-untyped-call]
@@ -272,12 +279,19 @@ def _with_recorded_trunks(classifier: AfdClassifier, example: ClassifierInputs) 
     return recorded
 
 
-def _check_parity(classifier: AfdClassifier, module: torch.jit.ScriptModule, size: int) -> None:
-    for batch in (1, 3):
-        inputs = example_inputs(size, batch)
-        with torch.inference_mode():
-            eager, scripted = classifier(*inputs), module(*inputs)
+def _parity_inputs(size: int) -> list[ClassifierInputs]:
+    return [example_inputs(size, batch) for batch in (1, 3)]
+
+
+def _run(module: nn.Module, inputs: ClassifierInputs) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode():
+        logits, drift = module(*inputs)
+    return logits, drift
+
+
+def _check_parity(expected: list[tuple[Tensor, Tensor]], said: list[tuple[Tensor, Tensor]], tolerance: float) -> None:
+    for eager, scripted in zip(expected, said, strict=True):
         for name, ours, theirs in zip(OUTPUTS, eager, scripted, strict=True):
             error = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1.0))
-            if not error <= _TOLERANCE:
-                raise ExportError(f"{name} of the scripted classifier is off by {error:.2e} (limit {_TOLERANCE:.0e})")
+            if not error <= tolerance:
+                raise ExportError(f"{name} of the scripted classifier is off by {error:.2e} (limit {tolerance:.0e})")

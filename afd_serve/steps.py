@@ -82,7 +82,7 @@ class PreparingStep:
         pairs = [self._prepare_one(item, options) for item in items]
         findings = [finding for _, finding in pairs]
         inputs = stack([picture for picture, _ in pairs], [finding.protected for finding in findings])
-        return PreparedBatch(inputs._replace(rgb=inputs.rgb.contiguous()), findings)
+        return PreparedBatch(inputs, findings)
 
     def _prepare_one(self, item: Buffer, options: Options) -> tuple[PreparedPicture, Finding]:
         try:
@@ -130,10 +130,16 @@ class ClassifierStep:
         """
         if not self._together:
             return [self._one_by_one(inputs) for inputs in batches]
-        joined = (torch.cat(tensors).to(self._device) for tensors in zip(*batches, strict=True))
+        joined = (self._upload(tensors) for tensors in zip(*batches, strict=True))
         logits, drift = self._run(ClassifierInputs(*joined))
         ends = np.cumsum([len(inputs.gate) for inputs in batches])[:-1].tolist()
         return list(zip(logits.tensor_split(ends), drift.tensor_split(ends), strict=True))
+
+    def _upload(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Join tensors [N, ...] on the device; for a GPU in memory that it can read while this process goes on."""
+        rows, first = sum(len(tensor) for tensor in tensors), tensors[0]
+        joined = torch.empty((rows, *first.shape[1:]), dtype=first.dtype, pin_memory=self._device.type == "cuda")
+        return torch.cat(list(tensors), out=joined).to(self._device, non_blocking=True)
 
     def _one_by_one(self, inputs: ClassifierInputs) -> tuple[Tensor, Tensor]:
         # See Note [One picture at a time] and Note [Blank rows].

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-__all__ = ["ANSWER", "ENSEMBLE", "PICTURE", "PROBE_ID", "error_message", "read_error"]
+__all__ = ["ANSWER", "ENSEMBLE", "MODEL_CPU_METRIC", "PICTURE", "PROBE_ID", "error_message", "read_error"]
 
 ENSEMBLE: Final = "afd_classify"
 """The model that clients call, and by whose name answers and metrics go."""
@@ -16,6 +16,9 @@ ANSWER: Final = "answer"
 
 PROBE_ID: Final = "afd-health"
 """The id of requests that ask for health; the metrics leave them out."""
+
+MODEL_CPU_METRIC: Final = "afd_model_cpu_seconds_total"
+"""CPU time in the classifier alone: what is left of the processes' CPU time is the serving's own."""
 
 _MESSAGE: Final = re.compile(r"(?:in ensemble '[^']*', )?([a-z][a-z0-9_]*): (.*)", re.DOTALL)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from afd_serve.errors import ConfigError
-from afd_serve.evaluation.latency import Forms, bfloat16_forms, deployed_forms, in_bfloat16, measure, time_forms
+from afd_serve.evaluation.latency import Forms, bfloat16_forms, deployed_forms, measure, time_forms
 from afd_serve.export import eager_classifier, example_inputs, export_classifier
+from afd_serve.models.precision import with_trunks_in
 from tests.tiny_backbone import SIZE
 
 
@@ -79,7 +80,7 @@ def test_the_forms_are_the_deployed_classifier_and_its_backbone(tiny_run: Path, 
 
 def test_in_bfloat16_both_trunks_are_and_nothing_else(tiny_run: Path) -> None:
     classifier = eager_classifier(tiny_run)
-    cast = in_bfloat16(classifier)
+    cast = with_trunks_in(classifier, torch.bfloat16)
     for trunk in (cast.bare, cast.protected):
         assert {parameter.dtype for parameter in trunk.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in cast.afd.fde.parameters()} == {torch.float32}

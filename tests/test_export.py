@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
-from afd_serve.errors import CheckpointError
+from afd_serve.errors import CheckpointError, ExportError
 from afd_serve.export import (
     MODEL_NAME,
     SIGNATURE_NAME,
@@ -167,3 +167,30 @@ def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(tmp_path
 
 def test_signature_json_is_plain(tiny_run: Path) -> None:
     assert json.loads(deploy(tiny_run).signature.to_json())["preset"] == "default"
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_short_precision_is_the_trunks_alone(tiny: Backbone, tiny_run: Path, tmp_path: Path, precision: str) -> None:
+    """The file for a GPU on the CPU's tensors."""
+    exported = export_classifier(tiny_run, tmp_path, precision=precision)
+    assert Signature.from_json((tmp_path / SIGNATURE_NAME).read_text()) == exported.signature
+    assert exported.signature.precision == precision
+    with torch.inference_mode():
+        for gates in ([1.0], [0.0, 1.0], [0.0]):
+            logits, drift = load_deployed(tmp_path).module(*batch(gates))
+            expected, same_drift = load_deployed(tiny_run).module(*batch(gates))
+            assert (logits.dtype, drift.dtype) == (torch.float32, torch.float32)
+            torch.testing.assert_close(drift, same_drift)
+            assert 0 < (logits - expected).abs().max() < 0.05 * expected.abs().max()
+    assert next(tiny.module.parameters()).dtype == torch.float32
+
+
+def test_a_signature_from_before_precisions_still_reads(tiny_run: Path, tmp_path: Path) -> None:
+    values = json.loads(export_classifier(tiny_run, tmp_path).signature.to_json())
+    del values["precision"]
+    assert Signature.from_json(json.dumps(values)).precision == "float32"
+
+
+def test_an_unknown_precision_is_refused(tiny_run: Path) -> None:
+    with pytest.raises(ExportError, match="bfloat16"):
+        deploy(tiny_run, precision="float8")

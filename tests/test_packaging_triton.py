@@ -20,6 +20,7 @@ model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 
 PLATFORMS = ("python", "pytorch_libtorch")
 MODELS = {
+    "python_cpu": {"afd_classify"},
     "python": {"afd_classify", "afd_classifier", "jpeg_coefficients"},
     "pytorch_libtorch": {"afd_answer", "afd_classify", "afd_classifier", "jpeg_coefficients"},
 }
@@ -67,6 +68,29 @@ def test_what_is_in_the_repository(repository: Path, exported: Path) -> None:
                 labels = (repository / model / output.label_filename).read_text().splitlines()
                 assert labels == [f"class {index}" for index in range(CLASSES)]
     assert (repository / "afd_classifier" / "1" / "model.pt").read_bytes() == (exported / "model.pt").read_bytes()
+
+
+def test_a_cpus_repository_has_one_model_with_everything_in_it(exported: Path, tmp_path: Path) -> None:
+    package_triton(exported, tmp_path)
+    limits = TritonLimits(decoders=2, classifiers=3, max_queue_size=7)
+    package_triton(exported, tmp_path, platform="python_cpu", limits=limits)
+    assert {path.name for path in tmp_path.iterdir()} == MODELS["python_cpu"]
+    version = tmp_path / "afd_classify" / "1"
+    assert {path.name for path in version.iterdir()} == {"model.py", "model.pt", "signature.json"}
+    assert (tmp_path / "afd_classify" / "warmup" / "picture").read_bytes()[4:] == sample_picture()
+    config = config_of(tmp_path, "afd_classify")
+    assert (config.instance_group[0].count, config.instance_group[0].kind) == (
+        3,
+        model_config.ModelInstanceGroup.KIND_CPU,
+    )
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 7
+    ensemble = package_triton(exported, tmp_path / "steps")
+    assert config.input == config_of(ensemble, "afd_classify").input
+    assert config.output == config_of(ensemble, "afd_classify").output
+    path = tmp_path / "afd_classify" / "config.pbtxt"
+    path.write_text(path.read_text().replace(f"dims: [ {CLASSES} ]", "dims: [ 3 ]"))
+    with pytest.raises(PackagingError, match="classes"):
+        check_repository(tmp_path, Signature.from_json((exported / "signature.json").read_text()))
 
 
 def test_limits_go_into_the_configuration(repository: Path) -> None:
@@ -163,13 +187,13 @@ def test_a_repository_is_replaced_and_its_neighbours_stay(exported: Path, tmp_pa
 def test_the_command_line_packages_and_refuses(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for platform, status in (("python", 0), ("pytorch_libtorch", 0), ("tensorrt", 2)):
+    for platform, status in (("python", 0), ("python_cpu", 0), ("pytorch_libtorch", 0), ("tensorrt", 2)):
         with pytest.raises(SystemExit) as ended:
             main(["package", "triton", "--model", str(exported), "--out", str(tmp_path), "--platform", platform])
         assert (ended.value.code or 0) == status
     captured = capsys.readouterr()
-    assert captured.out.split() == [str(tmp_path)] * 2
-    assert captured.err.startswith("error: the platform is one of python, pytorch_libtorch")
+    assert captured.out.split() == [str(tmp_path)] * 3
+    assert captured.err.startswith("error: the platform is one of python, python_cpu, pytorch_libtorch")
 
 
 def test_an_unknown_platform_is_refused(exported: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ The bare backbone is scripted and frozen as the deployed classifier is. Each rou
 that whatever else the machine does falls on all of them alike; ratios of medians are what counts.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,17 +13,18 @@ from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from afd_serve.checkpoint import find_weights, read_config
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.metrics import Floats, Interval, interval
 from afd_serve.export import eager_classifier, example_inputs, freeze, load_deployed
 from afd_serve.models.backbones import load_backbone
-from afd_serve.models.classifier import AfdClassifier, Normalize
+from afd_serve.models.classifier import Normalize
+from afd_serve.models.precision import with_trunks_in
 from afd_serve.preprocess import ClassifierInputs
 
-__all__ = ["Forms", "Latency", "bfloat16_forms", "deployed_forms", "in_bfloat16", "measure", "time_forms"]
+__all__ = ["Forms", "Latency", "bfloat16_forms", "deployed_forms", "measure", "time_forms"]
 
 _WARM_UP: Final = 5
 _RESAMPLES: Final = 2000
@@ -87,7 +87,7 @@ def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
         CheckpointError: There are no such weights.
     """
     backbone = load_backbone(read_config(find_weights(source)).backbone)
-    classifier = in_bfloat16(eager_classifier(source))
+    classifier = with_trunks_in(eager_classifier(source), torch.bfloat16)
     bare = freeze(nn.Sequential(classifier.normalize, classifier.bare))
     return _forms(bare, freeze(classifier), example_inputs(backbone.preprocessing.size, batch))
 
@@ -96,35 +96,6 @@ def _forms(bare: nn.Module, classifier: nn.Module, inputs: ClassifierInputs) -> 
     batch = len(inputs.rgb)
     closed, opened = (inputs._replace(gate=torch.full((batch,), gate)) for gate in (0.0, 1.0))
     return Forms(lambda: bare(inputs.rgb), lambda: classifier(*closed), lambda: classifier(*opened), batch)
-
-
-def in_bfloat16(classifier: AfdClassifier) -> AfdClassifier:
-    """A copy whose trunks compute in bfloat16; inputs, outputs and what describes the drift stay as they are."""
-    cast = copy.deepcopy(classifier)
-    cast.bare = _BareInBfloat16(cast.bare)  # type: ignore[assignment]
-    cast.protected = _ProtectedInBfloat16(cast.protected)  # type: ignore[assignment]
-    return cast
-
-
-class _BareInBfloat16(nn.Module):
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk = trunk.bfloat16()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.trunk(x.to(torch.bfloat16))
-        return logits.float()
-
-
-class _ProtectedInBfloat16(nn.Module):
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk = trunk.bfloat16()
-
-    def forward(self, x: Tensor, modulation: Tensor, fdm: Tensor, descriptor: Tensor) -> Tensor:
-        half = torch.bfloat16
-        logits: Tensor = self.trunk(x.to(half), modulation.to(half), fdm.to(half), descriptor.to(half))
-        return logits.float()
 
 
 def measure(forms: Forms, rounds: int = 100, clock: Callable[[], float] = time.perf_counter) -> Latency:

@@ -24,12 +24,13 @@ except ModuleNotFoundError as error:
 
 __all__ = ["Platform", "TritonLimits", "check_repository", "package_triton", "repository_templates"]
 
-Platform = Literal["python", "pytorch_libtorch"]
+Platform = Literal["python", "python_cpu", "pytorch_libtorch"]
 
 _EXPORTED: Final = (MODEL_NAME, SIGNATURE_NAME)
 _VERSION: Final = "1"
+_PREPARING: Final = "jpeg_coefficients"
 _CLASSIFIER: Final = "afd_classifier"
-_OPTIONAL: Final = frozenset({"afd_answer"})
+_MODELS: Final = frozenset({ENSEMBLE, _PREPARING, _CLASSIFIER, "afd_answer"})
 _DTYPES: Final = {
     "uint8": "TYPE_UINT8",
     "int16": "TYPE_INT16",
@@ -73,8 +74,9 @@ def package_triton(
         source: A shipped name, a run's directory, or the directory of an exported model; what is not exported yet, is
             exported first.
         out_dir: The repository; made when missing. The models of the same names there are replaced.
-        platform: ``python`` serves the classifier on the Python backend, ``pytorch_libtorch`` on the backend of that
-            name, which NVIDIA's container has.
+        platform: ``python`` prepares pictures in processes on the CPU and runs the classifier, on a GPU where there is
+            one, in others; ``python_cpu`` does both in one process per core; ``pytorch_libtorch`` is as ``python``, but
+            leaves the classifier to the backend of that name, which NVIDIA's container has.
         limits: How much work the models take on.
 
     Returns:
@@ -93,7 +95,7 @@ def package_triton(
         else:
             export_classifier(source, exported)
         signature = Signature.from_json((exported / SIGNATURE_NAME).read_text())
-        for part in ("common", platform):
+        for part in ("python_cpu",) if platform == "python_cpu" else ("common", platform):
             _complete(repository_templates() / part, built, signature, limits or TritonLimits())
         _add_models(built, exported, signature)
         check_repository(built, signature)
@@ -131,16 +133,18 @@ def _add_models(built: Path, exported: Path, signature: Signature) -> None:
     for model in sorted(built.iterdir()):
         version = model / _VERSION  # an ensemble needs one as well, though there is nothing in it
         version.mkdir(exist_ok=True)
-        if model.name != ENSEMBLE:
+        if (version / "model.py").is_file() or model.name == _CLASSIFIER:
             shutil.copyfile(exported / SIGNATURE_NAME, version / SIGNATURE_NAME)
         if "label_filename" in (model / "config.pbtxt").read_text():
             # Clients get <probability>:<index>:<label>, one class per line of this file.
             (model / "labels.txt").write_text("\n".join(signature.labels) + "\n")
-    shutil.copyfile(exported / MODEL_NAME, built / _CLASSIFIER / _VERSION / MODEL_NAME)
-    inputs, (finding,) = PreparingStep(signature.preprocessing).prepare([sample_picture()], Options())
-    data = {name: tensor.numpy().tobytes() for name, tensor in zip(INPUTS, inputs, strict=True)}
-    _write_warm_up(built / "jpeg_coefficients", {PICTURE: _text(sample_picture())})
-    _write_warm_up(built / _CLASSIFIER, data | {"finding": _text(finding.to_json())})
+    steps = (built / _CLASSIFIER).is_dir()
+    shutil.copyfile(exported / MODEL_NAME, built / (_CLASSIFIER if steps else ENSEMBLE) / _VERSION / MODEL_NAME)
+    _write_warm_up(built / (_PREPARING if steps else ENSEMBLE), {PICTURE: _text(sample_picture())})
+    if steps:
+        inputs, (finding,) = PreparingStep(signature.preprocessing).prepare([sample_picture()], Options())
+        data = {name: tensor.numpy().tobytes() for name, tensor in zip(INPUTS, inputs, strict=True)}
+        _write_warm_up(built / _CLASSIFIER, data | {"finding": _text(finding.to_json())})
 
 
 def _text(value: bytes) -> bytes:
@@ -161,6 +165,9 @@ def check_repository(repository: Path, signature: Signature) -> None:
         PackagingError: Something does not fit; the message says what.
     """
     configs = {path.parent.name: _parse(path) for path in sorted(repository.glob("*/config.pbtxt"))}
+    if _CLASSIFIER not in configs:
+        _check_classes(configs[ENSEMBLE], signature)
+        return
     classifier = configs[_CLASSIFIER]
     by_position = classifier.platform == "pytorch_libtorch"
     _check_tensors(classifier.input, signature.inputs, by_position)
@@ -180,6 +187,12 @@ def check_repository(repository: Path, signature: Signature) -> None:
     for tensor in ensemble.output:
         if known.get(tensor.name) != _type_of(tensor):
             raise PackagingError(f"no step of the ensemble makes its output {tensor.name}")
+
+
+def _check_classes(model: Any, signature: Signature) -> None:
+    (probabilities,) = (tensor for tensor in model.output if tensor.name == "probabilities")
+    if list(probabilities.dims) != [len(signature.labels)]:
+        raise PackagingError(f"the classifier has {len(signature.labels)} classes, not {list(probabilities.dims)}")
 
 
 def _parse(path: Path) -> Any:
@@ -213,7 +226,7 @@ def _put_in_place(built: Path, out_dir: Path) -> Path:
     """Move the models to the repository; each is replaced in one step, so that none is ever there by half."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        for name in _OPTIONAL - {model.name for model in built.iterdir()}:
+        for name in _MODELS - {model.name for model in built.iterdir()}:
             shutil.rmtree(out_dir / name, ignore_errors=True)  # of a repository for another platform
         for model in sorted(built.iterdir()):
             with tempfile.TemporaryDirectory(prefix=".afd-", dir=out_dir) as aside:

@@ -4,12 +4,15 @@ Only Triton's own Python processes can import this module; ``triton_python_backe
 """
 
 import json
+import threading
+import time
 import traceback
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import torch.utils.dlpack
@@ -21,23 +24,31 @@ from afd_serve.export import Signature
 from afd_serve.pipeline import Failure, StageTimes
 from afd_serve.request import Options, read_options
 from afd_serve.response import ModelInfo
-from afd_serve.steps import Finding, make_answers
-from afd_serve.telemetry import INFERENCE, METRICS, PREPROCESS, Metric, Sample, samples_of
-from afd_serve.triton_protocol import ENSEMBLE, PROBE_ID, error_message
+from afd_serve.steps import Finding, PreparedBatch, PreparingStep, make_answers
+from afd_serve.telemetry import FAILURES, INFERENCE, METRICS, PREPROCESS, Metric, Sample, samples_of
+from afd_serve.triton_protocol import ENSEMBLE, MODEL_CPU_METRIC, PICTURE, PROBE_ID, error_message
 
 __all__ = [
     "Answers",
     "FailedRequestError",
     "Metrics",
+    "Preparing",
     "bytes_of",
+    "findings_of",
     "options_of",
     "output",
     "respond",
     "respond_together",
     "tensor_of",
     "text_output",
+    "timed",
     "version_folder",
 ]
+
+
+Said = TypeVar("Said")
+
+MODEL_CPU: Final = Metric(MODEL_CPU_METRIC, "counter", "seconds")
 
 
 class FailedRequestError(InputError):
@@ -75,7 +86,12 @@ def bytes_of(request: Any, name: str) -> list[bytes]:
 
 def output(name: str, tensor: Tensor) -> Any:
     """An output without copying it into NumPy first."""
-    return pb_utils.Tensor.from_dlpack(name, tensor)
+    return pb_utils.Tensor.from_dlpack(name, tensor.contiguous())
+
+
+def findings_of(request: Any) -> list[Finding]:
+    """What the first step found of each picture."""
+    return [Finding.from_json(text) for text in bytes_of(request, "finding")]
 
 
 def text_output(name: str, texts: Sequence[str | bytes]) -> Any:
@@ -119,29 +135,70 @@ def _refuse(failure: Failure, status: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error_message(failure.code, failure.reason), status))
 
 
+def timed(classify: Callable[[], Said]) -> tuple[Said, dict[Metric, float]]:
+    """What the classifier says, and what that took."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    said = classify()
+    return said, {INFERENCE: time.perf_counter() - wall, MODEL_CPU: time.thread_time() - cpu}
+
+
+class Preparing:
+    """The pictures of a request prepared; what fails the request as a whole is counted here and nowhere else."""
+
+    def __init__(self, step: PreparingStep, metrics: "Metrics") -> None:
+        self._step = step
+        self._metrics = metrics
+
+    def prepare(self, request: Any) -> tuple[PreparedBatch, dict[Metric, float]]:
+        """The prepared pictures, and what that took.
+
+        Raises:
+            BadOptionError: An option has an impossible value.
+            FailedRequestError: The picture came alone and cannot be read.
+        """
+        try:
+            options = options_of(request)
+        except InputError as error:
+            self._metrics.record(request, [Sample(FAILURES, 1, (error.code,))])
+            raise
+        start = time.perf_counter()
+        batch = self._step.prepare(bytes_of(request, PICTURE), options)
+        seconds = time.perf_counter() - start
+        if len(batch.findings) == 1 and (failure := batch.findings[0].failure):
+            self._metrics.record(request, samples_of([failure], StageTimes(preprocess=seconds)))
+            raise FailedRequestError(failure)
+        return batch, {PREPROCESS: seconds}
+
+
 class Answers:
-    """The ensemble's outputs, made of what the classifier says."""
+    """What clients get, made of what the classifier says."""
 
-    def __init__(self, signature: Signature, version: str) -> None:
+    def __init__(self, signature: Signature, args: dict[str, str], metrics: "Metrics") -> None:
         self._labels = signature.labels
-        self._model = ModelInfo(ENSEMBLE, version)
-        self._metrics = Metrics()
+        self._model = ModelInfo(ENSEMBLE, args["model_version"])
+        self._metrics = metrics
 
-    def outputs(self, request: Any, logits: Tensor, drift: Tensor, inference_seconds: float | None = None) -> list[Any]:
+    def outputs(
+        self,
+        request: Any,
+        findings: Sequence[Finding],
+        logits: Tensor,
+        drift: Tensor,
+        spent: Mapping[Metric, float] = MappingProxyType({}),
+    ) -> list[Any]:
         """Make the outputs for one request and count them.
 
         Args:
-            request: With the input ``finding`` and the options.
+            request: With the options.
+            findings: N of them.
             logits: float32 [N, K].
             drift: float32 [N].
-            inference_seconds: How long the classifier took, where the caller knows.
+            spent: Times that nobody else counts.
         """
-        findings = [Finding.from_json(text) for text in bytes_of(request, "finding")]
         top_k = options_of(request).top_k
         answered = make_answers(logits, drift, findings, labels=self._labels, model=self._model, top_k=top_k)
-        unknown = (PREPROCESS,) if inference_seconds is not None else (PREPROCESS, INFERENCE)
-        samples = samples_of(answered.results, StageTimes(inference=inference_seconds or 0.0))
-        self._metrics.record(request, (sample for sample in samples if sample.metric not in unknown))
+        samples = [item for item in samples_of(answered.results, StageTimes()) if item.metric not in _TIMES]
+        self._metrics.record(request, samples + [Sample(metric, seconds) for metric, seconds in spent.items()])
         return [
             output("probabilities", answered.probabilities),
             output("drift", answered.drift),
@@ -156,28 +213,71 @@ class Metrics:
 
     This server's custom metrics know no histogram: one becomes the two counters ``<name>_sum`` and ``<name>_count``,
     which a Prometheus histogram also has, so that the same query gives the mean on every server.
+
+    Each change of a metric is a message to the server and costs as much as the rest of an answer together, so they are
+    added up here, and a thread passes the sums on every `_PUSH_EVERY` seconds.
+
+    Args:
+        args: The arguments of ``initialize``; the warm-up that they tell of is not counted.
     """
 
-    def __init__(self) -> None:
-        self._families = {name: _family(name, metric) for metric in METRICS for name in _series(metric)}
-        self._metrics: dict[tuple[str, tuple[str, ...]], Any] = {}
+    def __init__(self, args: dict[str, str]) -> None:
+        self._families = {name: _family(name, metric) for metric in _METRICS for name in _series(metric)}
+        self._metrics: dict[_Series, Any] = {}
+        self._sums: dict[_Series, float] = defaultdict(float)
+        self._uncounted = _warm_up_requests(args)
+        self._lock, self._news, self._closed = threading.Lock(), threading.Event(), threading.Event()
+        self._pusher = threading.Thread(target=self._push_on, daemon=True)
+        self._pusher.start()
 
     def record(self, request: Any, samples: Iterable[Sample]) -> None:
-        """Add up what a request gives, in as few calls to the server as there are series; a probe gives nothing."""
+        """Count what a request gives; the warm-up and a probe give nothing."""
+        if self._uncounted:
+            self._uncounted -= 1
+            return
         if request.request_id() == PROBE_ID:
             return
-        sums: dict[tuple[str, Metric, tuple[str, ...]], float] = defaultdict(float)
-        for sample in samples:
-            for name in _series(sample.metric):
-                sums[name, sample.metric, sample.labels] += 1 if name.endswith(_COUNT) else sample.value
-        for (name, metric, labels), value in sums.items():
-            if (name, labels) not in self._metrics:
+        with self._lock:
+            for sample in samples:
+                for name in _series(sample.metric):
+                    value = 1 if name.endswith(_COUNT) else sample.value
+                    self._sums[name, sample.metric, sample.labels] += value
+        self._news.set()
+
+    def close(self) -> None:
+        """Pass on what is left; nothing may be recorded afterwards."""
+        self._closed.set()
+        self._news.set()
+        self._pusher.join()
+
+    def _push_on(self) -> None:
+        while not self._closed.is_set():
+            self._news.wait()
+            self._closed.wait(_PUSH_EVERY)
+            self._news.clear()
+            self._push()
+
+    def _push(self) -> None:
+        with self._lock:
+            sums, self._sums = self._sums, defaultdict(float)
+        for series, value in sums.items():
+            if series not in self._metrics:
+                name, metric, labels = series
                 named = {"ModelName": ENSEMBLE} | dict(zip(metric.labels, labels, strict=True))
-                self._metrics[name, labels] = self._families[name].Metric(labels=named)
-            self._metrics[name, labels].increment(value)
+                self._metrics[series] = self._families[name].Metric(labels=named)
+            self._metrics[series].increment(value)
 
 
 _COUNT: Final = "_count"
+_PUSH_EVERY: Final = 0.5
+_METRICS: Final = (*METRICS, MODEL_CPU)
+_TIMES: Final = (PREPROCESS, INFERENCE)
+_Series: TypeAlias = tuple[str, Metric, tuple[str, ...]]  # a counter's name, its metric, the values of its labels
+
+
+def _warm_up_requests(args: dict[str, str]) -> int:
+    """How many requests each instance gets before any client's: the model is not ready before they are answered."""
+    return sum(warm_up.get("count") or 1 for warm_up in json.loads(args["model_config"]).get("model_warmup", ()))
 
 
 def _series(metric: Metric) -> tuple[str, ...]:

@@ -16,7 +16,15 @@ from typing import Final
 from afd_serve.errors import DependencyError
 from afd_serve.servers.processes import free_ports
 
-__all__ = ["SHARED_MEMORY", "TritonEnvironment", "TritonPorts", "find_environment", "link_backend", "server_command"]
+__all__ = [
+    "SHARED_MEMORY",
+    "NoServerError",
+    "TritonEnvironment",
+    "TritonPorts",
+    "find_environment",
+    "link_backend",
+    "server_command",
+]
 
 SHARED_MEMORY: Final = Path("/dev/shm")
 
@@ -46,6 +54,10 @@ print(json.dumps({
     "library_path": "" if loads(library) else folder if loads(os.path.join(folder, library)) else None,
 }))
 """
+
+
+class NoServerError(DependencyError):
+    """The environment lacks the server, or has a NumPy that is too new for it: another environment would do."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,8 @@ def find_environment(python: Path) -> TritonEnvironment:
     """Look at the environment of a Python.
 
     Raises:
-        DependencyError: Something is missing in it; the message says what to do.
+        NoServerError: It has no server that could run in it.
+        DependencyError: Something else is missing; the message says what to do.
     """
     try:
         done = subprocess.run([python, "-c", _LOOK], capture_output=True, text=True, check=False)
@@ -107,11 +120,11 @@ def find_environment(python: Path) -> TritonEnvironment:
         raise DependencyError(f"{python} fails: {done.stderr.strip()[-500:]}")
     found = json.loads(done.stdout)
     if not found["server"]:
-        raise DependencyError(f"nvidia-pytriton is not installed for {python}; {_ADVICE}")
+        raise NoServerError(f"nvidia-pytriton is not installed for {python}; {_ADVICE}")
     if not found["afd"]:
         raise DependencyError(f"afd-serve is not installed for {python}; {_ADVICE}")
     if int(found["numpy"].partition(".")[0]) >= 2:
-        raise DependencyError(f"Triton's Python backend needs NumPy below 2, not {found['numpy']}; {_ADVICE}")
+        raise NoServerError(f"Triton's Python backend needs NumPy below 2, not {found['numpy']}; {_ADVICE}")
     if found["library_path"] is None:
         raise DependencyError(
             f"Triton's Python processes need {found['libpython']}; "

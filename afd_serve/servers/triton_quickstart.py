@@ -1,8 +1,9 @@
 """From a classifier's name to a Triton that has answered, doing only what is not done yet."""
 
 import os
-import sys
 from pathlib import Path
+
+import torch
 
 from afd_serve.client import Client, Options
 from afd_serve.errors import ServingError
@@ -11,6 +12,7 @@ from afd_serve.results import Failure
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
 from afd_serve.servers.triton import Triton, TritonPorts, find, probe, start, stop
+from afd_serve.servers.triton_installation import suitable_python
 from afd_serve.triton_protocol import ENSEMBLE
 
 __all__ = ["serve_triton", "show"]
@@ -31,7 +33,8 @@ def serve_triton(
     Args:
         source: A shipped name, a run's directory, or the directory of an exported model.
         state_dir: Where the model repository, settings and logs go.
-        python: A Python whose environment has ``nvidia-pytriton``; the running one where left out.
+        python: A Python whose environment has ``nvidia-pytriton``; where left out, the running one if it has, or else
+            one whose environment is made in ``state_dir``.
         ports: Where to listen.
         workers: How many classifier processes; 0 stands for one per core.
 
@@ -39,17 +42,17 @@ def serve_triton(
         ServingError: The server does not start, or does not answer.
         DependencyError: Something is missing in one of the two environments.
     """
-    ports, python = ports or TritonPorts(), python or Path(sys.executable)
-    fingerprint = fingerprint_of(source, repository_templates(), f"{source}|{python}|{ports}|{workers}")
+    ports, python = ports or TritonPorts(), python or suitable_python(state_dir)
+    platform = "python" if torch.cuda.is_available() else "python_cpu"
+    fingerprint = fingerprint_of(source, repository_templates(), f"{source}|{python}|{ports}|{workers}|{platform}")
     running = find(state_dir)
     if running is not None:
         if running.fingerprint == fingerprint and probe(running, timeout=10) is None:
             return running
         stop(state_dir)
     classifiers = workers or os.cpu_count() or 1
-    # Reading a picture takes about a tenth of the time that classifying it takes on a CPU core.
-    limits = TritonLimits(decoders=-(-classifiers // 8), classifiers=classifiers)
-    repository = package_triton(source, state_dir / "model_repository", limits=limits)
+    limits = TritonLimits(decoders=classifiers, classifiers=classifiers)
+    repository = package_triton(source, state_dir / "model_repository", platform=platform, limits=limits)
     return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports)
 
 

@@ -58,9 +58,13 @@ def triton_python() -> Path:
     return Path(sys.executable)
 
 
-@pytest.fixture(scope="session")
-def server(exported: Path, triton_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
-    repository = package_triton(exported, tmp_path_factory.mktemp("repository"), limits=TritonLimits(classifiers=2))
+@pytest.fixture(scope="session", params=["python", "python_cpu"])
+def server(
+    request: pytest.FixtureRequest, exported: Path, triton_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Triton]:
+    """Reading and classifying in processes of their own, as on a GPU, and in one."""
+    built, limits = tmp_path_factory.mktemp("repository"), TritonLimits(classifiers=2)
+    repository = package_triton(exported, built, platform=request.param, limits=limits)
     state = tmp_path_factory.mktemp("triton")
     running = triton.start(repository, state, python=triton_python, ports=TritonPorts.free())
     yield running
@@ -231,6 +235,8 @@ def test_labels_through_the_classification_extension(server: Triton) -> None:
 
 
 def counted(server: Triton, series: str) -> float:
+    """The sum over a series; the server's processes tell each other within a second."""
+    time.sleep(1)
     values = [float(line.split()[-1]) for line in server.metrics().splitlines() if line.startswith(series)]
     return sum(values)
 
@@ -340,8 +346,8 @@ def test_what_dies_under_load_comes_back_and_every_request_ends_in_time(
 
     asyncio.run(load())
     assert max(end - start for start, end in ended) < timeout + 1
-    # Other work on this machine may make every start slow, and coming back is a start.
-    assert back - killed < max(15, 4 * start_seconds)
+    # Where the first start took long, other work makes every start slow, and coming back is a start.
+    assert back - killed < max(15, 2 * start_seconds)
     with Client(server.grpc_url) as client:
         assert client.healthy(timeout=30)
 
@@ -419,6 +425,7 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
     first = serve_triton(exported, tmp_path, python=triton_python, ports=ports, workers=1)
     try:
         assert serve_triton(exported, tmp_path, python=triton_python, ports=ports, workers=1) == first
+        assert counted(first, "afd_pictures_total") == counted(first, "afd_inference_seconds_count") == 0
         family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
         assert list(SHARED_MEMORY.glob(f"{first.prefix}*"))
         os.kill(first.pid, signal.SIGKILL)

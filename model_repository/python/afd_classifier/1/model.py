@@ -1,6 +1,5 @@
 """Second step: the exported classifier, and the answers made of what it says. On a GPU where there is one."""
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,15 +21,18 @@ class TritonPythonModel:
         device = torch.device("cuda", int(args["model_instance_device_id"])) if gpu else torch.device("cpu")
         deployed = load_deployed(triton.version_folder(args), device)
         self._step = ClassifierStep(deployed, device, together=gpu)
-        self._answers = triton.Answers(deployed.signature, args["model_version"])
+        self._metrics = triton.Metrics(args)
+        self._answers = triton.Answers(deployed.signature, args, self._metrics)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton.respond_together(requests, self._answer)
 
     def _answer(self, requests: Sequence[Any]) -> Iterator[list[Any]]:
         batches = [ClassifierInputs(*(triton.tensor_of(request, name) for name in INPUTS)) for request in requests]
-        start = time.perf_counter()
-        said = self._step.classify(batches)
-        seconds = (time.perf_counter() - start) / len(requests)
+        said, spent = triton.timed(lambda: self._step.classify(batches))
+        each = {metric: seconds / len(requests) for metric, seconds in spent.items()}
         for request, (logits, drift) in zip(requests, said, strict=True):
-            yield self._answers.outputs(request, logits, drift, seconds)
+            yield self._answers.outputs(request, triton.findings_of(request), logits, drift, each)
+
+    def finalize(self) -> None:
+        self._metrics.close()

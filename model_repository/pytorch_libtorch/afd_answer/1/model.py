@@ -14,10 +14,15 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         torch.set_num_threads(1)
         signature = Signature.from_json((triton.version_folder(args) / SIGNATURE_NAME).read_text())
-        self._answers = triton.Answers(signature, args["model_version"])
+        self._metrics = triton.Metrics(args)
+        self._answers = triton.Answers(signature, args, self._metrics)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton.respond(requests, self._answer)
 
     def _answer(self, request: Any) -> list[Any]:
-        return self._answers.outputs(request, triton.tensor_of(request, "logits"), triton.tensor_of(request, "drift"))
+        logits, drift = triton.tensor_of(request, "logits"), triton.tensor_of(request, "drift")
+        return self._answers.outputs(request, triton.findings_of(request), logits, drift)
+
+    def finalize(self) -> None:
+        self._metrics.close()
