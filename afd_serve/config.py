@@ -101,7 +101,7 @@ class FitConfig:
     batch_size: int = 16
     sizes: tuple[int, ...] = (128, 128, 160, 192, 224)
     learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.05
     warmup_steps: int = 100
     ema: float = 0.998
     embedding_weight: float = 4.0

@@ -28,17 +28,23 @@ _SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How fitting pictures are cropped and compressed; all ``p_*`` are probabilities."""
+    """How fitting pictures are cropped, varied and compressed; all ``p_*`` are probabilities.
 
-    least_area: float = 0.2
+    Few pictures are soon known by heart: mixing two of them, turning them and changing their colours makes the teacher
+    say something new, which costs nothing because it needs no labels.
+    """
+
+    least_area: float = 0.1
     p_flip: float = 0.5
+    p_turn: float = 0.25
+    p_mix: float = 0.5
     p_native: float = 0.35
     p_clean: float = 0.06
     p_mild: float = 0.10
     p_again: float = 0.22
     p_resave: float = 0.08
     p_full_chroma: float = 0.15
-    p_colour: float = 0.3
+    p_colour: float = 0.6
     heavy: tuple[int, int] = (5, 50)
     mild: tuple[int, int] = (50, 95)
     resave: tuple[int, int] = (90, 98)
@@ -129,7 +135,12 @@ class CompressedPairs(Dataset[Pair]):
         return prepare(self._compress(random, source), preprocessing, crop=False), clean
 
     def _scene(self, random: np.random.Generator) -> Image.Image:
-        """A random part of a random picture, near native resolution, perhaps mirrored and recoloured."""
+        """A random part of a random picture, near native resolution, or two such parts mixed."""
+        scene = self._part(random)
+        return _mix(random, scene, self._part(random)) if random.random() < self.recipe.p_mix else scene
+
+    def _part(self, random: np.random.Generator) -> Image.Image:
+        """A random part of a random picture, perhaps mirrored, turned and recoloured."""
         while True:
             path = self.pictures[random.integers(len(self.pictures))]
             try:
@@ -144,6 +155,8 @@ class CompressedPairs(Dataset[Pair]):
         scene = rgb.crop(self._random_box(random, rgb.width, rgb.height))
         if random.random() < self.recipe.p_flip:
             scene = scene.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if random.random() < self.recipe.p_turn:
+            scene = scene.transpose(_TURNS[random.integers(len(_TURNS))])
         return _recolour(random, scene) if random.random() < self.recipe.p_colour else scene
 
     def _random_box(self, random: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
@@ -184,9 +197,27 @@ def _encode(picture: Image.Image, quality: int, subsampling: int) -> bytes:
     return out.getvalue()
 
 
+_TURNS: Final = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+
+
+def _mix(random: np.random.Generator, first: Image.Image, second: Image.Image) -> Image.Image:
+    """Two pictures as one, of the first one's size: side by side, one above the other, or blended."""
+    second = second.resize(first.size, Image.Resampling.BICUBIC)
+    share, kind = random.uniform(0.3, 0.7), random.integers(4)
+    if kind >= 2:
+        return Image.blend(first, second, share)
+    width, height = first.size
+    left, top = (round(share * width), 0) if kind else (0, round(share * height))
+    mixed = first.copy()
+    mixed.paste(second.crop((left, top, width, height)), (left, top))
+    return mixed
+
+
 def _recolour(random: np.random.Generator, picture: Image.Image) -> Image.Image:
-    """Change contrast and brightness per channel, mildly."""
+    """Change contrast and brightness per channel, and sometimes exchange channels."""
     values = np.asarray(picture, np.float32)
+    if random.random() < 0.3:
+        values = values[:, :, random.permutation(3)]
     gain = random.uniform(0.7, 1.2) * random.uniform(0.9, 1.1, 3)
     out = (values - 128) * gain + 128 + random.uniform(-24, 24)
     return Image.fromarray(np.clip(out, 0, 255).astype(np.uint8))
