@@ -1,8 +1,13 @@
 # make serve    install, build, package and serve the default model; classify a picture with and without AFD
 # make stop     stop that server
 # make serve-triton, stop-triton  the same with Triton, which has an environment of its own; no Java, no container
-# make test     linters, types, C++ tests, Python tests with a real server
-# make test-triton  the tests of Triton, with an environment for it; `make test` runs them where that is there
+# make test     linters, types, C++ tests, Python tests with real servers, TorchServe and Triton
+# make test-triton  the tests of Triton alone
+# make asan     C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, as `make test` runs them
+# make tsan     C++ tests, with their threads and batches, under ThreadSanitizer
+# make fuzz     the fuzzers under ASan and UBSan for SECONDS in all; needs clang, keeps its corpora for the next run
+# make collection-check FOLDERS="..."  reads every JPEG below the folders as we do and as libjpeg-turbo does, under ASan
+# make wheel    an sdist and a wheel that holds libjpeg-turbo, tested in an environment of its own, in dist
 # make format   rewrite the sources as the linters want them
 # make clean    remove what was built, and stop the server
 #
@@ -10,18 +15,22 @@
 #   PYTHON       the Python to make the environment with
 #   VENV         where that environment lies
 #   VENV_TRITON  where Triton's lies: its Python backend needs an older NumPy
+#   TRITON       no leaves Triton's tests, and its environment, out of `make test`
 #   TORCH_SPEC   which torch to install; constraints.txt must allow it
 #   PIP_OPTIONS  options for every pip install, for example an index that holds CPU builds of torch
 #   MODEL        what to serve: a shipped name, a run's directory or an exported model's
+#   SECONDS      how long to fuzz
 #   SERVE_OPTIONS  options for `afd-serve serve torchserve` or `... serve triton`, for example --port 9000
 
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TRITON ?= .venv-triton
+TRITON ?= yes
 TORCH_SPEC ?= torch==2.13.0
 PIP_OPTIONS ?=
 MODEL ?= efficientnet-lite0
 SERVE_OPTIONS ?=
+SECONDS ?= 120
 
 BIN := $(VENV)/bin
 BIN_TRITON := $(VENV_TRITON)/bin
@@ -30,13 +39,13 @@ PIP := $(BIN)/python $(PIP_INSTALL)
 PIP_TRITON := $(BIN_TRITON)/python $(PIP_INSTALL)
 STATE := .serve/torchserve
 STATE_TRITON := .serve/triton
-BUILD := build/cpp
 
 # An installation is out of date when what it is built from has changed; Python files are used from where they lie.
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
 CPP_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h benchmarks/*.cpp)
 
 .PHONY: serve stop serve-triton stop-triton test test-triton lint cpp-test py-test format clean
+.PHONY: asan tsan fuzz collection-check wheel
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.installed
@@ -65,17 +74,31 @@ lint: $(VENV)/.installed-dev
 	@for model in model_repository/*/*/1/model.py; do $(BIN)/mypy "$$model" || exit 1; done  # all have one module's name
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
-cpp-test: $(VENV)/.installed-dev
-	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
-	  -DAFD_PYTHON=OFF -DAFD_TESTS=ON -DAFD_WERROR=ON -DAFD_SANITIZE=address,undefined
-	$(BIN)/cmake --build $(BUILD)
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+cpp-test: asan
 
-# The tests of Triton run where its environment has been made, and say so where it has not.
+asan: SANITIZE := address,undefined
+tsan: SANITIZE := thread
+tsan: CHOICE := --tests-regex threads
+asan tsan: $(VENV)/.installed-dev
+	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DAFD_PYTHON=OFF -DAFD_TESTS=ON -DAFD_WERROR=ON -DAFD_SANITIZE=$(SANITIZE)
+	$(BIN)/cmake --build build/$@
+	$(BIN)/ctest --test-dir build/$@ --output-on-failure $(CHOICE)
+
+fuzz: $(VENV)/.installed-dev
+	@PATH="$(abspath $(BIN)):$$PATH" sh scripts/fuzz.sh $(SECONDS)
+
+# Pictures that others made, found elsewhere: nothing of them is in the project.
+collection-check: asan
+	build/asan/collection_check --slow 5 $(FOLDERS)
+
+wheel: $(VENV)/.installed-dev
+	@PATH="$(abspath $(BIN)):$$PATH" sh scripts/wheel.sh "$(TORCH_SPEC)" $(PIP_OPTIONS)
+
 TRITON_PYTHON := $(abspath $(BIN_TRITON))/python
 
-py-test: $(VENV)/.installed-dev
-	$(if $(wildcard $(VENV_TRITON)/.installed),AFD_TRITON_PYTHON=$(TRITON_PYTHON)) $(BIN)/python -m pytest
+py-test: $(VENV)/.installed-dev $(if $(filter no,$(TRITON)),,$(VENV_TRITON)/.installed)
+	$(if $(filter no,$(TRITON)),,AFD_TRITON_PYTHON=$(TRITON_PYTHON)) $(BIN)/python -m pytest
 
 test-triton: $(VENV)/.installed-dev $(VENV_TRITON)/.installed
 	AFD_TRITON_PYTHON=$(TRITON_PYTHON) $(BIN)/python -m pytest tests/serving/test_triton.py

@@ -5,12 +5,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from afd_serve.errors import InputError
+from afd_serve.errors import InputError, OutputTooSmallError
+from afd_serve.jpeg import JpegComponent, JpegImage
 
 ColorSpace = Literal["grayscale", "ycbcr", "rgb", "cmyk", "ycck"]
 Decoder = Literal["fastest", "portable", "libjpeg"]
+Instructions = Literal["fastest", "avx2", "portable"]
+Interpolation = Literal["bicubic", "bilinear"]
+_Box = tuple[float, float, float, float]
 
 codec: str
+compiler: str
+build_flags: str
 vector_decoder: bool
 
 class Limits:
@@ -77,6 +83,7 @@ class DecodedJpeg:
     def buffer_bytes(self) -> int: ...
     @property
     def own_scans(self) -> int: ...
+    def image(self) -> JpegImage: ...
 
 def read_header(source: Any, limits: Limits) -> Header: ...
 def read(
@@ -88,6 +95,7 @@ def read(
     tolerant: bool,
     apply_orientation: bool,
     decoder: Decoder = "fastest",
+    output: tuple[Any, Any] = ...,
 ) -> DecodedJpeg: ...
 def read_batch(
     sources: list[Any],
@@ -99,5 +107,55 @@ def read_batch(
     tolerant: bool,
     apply_orientation: bool,
     decoder: Decoder = "fastest",
-) -> list[DecodedJpeg | InputError | MemoryError]: ...
+    outputs: list[tuple[Any, Any]] = ...,
+) -> list[DecodedJpeg | InputError | OutputTooSmallError | MemoryError]: ...
+def set_result_types(image: type[JpegImage], component: type[JpegComponent]) -> None: ...
 def live_buffers() -> int: ...
+
+class BlockFeatures:
+    @property
+    def dequantized(self) -> NDArray[np.int16]: ...  # [G, G, 192]
+    @property
+    def quant_tables(self) -> NDArray[np.int32]: ...  # [3, 64]
+    @property
+    def quality(self) -> int: ...
+    @property
+    def resaved(self) -> bool: ...
+
+class PreparedJpeg:
+    @property
+    def rgb(self) -> NDArray[np.uint8]: ...  # [S, S, 3]
+    @property
+    def features(self) -> BlockFeatures: ...
+    @property
+    def box(self) -> _Box: ...
+    @property
+    def subsampling(self) -> tuple[float, float]: ...
+
+def prepare(
+    source: Any,
+    limits: Limits,
+    *,
+    size: int,
+    crop_fraction: float | None,
+    interpolation: Interpolation,
+    instructions: Instructions = "fastest",
+) -> PreparedJpeg | None: ...
+def resample(
+    pixels: NDArray[np.uint8],
+    box: _Box,
+    size: int,
+    interpolation: Interpolation,
+    *,
+    orientation: int = 1,
+    instructions: Instructions = "fastest",
+) -> NDArray[np.uint8]: ...
+def block_features(blocks: NDArray[np.int16], quant_tables: NDArray[np.uint16], orientation: int) -> BlockFeatures: ...
+def blocks_under(start: float, stop: float, size: int, blocks: int, block_px: float) -> NDArray[np.int64]: ...
+def crop_box(width: int, height: int, crop_fraction: float) -> tuple[int, int, int, int]: ...
+def decoding_scale(box: _Box, size: int) -> int: ...
+def scaled_table(quality: int, chroma: bool) -> NDArray[np.uint16]: ...
+def estimate_quality(quant_table: NDArray[np.uint16]) -> int: ...
+def earlier_quality(
+    dequantized: NDArray[np.int16], quant_table: NDArray[np.uint16], *, instructions: Instructions = "fastest"
+) -> int | None: ...

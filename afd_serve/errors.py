@@ -23,6 +23,7 @@ __all__ = [
     "JpegError",
     "JpegTooLargeError",
     "NotAnImageError",
+    "OutputTooSmallError",
     "PackagingError",
     "PictureTooLargeError",
     "RequestRefusedError",
@@ -91,6 +92,12 @@ class JpegTooLargeError(JpegError):
     """A limit on pixels, bytes, scans or memory is exceeded."""
 
     code = "too_large"
+
+
+class OutputTooSmallError(AfdError, ValueError):
+    """The memory that a caller gave for a picture cannot hold it. The message says how much it needs."""
+
+    code = "output_too_small"
 
 
 class ConfigError(AfdError):

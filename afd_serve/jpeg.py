@@ -1,22 +1,25 @@
 """JPEG bytes to quantized DCT coefficients, quantization tables and RGB pixels, from one entropy decode.
 
-This module is the only importer of the C++ extension. Coefficients are views of the decoder's own memory: nothing is
-copied, and a view keeps that memory alive. Of the memory that results have given back, the process keeps up to 32 MiB
-for the next ones.
+``python -m afd_serve.jpeg`` says how the extension was built and which decoder it chooses here.
+
+This module is the public face of the C++ extension's reader. Coefficients are views of the decoder's own memory:
+nothing is copied, and a view keeps that memory alive. Of the memory that results have given back, the process keeps up
+to 32 MiB for the next ones.
 """
 
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import torch
 
-from afd_serve import _jpeg
-from afd_serve.errors import InputError, JpegTooLargeError
+from afd_serve import __version__, _jpeg
+from afd_serve.errors import InputError, JpegTooLargeError, OutputTooSmallError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -32,7 +35,9 @@ __all__ = [
     "JpegHeader",
     "JpegImage",
     "JpegLimits",
+    "JpegOutput",
     "is_jpeg",
+    "native_limits",
     "read",
     "read_batch",
     "read_header",
@@ -127,6 +132,13 @@ class JpegHeader:
     orientation: int
     adobe_transform: int | None
 
+    @property
+    def coefficient_count(self) -> int:
+        """Coefficients of all components with their padding to whole MCUs: what a :class:`JpegOutput` has to hold."""
+        return sum(
+            64 * (-(-c.height_in_blocks // c.v) * c.v) * (-(-c.width_in_blocks // c.h) * c.h) for c in self.components
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class JpegComponent:
@@ -195,6 +207,27 @@ class JpegImage:
     warning_count: int
 
 
+_jpeg.set_result_types(JpegImage, JpegComponent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class JpegOutput:
+    """Memory that a picture is decoded into, in place of fresh memory: used again for the next one, or pinned.
+
+    Each array may have any shape; a picture takes its beginning, and the :class:`JpegImage` has views of it. They show
+    something else once the memory is used again. Where :func:`read` raises, the memory holds anything.
+
+    Attributes:
+        coefficients: int16, writable, C-contiguous, aligned to 16 bytes, as NumPy's and torch's allocations are. It
+            takes all components, one after the other, padded to whole MCUs: ``JpegHeader.coefficient_count`` values.
+            None for fresh memory.
+        pixels: uint8, likewise; it takes ``height * width * 3`` values, as scaled. None for fresh memory.
+    """
+
+    coefficients: "NDArray[np.int16] | torch.Tensor | None" = None
+    pixels: "NDArray[np.uint8] | torch.Tensor | None" = None
+
+
 DEFAULT_LIMITS = JpegLimits()
 
 
@@ -226,7 +259,7 @@ def read_header(source: "JpegSource", *, limits: JpegLimits = DEFAULT_LIMITS) ->
         JpegTooLargeError: The file passes ``max_bytes``.
         OSError: The path cannot be read.
     """
-    header = _jpeg.read_header(_bytes_of(source, limits), _native(limits))
+    header = _jpeg.read_header(_bytes_of(source, limits), native_limits(limits))
     return JpegHeader(
         width=header.width,
         height=header.height,
@@ -259,6 +292,7 @@ def read(
     tolerant: bool = False,
     apply_orientation: bool = False,
     limits: JpegLimits = DEFAULT_LIMITS,
+    out: JpegOutput | None = None,
 ) -> JpegImage:
     """Decodes a picture: coefficients and tables always, pixels on request, from one entropy decode.
 
@@ -273,6 +307,7 @@ def read(
             all the same.
         apply_orientation: Whether the pixels are turned upright as EXIF says. The coefficients stay as stored.
         limits: Limits on the file and on what decoding it may cost.
+        out: Memory for the result; fresh memory by default. Do not touch it meanwhile.
 
     Returns:
         The picture. A file whose only fault is a missing end marker is complete; it has a warning.
@@ -285,19 +320,21 @@ def read(
         JpegTooLargeError: A limit is passed; the message names it.
         MemoryError: The system refused memory that the limits allow.
         OSError: The path cannot be read.
-        ValueError: ``scale`` is not in 1 to 8.
+        OutputTooSmallError: ``out`` cannot hold the picture.
+        TypeError: ``out`` holds something else than contiguous int16 and uint8 arrays in the processor's memory.
+        ValueError: ``scale`` is not in 1 to 8; or ``out`` is read-only, not aligned, or overlaps itself.
 
     Source: ITU-T T.81; the pixels are those of libjpeg-turbo's ``JDCT_ISLOW`` with fancy upsampling.
     """
-    decoded = _jpeg.read(
+    return _jpeg.read(
         _bytes_of(source, limits),
-        _native(limits),
+        native_limits(limits),
         pixels=pixels,
         scale=scale,
         tolerant=tolerant,
         apply_orientation=apply_orientation,
-    )
-    return _image(decoded)
+        output=_native_output(out),
+    ).image()
 
 
 def read_batch(
@@ -309,7 +346,8 @@ def read_batch(
     tolerant: bool = False,
     apply_orientation: bool = False,
     limits: JpegLimits = DEFAULT_LIMITS,
-) -> "list[JpegImage | InputError | MemoryError | OSError]":
+    out: "Sequence[JpegOutput] | None" = None,
+) -> "list[JpegImage | InputError | OutputTooSmallError | MemoryError | OSError]":
     """Decodes pictures as :func:`read` does, in threads without the GIL; one bad picture does not harm the others.
 
     Args:
@@ -321,28 +359,34 @@ def read_batch(
         apply_orientation: As for :func:`read`.
         limits: Limits on each picture. Up to ``threads`` of them are decoded at a time, and the results of all of them
             are in memory in the end.
+        out: Memory for each result, none of which overlap; fresh memory by default. Do not touch it meanwhile.
 
     Returns:
         For each source, in order, the picture or the exception that :func:`read` would raise.
 
     Raises:
-        TypeError: A source is no contiguous buffer and no path.
-        ValueError: ``scale`` is not in 1 to 8, or ``threads`` is not positive.
+        TypeError: A source is no contiguous buffer and no path, or as for :func:`read`.
+        ValueError: ``scale`` is not in 1 to 8, ``threads`` is not positive, there are more or fewer members of ``out``
+            than sources, or as for :func:`read`.
     """
     opened = [_bytes_or_failure(source, limits) for source in sources]
+    if out is not None and len(out) != len(opened):
+        raise ValueError(f"{len(out)} outputs for {len(opened)} sources")
+    readable = [i for i, source in enumerate(opened) if not isinstance(source, Exception)]
     decoded = iter(
         _jpeg.read_batch(
-            [source for source in opened if not isinstance(source, Exception)],
-            _native(limits),
+            [opened[i] for i in readable],
+            native_limits(limits),
             threads=_usable_cores() if threads is None else threads,
             pixels=pixels,
             scale=scale,
             tolerant=tolerant,
             apply_orientation=apply_orientation,
+            outputs=[] if out is None else [_native_output(out[i]) for i in readable],
         )
     )
     results = [source if isinstance(source, Exception) else next(decoded) for source in opened]
-    return [_image(result) if isinstance(result, _jpeg.DecodedJpeg) else result for result in results]
+    return [result.image() if isinstance(result, _jpeg.DecodedJpeg) else result for result in results]
 
 
 def _bytes_or_failure(source: "JpegSource", limits: JpegLimits) -> "Buffer | OSError | JpegTooLargeError":
@@ -358,39 +402,21 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _image(decoded: _jpeg.DecodedJpeg) -> JpegImage:
-    header = decoded.header
-    return JpegImage(
-        width=header.width,
-        height=header.height,
-        color_space=header.color_space,
-        components=tuple(
-            _component(component, coefficients)
-            for component, coefficients in zip(header.components, decoded.coefficients, strict=True)
-        ),
-        pixels=decoded.pixels,
-        orientation=header.orientation,
-        progressive=header.progressive,
-        arithmetic=header.arithmetic,
-        restart_interval=header.restart_interval,
-        warnings=tuple(decoded.warnings),
-        warning_count=decoded.warning_count,
-    )
+def _native_output(out: JpegOutput | None) -> tuple[Any, Any]:
+    return (None, None) if out is None else (_array_over(out.coefficients), _array_over(out.pixels))
 
 
-def _component(component: _jpeg.Component, coefficients: "NDArray[np.int16]") -> JpegComponent:
-    quant_table = component.quant_table
-    assert quant_table is not None, "the reader refuses a component without a table"
-    return JpegComponent(
-        component_id=component.id,
-        coefficients=coefficients,
-        quant_table=quant_table,
-        h=component.h,
-        v=component.v,
-    )
+def _array_over(memory: "NDArray[Any] | torch.Tensor | None") -> "NDArray[Any] | None":
+    """Returns a NumPy array over the memory."""
+    return memory.detach().numpy() if isinstance(memory, torch.Tensor) else memory
 
 
-def _native(limits: JpegLimits) -> _jpeg.Limits:
+def native_limits(limits: JpegLimits) -> _jpeg.Limits:
+    """Returns the limits as the extension takes them."""
+    return _NATIVE_DEFAULT_LIMITS if limits is DEFAULT_LIMITS else _made_native(limits)
+
+
+def _made_native(limits: JpegLimits) -> _jpeg.Limits:
     return _jpeg.Limits(
         max_pixels=limits.max_pixels,
         max_bytes=limits.max_bytes,
@@ -398,6 +424,9 @@ def _native(limits: JpegLimits) -> _jpeg.Limits:
         max_memory_bytes=limits.max_memory_bytes,
         max_blocks_per_byte=limits.max_blocks_per_byte,
     )
+
+
+_NATIVE_DEFAULT_LIMITS: Final = _made_native(DEFAULT_LIMITS)
 
 
 def _bytes_of(source: "JpegSource", limits: JpegLimits) -> "Buffer":
@@ -411,3 +440,21 @@ def _bytes_of(source: "JpegSource", limits: JpegLimits) -> "Buffer":
                 f"{size} bytes exceed the limit of {limits.max_bytes}; pass JpegLimits(max_bytes=...) to allow more"
             )
         return file.read()
+
+
+def _build_facts() -> str:
+    """Returns what a bug report should say of the extension."""
+    chosen = "AVX2 and BMI2" if _jpeg.vector_decoder else "portable, for want of AVX2 and BMI2"
+    facts = {
+        "afd-serve": __version__,
+        "codec": CODEC,
+        "decoder": chosen,
+        "compiler": _jpeg.compiler,
+        "flags": _jpeg.build_flags or "none",
+        "extension": _jpeg.__file__,
+    }
+    return "\n".join(f"{name:<10} {fact}" for name, fact in facts.items())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(_build_facts() + "\n")

@@ -13,20 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from afd_serve import jpeg
-from afd_serve.dct import BLOCK, LEVEL_SHIFT, dct_matrix, dequantize, orient_blocks
+from afd_serve import _jpeg, jpeg
+from afd_serve.dct import BLOCK, LEVEL_SHIFT, dct_matrix
 from afd_serve.errors import EmptyInputError, NotAnImageError, PictureTooLargeError
-from afd_serve.jpeg import JpegImage, JpegLimits
+from afd_serve.jpeg import JpegLimits
 from afd_serve.models.backbones import Preprocessing
-from afd_serve.quality import CompressionHistory, compression_history, scaled_table
-from afd_serve.transforms import Box, block_grid, crop_box, resize_crop
+from afd_serve.quality import CompressionHistory
+from afd_serve.transforms import Box, block_grid, crop_box
 
 __all__ = ["ClassifierInputs", "PreparedPicture", "prepare", "stack"]
 
 Buffer = bytes | bytearray | memoryview
-
-_OVERSAMPLING: Final = 2
-"""A JPEG is decoded at a reduced scale only while its crop keeps this many times the model's resolution."""
 
 
 @dataclass(frozen=True)
@@ -97,151 +94,90 @@ def prepare(
     limits = limits or JpegLimits()
     if not len(data):
         raise EmptyInputError("the picture has no bytes; send the file's content")
-    read = _read_jpeg if jpeg.is_jpeg(data) else _read_other
-    return _finish(read(data, preprocessing, crop, limits), preprocessing)
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """A decoded picture, as stored: not yet resized, not yet upright.
-
-    ``box`` is the model's crop in the picture's own pixels and ``shrink`` the scale at which ``pixels`` were decoded.
-    """
-
-    pixels: NDArray[np.uint8]
-    box: Box
-    shrink: float
-    blocks: NDArray[np.int16]  # [G, G, 3, 8, 8], dequantized
-    quant_tables: NDArray[np.uint16]  # [3, 8, 8]
-    subsampling: tuple[float, float]
-    orientation: int
-    has_tables: bool
-
-
-def _finish(decoded: _Decoded, preprocessing: Preprocessing) -> PreparedPicture:
-    size = preprocessing.size
-    rgb = resize_crop(decoded.pixels, _scaled(decoded.box, decoded.shrink), size, preprocessing.interpolation)
-    history = compression_history(decoded.blocks[:, :, 0], decoded.quant_tables[0])
-    tables = decoded.quant_tables
-    if history.resaved:
-        earlier = (scaled_table(history.quality), *(scaled_table(history.quality, chroma=True),) * 2)
-        tables = np.maximum(tables, np.stack(earlier))
-    across, down, horizontal, vertical = *_resolution(decoded.box, size), *decoded.subsampling
-    if decoded.orientation >= 5:
-        tables, horizontal, vertical = tables.transpose(0, 2, 1), vertical, horizontal
-    planes = [orient_blocks(decoded.blocks[:, :, index], decoded.orientation) for index in range(3)]
-    grid = planes[0].shape[0]
-    return PreparedPicture(
-        rgb=_orient_pixels(rgb, decoded.orientation),
-        dequantized=np.stack(planes, axis=2).reshape(grid, grid, 3 * BLOCK * BLOCK),
-        quant_tables=tables.reshape(3, BLOCK * BLOCK).astype(np.int32),
-        geometry=np.log2(np.array([math.sqrt(across * down), horizontal, vertical], np.float32)),
-        history=history,
-        has_tables=decoded.has_tables,
+    if not jpeg.is_jpeg(data):
+        return _prepare_pixels(_decode_with_pillow(data, limits), preprocessing, crop)
+    prepared = _jpeg.prepare(
+        data,
+        jpeg.native_limits(limits),
+        size=preprocessing.size,
+        crop_fraction=preprocessing.crop_fraction if crop else None,
+        interpolation=preprocessing.interpolation,
     )
-
-
-def _scaled(box: Box, scale: float) -> Box:
-    return box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale
-
-
-def _resolution(box: Box, size: int) -> tuple[float, float]:
-    """Picture pixels per model pixel, across and down."""
-    return (box[2] - box[0]) / size, (box[3] - box[1]) / size
-
-
-_ORIENTING: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _orient_pixels(rgb: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    if orientation not in _ORIENTING:
-        return rgb
-    return np.asarray(Image.fromarray(rgb).transpose(_ORIENTING[orientation]))
-
-
-def _read_jpeg(data: Buffer, preprocessing: Preprocessing, crop: bool, limits: JpegLimits) -> _Decoded:
-    header = jpeg.read_header(data, limits=limits)
-    box: Box = crop_box(header.width, header.height, preprocessing) if crop else (0, 0, header.width, header.height)
-    scale = _decoding_scale(box, preprocessing.size)
-    image = jpeg.read(data, pixels=True, scale=scale, limits=limits)
-    if image.pixels is None:
-        raise AssertionError("pixels were asked for")
-    shrink = scale / 8
-    components = image.components
-    if image.color_space in ("ycbcr", "grayscale"):
-        blocks = _coefficient_blocks(image, box, preprocessing.size)
-    else:  # the components are not Y, Cb, Cr: take those of the pixels, and the tables as they are
-        blocks = _pixel_blocks(image.pixels, _scaled(box, shrink), preprocessing.size)
-    return _Decoded(
-        pixels=image.pixels,
-        box=box,
-        shrink=shrink,
-        blocks=blocks,
-        quant_tables=np.stack([components[min(index, len(components) - 1)].quant_table for index in range(3)]),
-        subsampling=_subsampling(image),
-        orientation=image.orientation,
+    if prepared is None:
+        return _prepare_other_components(data, preprocessing, crop, limits)
+    return _picture(
+        prepared.rgb,
+        prepared.features,
+        _geometry(prepared.box, preprocessing.size, prepared.subsampling),
         has_tables=True,
     )
 
 
-def _decoding_scale(box: Box, size: int) -> int:
-    """The smallest of 1, 2, 4 and 8 eighths that keeps the crop well above the model's resolution."""
-    side = min(box[2] - box[0], box[3] - box[1])
-    return next(scale for scale in (1, 2, 4, 8) if scale == 8 or side * scale / 8 >= _OVERSAMPLING * size)
+def _picture(
+    rgb: NDArray[np.uint8], features: _jpeg.BlockFeatures, geometry: NDArray[np.float32], *, has_tables: bool
+) -> PreparedPicture:
+    return PreparedPicture(
+        rgb=rgb,
+        dequantized=features.dequantized,
+        quant_tables=features.quant_tables,
+        geometry=geometry,
+        history=CompressionHistory(quality=features.quality, resaved=features.resaved),
+        has_tables=has_tables,
+    )
 
 
-def _coefficient_blocks(image: JpegImage, box: Box, size: int) -> NDArray[np.int16]:
-    grid = math.ceil(size / BLOCK)
-    blocks = np.zeros((grid, grid, 3, BLOCK, BLOCK), np.int16)
-    h_max = max(component.h for component in image.components)
-    v_max = max(component.v for component in image.components)
-    for index, component in enumerate(image.components):
-        rows, columns = block_grid(
-            box,
-            size,
-            component.width_in_blocks,
-            component.height_in_blocks,
-            BLOCK * h_max / component.h,
-            BLOCK * v_max / component.v,
-        )
-        gathered = component.coefficients[rows[:, None], columns[None, :]]
-        blocks[:, :, index] = dequantize(gathered, component.quant_table)
-    return blocks
+def _geometry(box: Box, size: int, subsampling: tuple[float, float]) -> NDArray[np.float32]:
+    across, down = (box[2] - box[0]) / size, (box[3] - box[1]) / size
+    geometry: NDArray[np.float32] = np.log2(np.array([math.sqrt(across * down), *subsampling], np.float32))
+    return geometry
 
 
-def _subsampling(image: JpegImage) -> tuple[float, float]:
-    if image.color_space != "ycbcr":
-        return 1.0, 1.0
-    luma, chroma = image.components[0], image.components[1]
-    return luma.h / chroma.h, luma.v / chroma.v
+def _prepare_other_components(
+    data: Buffer, preprocessing: Preprocessing, crop: bool, limits: JpegLimits
+) -> PreparedPicture:
+    """A JPEG whose components are not Y, Cb, Cr: the blocks are those of its pixels, and the tables as they are."""
+    header = jpeg.read_header(data, limits=limits)
+    box = _crop(header.width, header.height, preprocessing, crop)
+    scale = _jpeg.decoding_scale(box, preprocessing.size)
+    image = jpeg.read(data, pixels=True, scale=scale, limits=limits)
+    if image.pixels is None:
+        raise AssertionError("pixels were asked for")
+    left, top, right, bottom = (side * (scale / 8) for side in box)
+    tables = [image.components[min(index, len(image.components) - 1)].quant_table for index in range(3)]
+    rgb, features = _model_inputs(
+        image.pixels, (left, top, right, bottom), preprocessing, np.stack(tables), image.orientation
+    )
+    return _picture(rgb, features, _geometry(box, preprocessing.size, (1.0, 1.0)), has_tables=True)
+
+
+def _prepare_pixels(pixels: NDArray[np.uint8], preprocessing: Preprocessing, crop: bool) -> PreparedPicture:
+    """An upright picture of a format that has no tables."""
+    height, width = pixels.shape[:2]
+    box = _crop(width, height, preprocessing, crop)
+    tables = np.ones((3, BLOCK, BLOCK), np.uint16)
+    rgb, features = _model_inputs(pixels, box, preprocessing, tables, orientation=1)
+    return _picture(rgb, features, _geometry(box, preprocessing.size, (1.0, 1.0)), has_tables=False)
+
+
+def _crop(width: int, height: int, preprocessing: Preprocessing, crop: bool) -> Box:
+    return crop_box(width, height, preprocessing) if crop else (0, 0, width, height)
+
+
+def _model_inputs(
+    pixels: NDArray[np.uint8],
+    box: Box,
+    preprocessing: Preprocessing,
+    quant_tables: NDArray[np.uint16],
+    orientation: int,
+) -> tuple[NDArray[np.uint8], _jpeg.BlockFeatures]:
+    """The upright crop of stored pixels, and features from the blocks that those pixels would have."""
+    rgb = _jpeg.resample(pixels, box, preprocessing.size, preprocessing.interpolation, orientation=orientation)
+    blocks = _pixel_blocks(pixels, box, preprocessing.size)
+    return rgb, _jpeg.block_features(blocks, quant_tables, orientation)
 
 
 _FORMATS: Final = ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """What Pillow may open: no format that starts another program (EPS) or that nobody uploads."""
-
-
-def _read_other(data: Buffer, preprocessing: Preprocessing, crop: bool, limits: JpegLimits) -> _Decoded:
-    pixels = _decode_with_pillow(data, limits)
-    height, width = pixels.shape[:2]
-    box: Box = crop_box(width, height, preprocessing) if crop else (0, 0, width, height)
-    return _Decoded(
-        pixels=pixels,
-        box=box,
-        shrink=1.0,
-        blocks=_pixel_blocks(pixels, box, preprocessing.size),
-        quant_tables=np.ones((3, BLOCK, BLOCK), np.uint16),
-        subsampling=(1.0, 1.0),
-        orientation=1,
-        has_tables=False,
-    )
 
 
 def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:

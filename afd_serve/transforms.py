@@ -3,20 +3,15 @@
 A *box* is ``(left, top, right, bottom)`` in pixels of the picture, right and bottom exclusive.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from afd_serve.dct import BLOCK
+from afd_serve import _jpeg
 from afd_serve.models.backbones import Interpolation, Preprocessing
 
 __all__ = ["Box", "block_grid", "crop_box", "resize_crop"]
 
 Box = tuple[float, float, float, float]
-
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def crop_box(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
@@ -24,9 +19,7 @@ def crop_box(width: int, height: int, preprocessing: Preprocessing) -> tuple[int
 
     Source: EfficientNet's evaluation preprocessing (``_decode_and_center_crop``), down to the rounding.
     """
-    side = max(1, int(preprocessing.crop_fraction * min(width, height)))
-    left, top = (width - side + 1) // 2, (height - side + 1) // 2
-    return left, top, left + side, top + side
+    return _jpeg.crop_box(width, height, preprocessing.crop_fraction)
 
 
 def resize_crop(
@@ -34,22 +27,25 @@ def resize_crop(
 ) -> npt.NDArray[np.uint8]:
     """Resize the part of a picture that is in a box, antialiased.
 
-    As in Pillow, the filter reads a few pixels beyond the box where the picture has them.
+    Bit for bit what Pillow's ``resize`` makes of the same box: the filter reads a few pixels beyond the box where the
+    picture has them. The GIL is released meanwhile.
 
     Args:
-        pixels: uint8 RGB ``[H, W, 3]``, C-contiguous.
-        box: part of the picture; fractions of a pixel are allowed.
+        pixels: uint8 RGB ``[H, W, 3]``.
+        box: part of the picture, not empty; fractions of a pixel are allowed.
         size: side of the result in pixels.
         interpolation: the filter.
 
     Returns:
         uint8 RGB ``[size, size, 3]``; ``pixels`` itself where the box is the whole picture and already of that size.
+
+    Raises:
+        ValueError: the box is empty or does not lie in the picture.
     """
     height, width = pixels.shape[:2]
     if tuple(box) == (0, 0, width, height) and (width, height) == (size, size):
         return pixels
-    resized = Image.fromarray(pixels).resize((size, size), _RESAMPLING[interpolation], box=box)
-    return np.asarray(resized)
+    return _jpeg.resample(pixels, box, size, interpolation)
 
 
 def block_grid(
@@ -78,14 +74,6 @@ def block_grid(
         ``0..width_in_blocks - 1``, neither ever decreasing.
     """
     left, top, right, bottom = box
-    rows = _blocks_under(top, bottom, size, height_in_blocks, block_height_px)
-    cols = _blocks_under(left, right, size, width_in_blocks, block_width_px)
+    rows = _jpeg.blocks_under(top, bottom, size, height_in_blocks, block_height_px)
+    cols = _jpeg.blocks_under(left, right, size, width_in_blocks, block_width_px)
     return rows, cols
-
-
-def _blocks_under(start: float, stop: float, size: int, blocks: int, block_px: float) -> npt.NDArray[np.int64]:
-    first = np.arange(math.ceil(size / BLOCK)) * BLOCK
-    last = np.minimum(first + BLOCK, size)  # the last cell is cut where 8 does not divide the size
-    centres = start + (first + last) * ((stop - start) / (2 * size))
-    under: npt.NDArray[np.int64] = np.floor(centres / block_px).astype(np.int64)
-    return under.clip(0, blocks - 1)

@@ -15,7 +15,9 @@ std::vector<BatchItem> read_batch(const std::vector<Input>& inputs, const Limits
   const auto read_some = [&] {
     for (std::size_t i = next++; i < inputs.size(); i = next++) {
       try {
-        items[i].picture = JpegReader(inputs[i].data, inputs[i].size, limits, tolerant).read(options);
+        ReadOptions own_options = options;
+        own_options.output = inputs[i].output;
+        items[i].picture = JpegReader(inputs[i].data, inputs[i].size, limits, tolerant).read(own_options);
       } catch (...) {
         items[i].failure = std::current_exception();
       }

@@ -9,10 +9,11 @@
 
 namespace afd {
 
-// Bytes that the caller keeps alive and unchanged.
+// Bytes that the caller keeps alive and unchanged, and where their picture goes.
 struct Input {
   const std::uint8_t* data;
   std::size_t size;
+  Output output = {};
 };
 
 struct BatchItem {

@@ -1,5 +1,9 @@
 #include "buffer_pool.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -83,6 +87,21 @@ BufferPool& pool() {
   return *instance;
 }
 
+// Large memory comes in large pages where the system has them: a page fault for every 2 MiB instead of every 4 KiB. For
+// the coefficients and pixels of 12 megapixels those would take longer than the decode.
+void prefer_large_pages(void* memory, std::size_t size) {
+#ifdef __linux__
+  constexpr std::uintptr_t kLargePage = std::uintptr_t{2} << 20;
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t first = (address + kLargePage - 1) / kLargePage * kLargePage;
+  const std::uintptr_t end = (address + size) / kLargePage * kLargePage;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a hint: it may fail
+#else
+  (void)memory;
+  (void)size;
+#endif
+}
+
 // calloc where zeros are wanted, because the kernel hands out large buffers as zero pages: blocks that are never
 // decoded cost nothing.
 BufferHeader* allocate(std::size_t size, bool zeroed) {
@@ -91,6 +110,7 @@ BufferHeader* allocate(std::size_t size, bool zeroed) {
   const std::size_t capacity = size < kSmallestKept ? size : (size + kGranularity - 1) / kGranularity * kGranularity;
   void* allocation = zeroed ? std::calloc(capacity + kExtra, 1) : std::malloc(capacity + kExtra);
   if (allocation == nullptr) throw std::bad_alloc();
+  prefer_large_pages(allocation, capacity);
   const auto address = reinterpret_cast<std::uintptr_t>(allocation);
   void* aligned = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
   return new (aligned) BufferHeader{allocation, capacity};

@@ -26,14 +26,20 @@ std::uint64_t CoefficientArena::bytes_for(const std::vector<PlaneShape>& shapes)
   return blocks * sizeof(JBLOCK);
 }
 
-CoefficientArena::CoefficientArena(std::vector<PlaneShape> shapes, bool zeroed) : size_bytes_(bytes_for(shapes)) {
+CoefficientArena::CoefficientArena(std::vector<PlaneShape> shapes, bool zeroed, JCOEF* memory)
+    : size_bytes_(bytes_for(shapes)), is_ours_(memory == nullptr) {
   planes_.reserve(shapes.size());
   for (const PlaneShape& shape : shapes) {
     planes_.push_back({shape, std::vector<JBLOCKROW>(shape.padded_height_in_blocks)});
   }
   if (size_bytes_ > std::numeric_limits<std::size_t>::max()) throw std::bad_alloc();
   const auto size = static_cast<std::size_t>(size_bytes_);
-  data_ = static_cast<JBLOCK*>(zeroed ? take_zeroed_buffer(size) : take_buffer(size));  // last: nothing below throws
+  if (is_ours_) {
+    data_ = static_cast<JBLOCK*>(zeroed ? take_zeroed_buffer(size) : take_buffer(size));  // nothing below throws
+  } else {
+    data_ = reinterpret_cast<JBLOCK*>(memory);
+    if (zeroed) std::memset(memory, 0, size);
+  }
   JBLOCK* next = data_;
   for (Plane& plane : planes_) {
     for (JBLOCKROW& row : plane.rows) {
@@ -45,7 +51,7 @@ CoefficientArena::CoefficientArena(std::vector<PlaneShape> shapes, bool zeroed) 
 }
 
 CoefficientArena::~CoefficientArena() {
-  give_back_buffer(data_);
+  if (is_ours_) give_back_buffer(data_);
   --live_arenas;
 }
 

@@ -22,10 +22,13 @@ struct PlaneShape {
 // It knows nothing of how it is filled: any entropy decoder can write to `plane`.
 class CoefficientArena {
  public:
+  static constexpr bool kHoldsAllRows = true;
+
   static std::uint64_t bytes_for(const std::vector<PlaneShape>& shapes);
 
-  // `zeroed` as libjpeg needs it, or for a decoder that writes every block. Throws std::bad_alloc.
-  explicit CoefficientArena(std::vector<PlaneShape> shapes, bool zeroed = true);
+  // `zeroed` as libjpeg needs it, or for a decoder that writes every block. `memory` is the caller's and outlives the
+  // arena; without it the arena has its own. Throws std::bad_alloc.
+  explicit CoefficientArena(std::vector<PlaneShape> shapes, bool zeroed = true, JCOEF* memory = nullptr);
   ~CoefficientArena();
   CoefficientArena(const CoefficientArena&) = delete;
   CoefficientArena& operator=(const CoefficientArena&) = delete;
@@ -58,6 +61,7 @@ class CoefficientArena {
 
   std::vector<Plane> planes_;
   std::uint64_t size_bytes_;
+  bool is_ours_;
   JBLOCK* data_ = nullptr;
   std::size_t requested_ = 0;
 };

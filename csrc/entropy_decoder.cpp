@@ -6,6 +6,7 @@
 
 #include "block_decoders.h"
 #include "huffman_tables.h"
+#include "row_band.h"
 #include "unstuff.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -15,11 +16,11 @@
 namespace afd {
 namespace {
 
-// Decodes `count` MCUs, which must be all that the segment holds.
+// Decodes `count` MCUs of a segment of `size` bytes, wherever `state` is in it. See Note [Registers].
 template <Coding kCoding>
-AFD_INLINE bool decode_mcus(Scan& scan, const std::uint8_t* data, std::size_t size, std::uint64_t count) {
-  BitReader reader(data);
-  const std::uint8_t* const limit = data + size + 8;
+AFD_INLINE bool decode_mcus(Scan& scan, BitReader& state, std::size_t size, std::uint64_t count) {
+  BitReader reader = state;
+  const std::uint8_t* const limit = reader.start + size + 8;
   for (; count > 0; --count) {
     for (int i = 0; i < scan.block_count; ++i) {
       McuBlock& block = scan.blocks[i];
@@ -31,22 +32,22 @@ AFD_INLINE bool decode_mcus(Scan& scan, const std::uint8_t* data, std::size_t si
       if (++scan.row < scan.mcu_rows) scan.start_row();
     }
   }
-  const std::ptrdiff_t left = 8 * static_cast<std::ptrdiff_t>(size) - reader.position();
-  return left >= 0 && left < 8 && scan.end_of_band_run == 0;
+  state = reader;
+  return true;
 }
 
-using DecodeMcus = bool (*)(Scan&, const std::uint8_t*, std::size_t, std::uint64_t);
+using DecodeMcus = bool (*)(Scan&, BitReader&, std::size_t, std::uint64_t);
 
 template <Coding kCoding>
-bool decode_mcus_portable(Scan& scan, const std::uint8_t* data, std::size_t size, std::uint64_t count) {
-  return decode_mcus<kCoding>(scan, data, size, count);
+bool decode_mcus_portable(Scan& scan, BitReader& state, std::size_t size, std::uint64_t count) {
+  return decode_mcus<kCoding>(scan, state, size, count);
 }
 
 #ifdef AFD_HAS_AVX2_DECODER
 template <Coding kCoding>
-__attribute__((target("avx2,bmi,bmi2"))) bool decode_mcus_avx2(Scan& scan, const std::uint8_t* data, std::size_t size,
+__attribute__((target("avx2,bmi,bmi2"))) bool decode_mcus_avx2(Scan& scan, BitReader& state, std::size_t size,
                                                                std::uint64_t count) {
-  return decode_mcus<kCoding>(scan, data, size, count);
+  return decode_mcus<kCoding>(scan, state, size, count);
 }
 #endif
 
@@ -106,26 +107,27 @@ bool find_tables(const jpeg_decompress_struct& cinfo, const jpeg_component_info&
   return block.ac_table != nullptr;
 }
 
-// The scan as libjpeg's public fields describe it.
-bool describe_scan(const jpeg_decompress_struct& cinfo, const CoefficientArena& arena, TableCache& tables, Scan& scan) {
+// The scan as libjpeg's public fields describe it. `Planes` is an arena or a band.
+template <typename Planes>
+bool describe_scan(const jpeg_decompress_struct& cinfo, const Planes& planes, TableCache& tables, Scan& scan) {
   scan.mcus_per_row = cinfo.MCUs_per_row;
   scan.mcu_rows = cinfo.MCU_rows_in_scan;
   scan.start = cinfo.Ss;
   scan.end = cinfo.Se;
   scan.shift = cinfo.Al;
-  scan.arena = arena.plane(0);
+  scan.arena = planes.plane(0);
   for (int c = 0; c < cinfo.comps_in_scan; ++c) {
     const jpeg_component_info& component = *cinfo.cur_comp_info[c];
     const auto plane = static_cast<std::size_t>(component.component_index);
-    const std::uint32_t stride = arena.shape(plane).padded_width_in_blocks;
+    const std::uint32_t stride = planes.shape(plane).padded_width_in_blocks;
     McuBlock block{};
     if (!find_tables(cinfo, component, coding_of(cinfo), tables, block)) return false;
     block.component = c;
     block.step = std::ptrdiff_t{component.MCU_width} * DCTSIZE2;
-    block.row_step = std::ptrdiff_t{component.MCU_height} * stride * DCTSIZE2;
+    block.row_step = Planes::kHoldsAllRows ? std::ptrdiff_t{component.MCU_height} * stride * DCTSIZE2 : 0;
     for (int y = 0; y < component.MCU_height; ++y) {
       for (int x = 0; x < component.MCU_width; ++x) {
-        block.first = block.next = arena.plane(plane) + (std::ptrdiff_t{y} * stride + x) * DCTSIZE2;
+        block.first = block.next = planes.plane(plane) + (std::ptrdiff_t{y} * stride + x) * DCTSIZE2;
         scan.blocks[scan.block_count++] = block;
       }
     }
@@ -133,7 +135,100 @@ bool describe_scan(const jpeg_decompress_struct& cinfo, const CoefficientArena& 
   return true;
 }
 
+// The marker that ends a scan's data, restart markers aside; null if there is none. As in `unstuff`, one with fill
+// bytes in front counts as none.
+const std::uint8_t* end_of_scan(const std::uint8_t* data, const std::uint8_t* end) {
+  while (data < end) {
+    const void* found = std::memchr(data, 0xFF, static_cast<std::size_t>(end - data));
+    if (found == nullptr) return nullptr;
+    const auto* marker = static_cast<const std::uint8_t*>(found);
+    if (end - marker < 2 || marker[1] == 0xFF) return nullptr;
+    const bool is_restart = marker[1] >= JPEG_RST0 && marker[1] < JPEG_RST0 + 8;
+    if (marker[1] != 0 && !is_restart) return marker;
+    data = marker + 2;
+  }
+  return nullptr;
+}
+
+void skip_to(jpeg_decompress_struct& cinfo, const std::uint8_t* marker) {
+  jpeg_source_mgr& source = *cinfo.src;
+  source.bytes_in_buffer -= static_cast<std::size_t>(marker - source.next_input_byte);
+  source.next_input_byte = marker;
+}
+
 }  // namespace
+
+// A scan's entropy-coded data, which is decoded some MCUs at a time. Any function that returns false ends it.
+class ScanData {
+ public:
+  // `scratch` has room for the data and kPadding bytes.
+  void start(const jpeg_decompress_struct& cinfo, DecodeMcus decode, std::uint8_t* scratch) {
+    decode_ = decode;
+    scratch_ = scratch;
+    data_ = cinfo.src->next_input_byte;
+    end_ = data_ + cinfo.src->bytes_in_buffer;
+    mcus_left_ = std::uint64_t{cinfo.MCUs_per_row} * cinfo.MCU_rows_in_scan;
+    interval_ = cinfo.restart_interval == 0 ? mcus_left_ : cinfo.restart_interval;
+    left_in_segment_ = 0;
+    is_first_ = true;
+    restart_ = 0;
+  }
+
+  bool decode(std::uint64_t count) {
+    while (count > 0) {
+      if (left_in_segment_ == 0 && !open_segment()) return false;
+      const std::uint64_t some = std::min(count, left_in_segment_);
+      if (!decode_(scan, reader_, size_, some)) return false;
+      count -= some;
+      mcus_left_ -= some;
+      left_in_segment_ -= some;
+      if (left_in_segment_ == 0 && !is_segment_used_up()) return false;
+    }
+    return true;
+  }
+
+  std::uint64_t mcus_left() const { return mcus_left_; }
+  // The marker behind the segment that was opened last.
+  const std::uint8_t* end_of_segment() const { return data_; }
+
+  Scan scan;
+
+ private:
+  bool open_segment() {
+    if (!is_first_) {
+      if (data_[1] != JPEG_RST0 + restart_) return false;
+      data_ += 2;
+      restart_ = (restart_ + 1) % 8;
+      std::fill(scan.last_dc, scan.last_dc + MAX_COMPS_IN_SCAN, 0);
+    }
+    is_first_ = false;
+    const Segment segment = unstuff(data_, end_, scratch_);
+    if (segment.end_marker == nullptr) return false;
+    std::memset(scratch_ + segment.size, 0, kPadding);
+    size_ = segment.size;
+    data_ = segment.end_marker;
+    reader_ = BitReader(scratch_);
+    left_in_segment_ = std::min(mcus_left_, interval_);
+    return true;
+  }
+
+  bool is_segment_used_up() const {
+    const std::ptrdiff_t left = 8 * static_cast<std::ptrdiff_t>(size_) - reader_.position();
+    return left >= 0 && left < 8 && scan.end_of_band_run == 0;
+  }
+
+  DecodeMcus decode_ = nullptr;
+  std::uint8_t* scratch_ = nullptr;
+  const std::uint8_t* data_ = nullptr;
+  const std::uint8_t* end_ = nullptr;
+  std::uint64_t mcus_left_ = 0;
+  std::uint64_t interval_ = 0;
+  std::uint64_t left_in_segment_ = 0;
+  std::size_t size_ = 0;  // of the segment
+  bool is_first_ = true;
+  unsigned restart_ = 0;  // number of the marker in front of the next segment
+  BitReader reader_{nullptr};
+};
 
 bool has_vector_decoder() {
 #ifdef AFD_HAS_AVX2_DECODER
@@ -145,10 +240,15 @@ bool has_vector_decoder() {
 
 EntropyDecoder::EntropyDecoder(Decoder decoder, std::size_t size, const jpeg_decompress_struct& cinfo,
                                std::uint64_t arena_bytes)
-    : decoder_(decoder), tables_(tables_of_this_thread()), scratch_(allocate_bytes(size + kPadding)) {
+    : decoder_(decoder),
+      tables_(tables_of_this_thread()),
+      scratch_(allocate_bytes(size + kPadding)),
+      rows_(std::make_unique<ScanData>()) {
   if (accepts(cinfo) && cinfo.progressive_mode) nonzero_.resize(arena_bytes / sizeof(JBLOCK));
   for (auto& bits : missing_bits_) std::fill(std::begin(bits), std::end(bits), kUnseen);
 }
+
+EntropyDecoder::~EntropyDecoder() = default;
 
 bool EntropyDecoder::accepts(const jpeg_decompress_struct& cinfo) const {
   return !gave_up_ && decoder_ != Decoder::kLibjpeg && !cinfo.arith_code;
@@ -185,9 +285,16 @@ bool EntropyDecoder::decode_scan(jpeg_decompress_struct& cinfo, CoefficientArena
   for (int c = 0; c < cinfo.comps_in_scan; ++c) {
     is_first[c] = missing_bits_[cinfo.cur_comp_info[c]->component_index][0] == kUnseen;
   }
-  Scan scan;
-  const bool is_plain = is_in_order(cinfo) && describe_scan(cinfo, arena, *tables_, scan);
-  if (is_plain && decode_segments(cinfo, scan)) return true;
+  ScanData data;
+  const bool is_plain = is_in_order(cinfo) && describe_scan(cinfo, arena, *tables_, data.scan);
+  if (is_plain) {
+    data.scan.nonzero = nonzero_.data();
+    data.start(cinfo, decode_mcus_for(coding_of(cinfo), decoder_), scratch_.get());
+    if (data.decode(data.mcus_left())) {
+      skip_to(cinfo, data.end_of_segment());
+      return true;
+    }
+  }
   gave_up_ = true;
   spoiled_ = is_plain && cinfo.progressive_mode;
   for (int c = 0; c < cinfo.comps_in_scan; ++c) {
@@ -197,29 +304,25 @@ bool EntropyDecoder::decode_scan(jpeg_decompress_struct& cinfo, CoefficientArena
   return false;
 }
 
-bool EntropyDecoder::decode_segments(jpeg_decompress_struct& cinfo, Scan& scan) {
-  const DecodeMcus decode = decode_mcus_for(coding_of(cinfo), decoder_);
-  scan.nonzero = nonzero_.data();
+bool EntropyDecoder::start_rows(jpeg_decompress_struct& cinfo, RowBand& band) noexcept {
   const std::uint8_t* data = cinfo.src->next_input_byte;
-  const std::uint8_t* const end = data + cinfo.src->bytes_in_buffer;
-  std::uint64_t mcus_left = std::uint64_t{cinfo.MCUs_per_row} * cinfo.MCU_rows_in_scan;
-  const std::uint64_t interval = cinfo.restart_interval == 0 ? mcus_left : cinfo.restart_interval;
-  for (unsigned restart = 0;; restart = (restart + 1) % 8) {
-    const Segment segment = unstuff(data, end, scratch_.get());
-    if (segment.end_marker == nullptr) return false;
-    std::memset(scratch_.get() + segment.size, 0, kPadding);
-    const std::uint64_t count = std::min(mcus_left, interval);
-    if (!decode(scan, scratch_.get(), segment.size, count)) return false;
-    data = segment.end_marker;
-    mcus_left -= count;
-    if (mcus_left == 0) break;
-    if (data[1] != JPEG_RST0 + restart) return false;
-    data += 2;
-    std::fill(scan.last_dc, scan.last_dc + MAX_COMPS_IN_SCAN, 0);
-  }
-  cinfo.src->next_input_byte = data;
-  cinfo.src->bytes_in_buffer = static_cast<std::size_t>(end - data);
+  end_of_rows_ = end_of_scan(data, data + cinfo.src->bytes_in_buffer);
+  const bool starts = !rows_started_ && end_of_rows_ != nullptr && is_in_order(cinfo) &&
+                      describe_scan(cinfo, band, *tables_, rows_->scan);
+  spoiled_ = !starts;
+  if (!starts) return false;
+  rows_started_ = true;
+  rows_->start(cinfo, decode_mcus_for(coding_of(cinfo), decoder_), scratch_.get());
+  skip_to(cinfo, end_of_rows_);
   return true;
+}
+
+bool EntropyDecoder::has_rows_left() const { return rows_->mcus_left() > 0; }
+
+bool EntropyDecoder::decode_row() noexcept {
+  const bool decodes = has_rows_left() && rows_->decode(rows_->scan.mcus_per_row);
+  spoiled_ = !decodes || (!has_rows_left() && rows_->end_of_segment() != end_of_rows_);
+  return !spoiled_;
 }
 
 }  // namespace afd

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "coefficient_arena.h"
@@ -10,6 +11,8 @@
 
 namespace afd {
 
+class RowBand;
+class ScanData;
 class TableCache;
 struct Scan;
 
@@ -29,8 +32,10 @@ class EntropyDecoder {
  public:
   // For the picture whose header `cinfo` has read, from data of up to `size` bytes. Throws std::bad_alloc.
   EntropyDecoder(Decoder decoder, std::size_t size, const jpeg_decompress_struct& cinfo, std::uint64_t arena_bytes);
+  ~EntropyDecoder();
 
-  // Whether the first scan, if it decodes, writes every block of the arena, so that it need not be zeroed.
+  // Whether the first scan, if it decodes, writes every block of the picture: an arena need not be zeroed for it, and
+  // rows can be decoded one by one.
   bool fills_arena(const jpeg_decompress_struct& cinfo) const;
 
   // Decodes the scan that libjpeg is about to decode, and moves libjpeg's source to the marker behind it. If it returns
@@ -39,8 +44,15 @@ class EntropyDecoder {
   // Called from libjpeg, whose errors jump: owns nothing, throws nothing.
   bool decode_scan(jpeg_decompress_struct& cinfo, CoefficientArena& arena) noexcept;
 
-  // Whether a progressive scan failed halfway, on top of others that it has changed: only libjpeg, from the first scan
-  // on, can say what such a file holds.
+  // Instead of `decode_scan`, where `fills_arena`: only moves libjpeg's source to the marker behind the scan. Then each
+  // `decode_row` decodes the next row of MCUs into the band, which outlives this. All rows must be decoded in the end:
+  // nobody knows earlier whether the file is sound. Where one returns false, the picture is spoiled.
+  bool start_rows(jpeg_decompress_struct& cinfo, RowBand& band) noexcept;
+  bool decode_row() noexcept;
+  bool has_rows_left() const;
+
+  // Whether a progressive scan failed halfway, on top of others that it has changed, or a scan whose rows are decoded
+  // one by one: only libjpeg, from the first scan on, can say what such a file holds.
   bool spoiled() const { return spoiled_; }
 
  private:
@@ -48,7 +60,6 @@ class EntropyDecoder {
 
   bool accepts(const jpeg_decompress_struct& cinfo) const;
   bool is_in_order(const jpeg_decompress_struct& cinfo);
-  bool decode_segments(jpeg_decompress_struct& cinfo, Scan& scan);
 
   Decoder decoder_;
   TableCache* tables_;
@@ -56,7 +67,10 @@ class EntropyDecoder {
   bool spoiled_ = false;
   std::int8_t missing_bits_[MAX_COMPONENTS][DCTSIZE2];  // of each coefficient, in zigzag order, so far
   ByteBuffer scratch_;
-  std::vector<std::uint64_t> nonzero_;  // see Note [AC refinement]
+  const std::unique_ptr<ScanData> rows_;  // of `start_rows`
+  bool rows_started_ = false;
+  const std::uint8_t* end_of_rows_ = nullptr;  // the marker behind them
+  std::vector<std::uint64_t> nonzero_;         // see Note [AC refinement]
 };
 
 }  // namespace afd

@@ -11,7 +11,7 @@
 
 namespace afd {
 
-enum class ErrorKind { kEmpty, kCorrupt, kTruncated, kUnsupported, kTooLarge, kOutOfMemory };
+enum class ErrorKind { kEmpty, kCorrupt, kTruncated, kUnsupported, kTooLarge, kOutOfMemory, kOutputTooSmall };
 
 // The only exception that the reader throws on bad input.
 class JpegFailure : public std::runtime_error {

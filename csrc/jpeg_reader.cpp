@@ -52,16 +52,6 @@ std::optional<QuantTable> copy_table(const JQUANT_TBL* table) {
   return copy;
 }
 
-// Samples per side that the IDCT makes of a block. Libraries with the interface of libjpeg 7 and 8 have two such
-// fields, and give both the same value.
-int& scaled_size(jpeg_component_info& component) {
-#if JPEG_LIB_VERSION >= 70
-  return component.DCT_h_scaled_size;
-#else
-  return component.DCT_scaled_size;
-#endif
-}
-
 }  // namespace
 
 JpegReader::JpegReader(const std::uint8_t* data, std::size_t size, const Limits& limits, bool tolerant)
@@ -142,13 +132,16 @@ Header JpegReader::describe() {
   return header;
 }
 
+// What goes wrong behind a scan whose rows are yet to be decoded is not the first fault, if those are faulty too.
 Picture JpegReader::read(ReadOptions options) {
   try {
     return read_once(options);
   } catch (const SpoiledCoefficients&) {
-    options.decoder = Decoder::kLibjpeg;
-    return JpegReader(data_, size_, limits_, tolerant_).read(options);
+  } catch (const JpegFailure&) {
+    if (!band_) throw;
   }
+  options.decoder = Decoder::kLibjpeg;
+  return JpegReader(data_, size_, limits_, tolerant_).read(options);
 }
 
 Picture JpegReader::read_once(const ReadOptions& options) {
@@ -157,10 +150,7 @@ Picture JpegReader::read_once(const ReadOptions& options) {
   check_cost(options, shapes);
 
   Picture picture;
-  decoder_.emplace(options.decoder, size_, cinfo_, CoefficientArena::bytes_for(shapes));
-  picture.coefficients = std::make_unique<CoefficientArena>(shapes, !decoder_->fills_arena(cinfo_));
-  arena_ = picture.coefficients.get();
-  arena_->attach_to(cinfo_);
+  make_coefficients(options, shapes, picture);
   if (options.pixels) {
     decode_coefficients_for_output();
   } else {
@@ -168,17 +158,43 @@ Picture JpegReader::read_once(const ReadOptions& options) {
   }
   check_complete();
   collect_quant_tables();
-  if (options.pixels) {
-    picture.pixels = output_pixels();
-    if (options.apply_orientation && header_.orientation > 1) {
-      picture.pixels = oriented(*picture.pixels, header_.orientation);
-    }
-  }
+  if (options.sink != nullptr) send_coefficients(*options.sink);
+  if (options.pixels) picture.pixels = output_pixels(options);
+  if (band_ && !band_->decode_rest()) throw SpoiledCoefficients();
   picture.header = header_;
   picture.warnings = errors_.warnings();
   picture.warning_count = errors_.warning_count();
   picture.own_scans = own_scans_;
   return picture;
+}
+
+// Makes the memory that coefficients are decoded into: an arena that the picture owns, or a band.
+void JpegReader::make_coefficients(const ReadOptions& options, const std::vector<PlaneShape>& shapes,
+                                   Picture& picture) {
+  decoder_.emplace(options.decoder, size_, cinfo_, CoefficientArena::bytes_for(shapes));
+  const bool by_rows = options.sink != nullptr && decoder_->fills_arena(cinfo_);
+  if (by_rows) {
+    std::vector<std::uint32_t> rows;
+    for (const Component& component : header_.components) rows.push_back(static_cast<std::uint32_t>(component.v));
+    band_.emplace(shapes, rows, *decoder_);
+    band_->attach_to(cinfo_);
+    return;
+  }
+  const bool zeroed = !decoder_->fills_arena(cinfo_);
+  picture.coefficients = std::make_unique<CoefficientArena>(shapes, zeroed, options.output.coefficients);
+  arena_ = picture.coefficients.get();
+  arena_->attach_to(cinfo_);
+}
+
+void JpegReader::send_coefficients(CoefficientSink& sink) {
+  sink.begin(header_);
+  if (band_) return band_->send_to(&sink);
+  for (std::size_t i = 0; i < header_.components.size(); ++i) {
+    const std::size_t row_values = std::size_t{arena_->shape(i).padded_width_in_blocks} * DCTSIZE2;
+    for (std::uint32_t y = 0; y < header_.components[i].height_in_blocks; ++y) {
+      sink.take(i, y, arena_->plane(i) + y * row_values);
+    }
+  }
 }
 
 std::vector<PlaneShape> JpegReader::plane_shapes() const {
@@ -201,6 +217,7 @@ void JpegReader::check_cost(const ReadOptions& options, const std::vector<PlaneS
   check_blocks_per_byte();
   check_memory(options, shapes);
   check_scans();
+  check_output(options, shapes);
 }
 
 // A Huffman-coded picture spends at least one bit on the DC coefficient of each of its blocks.
@@ -227,6 +244,19 @@ void JpegReader::check_memory(const ReadOptions& options, const std::vector<Plan
     throw too_large(format("%" PRIu64 " bytes of memory exceed the limit of %" PRIu64, bytes, limits_.max_memory_bytes),
                     "max_memory_bytes");
   }
+}
+
+void JpegReader::check_output(const ReadOptions& options, const std::vector<PlaneShape>& shapes) const {
+  const auto check = [](const char* name, std::uint64_t needed, std::size_t available) {
+    if (needed <= available) return;
+    throw JpegFailure(ErrorKind::kOutputTooSmall,
+                      format("the picture has %" PRIu64 " %s, and the output holds %zu", needed, name, available));
+  };
+  const Output& output = options.output;
+  const std::uint64_t coefficients = CoefficientArena::bytes_for(shapes) / sizeof(JCOEF);
+  if (output.coefficients != nullptr) check("coefficients, with padding", coefficients, output.coefficient_count);
+  if (!options.pixels || output.samples == nullptr) return;
+  check("samples", std::uint64_t{3} * cinfo_.output_width * cinfo_.output_height, output.sample_count);
 }
 
 // Every scan of a progressive file can cost as much as a whole picture. check_scan_number stops them while decoding;
@@ -259,25 +289,17 @@ void JpegReader::before_input(j_common_ptr cinfo) {
 //
 // A marker that was read already, after a forgiven error, means that no data follows.
 void JpegReader::decode_new_scan() {
-  if (arena_ == nullptr || cinfo_.input_scan_number == scan_) return;
+  const bool is_ready = arena_ != nullptr || band_;
+  if (!is_ready || cinfo_.input_scan_number == scan_) return;
   scan_ = cinfo_.input_scan_number;
-  if (cinfo_.unread_marker != 0) return;
-  if (decoder_->decode_scan(cinfo_, *arena_)) {
+  if (cinfo_.unread_marker != 0 && !band_) return;
+  const bool decodes = band_ ? decoder_->start_rows(cinfo_, *band_) : decoder_->decode_scan(cinfo_, *arena_);
+  if (decodes) {
     cinfo_.MCUs_per_row = 0;
     ++own_scans_;
   } else if (decoder_->spoiled()) {
     ErrorManager::fail(reinterpret_cast<j_common_ptr>(&cinfo_), ErrorKind::kCorrupt, "spoiled");
   }
-}
-
-void JpegReader::set_output(const ReadOptions& options) {
-  const bool four_components = cinfo_.num_components == 4;
-  cinfo_.out_color_space = four_components ? JCS_CMYK : JCS_RGB;
-  cinfo_.dct_method = JDCT_ISLOW;
-  cinfo_.do_fancy_upsampling = TRUE;
-  cinfo_.scale_num = static_cast<unsigned int>(options.scale);
-  cinfo_.scale_denom = DCTSIZE;
-  run([this] { jpeg_calc_output_dimensions(&cinfo_); });
 }
 
 // Decodes scans. After a fatal error a tolerant reader keeps those before it: libjpeg is told that the file ended
@@ -350,30 +372,6 @@ void JpegReader::restore_scales() {
   for (int i = 0; i < cinfo_.num_components; ++i) {
     if (lifted_[i]) scaled_size(cinfo_.comp_info[i]) = 1;
   }
-}
-
-Pixels JpegReader::output_pixels() {
-  Pixels pixels;
-  pixels.width = cinfo_.output_width;
-  pixels.height = cinfo_.output_height;
-  const std::size_t row_bytes = std::size_t{3} * pixels.width;
-  pixels.samples = allocate_bytes(row_bytes * pixels.height);
-  const bool is_cmyk = cinfo_.out_color_space == JCS_CMYK;
-  const ByteBuffer cmyk_row = is_cmyk ? allocate_bytes(std::size_t{4} * pixels.width) : ByteBuffer();
-
-  std::uint8_t* row = pixels.samples.get();
-  std::uint8_t* cmyk = cmyk_row.get();
-  run([this, row, cmyk, row_bytes] {
-    jpeg_start_output(&cinfo_, cinfo_.input_scan_number);
-    while (cinfo_.output_scanline < cinfo_.output_height) {
-      std::uint8_t* rgb = row + row_bytes * cinfo_.output_scanline;
-      JSAMPROW target = cmyk == nullptr ? rgb : cmyk;
-      jpeg_read_scanlines(&cinfo_, &target, 1);
-      if (cmyk != nullptr) inverted_cmyk_to_rgb(cmyk, rgb, cinfo_.output_width);
-    }
-    jpeg_finish_output(&cinfo_);
-  });
-  return pixels;
 }
 
 // Finds what libjpeg does not warn about: a component without any scan, and a file that ends between two scans or in

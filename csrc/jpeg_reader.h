@@ -13,6 +13,7 @@
 #include "error.h"
 #include "limits.h"
 #include "pixels.h"
+#include "row_band.h"
 
 namespace afd {
 
@@ -40,11 +41,45 @@ struct Header {
   std::vector<Component> components;
 };
 
+// Part of the pixels, at the scale that they are decoded at.
+struct Region {
+  std::uint32_t x;
+  std::uint32_t y;
+  std::uint32_t width;
+  std::uint32_t height;
+};
+
+// Takes the coefficients as they come, instead of all at once.
+class CoefficientSink : public RowSink {
+ public:
+  // The picture's final header, before any row. If rows turn out to be wrong, it is called again, and all of them come
+  // again. Throws std::bad_alloc.
+  virtual void begin(const Header& header) = 0;
+
+ protected:
+  ~CoefficientSink() = default;
+};
+
+// Memory of the caller's that a picture is decoded into; null for memory of our own. It outlives the picture.
+struct Output {
+  static constexpr std::size_t kAlignment = 16;  // libjpeg-turbo's inverse DCT loads vectors of coefficients
+
+  JCOEF* coefficients = nullptr;
+  std::size_t coefficient_count = 0;
+  std::uint8_t* samples = nullptr;
+  std::size_t sample_count = 0;
+};
+
 struct ReadOptions {
   bool pixels = false;
   int scale = 8;  // eighths of the full size, 1 to 8
   bool apply_orientation = false;
   Decoder decoder = Decoder::kFastest;
+  // Without `apply_orientation`: the pixels hold at least this part. Those inside are the same as in a whole picture.
+  std::optional<Region> region = std::nullopt;
+  // With `pixels`: gets the coefficients, and the picture has none.
+  CoefficientSink* sink = nullptr;
+  Output output = {};
 };
 
 struct Picture {
@@ -89,7 +124,9 @@ class JpegReader {
 
   template <typename Step>
   void run(const Step& step) {
-    if (!errors_.guarded(step)) throw errors_.failure();
+    if (errors_.guarded(step)) return;
+    if (decoder_ && decoder_->spoiled()) throw SpoiledCoefficients();
+    throw errors_.failure();
   }
 
   template <typename Step>
@@ -103,7 +140,10 @@ class JpegReader {
   void check_blocks_per_byte() const;
   void check_scans() const;
   void check_memory(const ReadOptions& options, const std::vector<PlaneShape>& shapes);
+  void check_output(const ReadOptions& options, const std::vector<PlaneShape>& shapes) const;
   void set_output(const ReadOptions& options);
+  void make_coefficients(const ReadOptions& options, const std::vector<PlaneShape>& shapes, Picture& picture);
+  void send_coefficients(CoefficientSink& sink);
   void decode_new_scan();
   void decode_coefficients();
   void decode_coefficients_for_output();
@@ -111,7 +151,9 @@ class JpegReader {
   bool has_finished_a_scan() const;
   void lift_scales();
   void restore_scales();
-  Pixels output_pixels();
+  Pixels output_pixels(const ReadOptions& options);
+  bool may_crop();
+  Pixels start_region(const Region& region);
   void check_complete();
   bool has_every_coefficient(std::size_t component) const;
   void collect_quant_tables();
@@ -127,6 +169,7 @@ class JpegReader {
   bool lifted_[MAX_COMPONENTS] = {};
   std::optional<EntropyDecoder> decoder_;  // as long as `arena_`, the one it fills
   CoefficientArena* arena_ = nullptr;
+  std::optional<RowBand> band_;  // in place of the arena
   int scan_ = 0;
   int own_scans_ = 0;
   int orientation_ = 0;

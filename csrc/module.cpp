@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <deque>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "batch.h"
+#include "bindings.h"
 #include "jpeg_reader.h"
 
 namespace py = pybind11;
@@ -23,75 +25,12 @@ namespace {
 
 using afd::Component;
 using afd::Decoder;
-using afd::ErrorKind;
+using afd::ErrorClasses;
 using afd::Header;
+using afd::InputBytes;
 using afd::JpegFailure;
 using afd::Limits;
 using afd::Picture;
-
-// The classes of afd_serve.errors, looked up once.
-struct ErrorClasses {
-  py::object empty;
-  py::object corrupt;
-  py::object truncated;
-  py::object unsupported;
-  py::object too_large;
-
-  static ErrorClasses load() {
-    const py::module_ errors = py::module_::import("afd_serve.errors");
-    return {errors.attr("EmptyInputError"), errors.attr("CorruptJpegError"), errors.attr("TruncatedJpegError"),
-            errors.attr("UnsupportedJpegError"), errors.attr("JpegTooLargeError")};
-  }
-
-  const py::object& of(ErrorKind kind) const {
-    switch (kind) {
-      case ErrorKind::kEmpty:
-        return empty;
-      case ErrorKind::kTruncated:
-        return truncated;
-      case ErrorKind::kUnsupported:
-        return unsupported;
-      case ErrorKind::kTooLarge:
-        return too_large;
-      default:
-        return corrupt;
-    }
-  }
-
-  [[noreturn]] void raise(const JpegFailure& failure) const {
-    if (failure.kind() == ErrorKind::kOutOfMemory) throw std::bad_alloc();
-    PyErr_SetString(of(failure.kind()).ptr(), failure.what());
-    throw py::error_already_set();
-  }
-
-  // The exception as an object.
-  py::object made_of(const std::exception_ptr& failure) const {
-    try {
-      std::rethrow_exception(failure);
-    } catch (const JpegFailure& caught) {
-      if (caught.kind() != ErrorKind::kOutOfMemory) return of(caught.kind())(caught.what());
-    } catch (const std::bad_alloc&) {
-    }
-    return py::reinterpret_borrow<py::object>(PyExc_MemoryError)();
-  }
-};
-
-// The caller's bytes, exported (so that they can neither move nor go away) as long as this lives.
-class InputBytes {
- public:
-  explicit InputBytes(const py::object& source) {
-    if (PyObject_GetBuffer(source.ptr(), &view_, PyBUF_SIMPLE) != 0) throw py::error_already_set();
-  }
-  ~InputBytes() { PyBuffer_Release(&view_); }
-  InputBytes(const InputBytes&) = delete;
-  InputBytes& operator=(const InputBytes&) = delete;
-
-  const std::uint8_t* data() const { return static_cast<const std::uint8_t*>(view_.buf); }
-  std::size_t size() const { return static_cast<std::size_t>(view_.len); }
-
- private:
-  Py_buffer view_{};
-};
 
 template <typename Owned>
 py::capsule capsule_of(std::unique_ptr<Owned> owned) {
@@ -105,6 +44,12 @@ py::object quant_table_of(const Component& component) {
   return py::array_t<std::uint16_t>({8, 8}, component.quant_table->data());
 }
 
+#ifdef __clang__
+constexpr const char* kCompiler = "clang " __clang_version__;
+#else
+constexpr const char* kCompiler = "gcc " __VERSION__;
+#endif
+
 // What Python gets from one decode: arrays over the decoder's own memory.
 struct DecodedJpeg {
   Header header;
@@ -117,7 +62,117 @@ struct DecodedJpeg {
   int own_scans;
 };
 
-py::array view_of_plane(const afd::CoefficientArena& arena, std::size_t component, const py::capsule& owner) {
+// A frozen dataclass with slots, made field by field: its own __init__ takes longer than the decode of a thumbnail.
+class ResultType {
+ public:
+  // Fails at import if the class has other fields than `fields` says, in its order.
+  ResultType(py::object type, const std::vector<std::string>& fields)
+      : type_(std::move(type)), fields_(type_.attr("__slots__")) {
+    if (fields_.cast<std::vector<std::string>>() != fields) throw py::type_error("a result has other fields");
+  }
+
+  template <std::size_t kCount>
+  py::object make(const std::array<py::object, kCount>& values) const {
+    auto* const type = reinterpret_cast<PyTypeObject*>(type_.ptr());
+    auto result = py::reinterpret_steal<py::object>(type->tp_alloc(type, 0));
+    if (!result) throw py::error_already_set();
+    for (std::size_t i = 0; i < kCount; ++i) {
+      PyObject* const field = PyTuple_GET_ITEM(fields_.ptr(), static_cast<py::ssize_t>(i));
+      if (PyObject_GenericSetAttr(result.ptr(), field, values[i].ptr()) != 0) throw py::error_already_set();
+    }
+    return result;
+  }
+
+ private:
+  py::object type_;
+  py::tuple fields_;
+};
+
+struct ResultTypes {
+  ResultType image;
+  ResultType component;
+};
+
+// Set once, when afd_serve.jpeg is imported; never destroyed, because the interpreter is gone by then.
+const ResultTypes* result_types = nullptr;
+
+void set_result_types(const py::object& image, const py::object& component) {
+  result_types =
+      new ResultTypes{ResultType(image, {"width", "height", "color_space", "components", "pixels", "orientation",
+                                         "progressive", "arithmetic", "restart_interval", "warnings", "warning_count"}),
+                      ResultType(component, {"component_id", "coefficients", "quant_table", "h", "v"})};
+}
+
+py::object image_of(const DecodedJpeg& decoded) {
+  if (result_types == nullptr) throw py::type_error("import afd_serve.jpeg first");
+  const Header& header = decoded.header;
+  py::tuple components(header.components.size());
+  for (std::size_t i = 0; i < header.components.size(); ++i) {
+    const Component& component = header.components[i];
+    components[i] =
+        result_types->component.make<5>({py::int_(component.id), decoded.coefficients[i], quant_table_of(component),
+                                         py::int_(component.h), py::int_(component.v)});
+  }
+  return result_types->image.make<11>(
+      {py::int_(header.width), py::int_(header.height), py::str(header.color_space), components, decoded.pixels,
+       py::int_(header.orientation), py::bool_(header.progressive), py::bool_(header.arithmetic),
+       py::int_(header.restart_interval), py::tuple(py::cast(decoded.warnings)), py::int_(decoded.warning_count)});
+}
+
+// The caller's arrays that a picture is decoded into; None for memory of our own. Its views keep them alive.
+class OutputArrays {
+ public:
+  OutputArrays(const py::object& coefficients, const py::object& pixels)
+      : coefficients_(coefficients), pixels_(pixels) {
+    set_memory(coefficients, "coefficients", "int16", memory_.coefficients, memory_.coefficient_count);
+    set_memory(pixels, "pixels", "uint8", memory_.samples, memory_.sample_count);
+  }
+
+  const afd::Output& memory() const { return memory_; }
+  const py::object& coefficients() const { return coefficients_; }
+  const py::object& pixels() const { return pixels_; }
+
+ private:
+  template <typename Value>
+  static void set_memory(const py::object& object, const char* name, const char* type, Value*& values,
+                         std::size_t& count) {
+    if (object.is_none()) return;
+    const std::string what = std::string("an output's ") + name;
+    if (!py::isinstance<py::array_t<Value, py::array::c_style>>(object)) {
+      throw py::type_error(what + " must be a C-contiguous " + type + " array");
+    }
+    auto array = py::reinterpret_borrow<py::array>(object);
+    if (!array.writeable()) throw py::value_error(what + " must be writable");
+    values = static_cast<Value*>(array.mutable_data());
+    count = static_cast<std::size_t>(array.size());
+    if (reinterpret_cast<std::uintptr_t>(values) % afd::Output::kAlignment != 0) {
+      throw py::value_error(what + " must be aligned to " + std::to_string(afd::Output::kAlignment) + " bytes");
+    }
+  }
+
+  py::object coefficients_;
+  py::object pixels_;
+  afd::Output memory_;
+};
+
+// Decoding into the same memory from two threads would be a race.
+void check_disjoint(const std::vector<OutputArrays>& outputs) {
+  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ranges;
+  const auto add = [&ranges](const void* data, std::size_t bytes) {
+    const auto start = reinterpret_cast<std::uintptr_t>(data);
+    if (bytes > 0) ranges.emplace_back(start, start + bytes);
+  };
+  for (const OutputArrays& output : outputs) {
+    add(output.memory().coefficients, output.memory().coefficient_count * sizeof(JCOEF));
+    add(output.memory().samples, output.memory().sample_count);
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (std::size_t i = 1; i < ranges.size(); ++i) {
+    if (ranges[i].first < ranges[i - 1].second) throw py::value_error("outputs overlap");
+  }
+}
+
+py::array view_of_plane(const afd::CoefficientArena& arena, std::size_t component, const py::object& owner) {
   const afd::PlaneShape& shape = arena.shape(component);
   constexpr py::ssize_t kRow = 8 * sizeof(JCOEF);
   constexpr py::ssize_t kBlock = 8 * kRow;
@@ -126,22 +181,21 @@ py::array view_of_plane(const afd::CoefficientArena& arena, std::size_t componen
   return py::array_t<JCOEF>(extents, strides, arena.plane(component), owner);
 }
 
-py::array view_of_pixels(afd::Pixels pixels) {
+py::object view_of_pixels(afd::Pixels pixels, const OutputArrays& output) {
+  if (output.memory().samples == nullptr) return afd::array_over(std::move(pixels));
   const std::array<py::ssize_t, 3> extents{pixels.height, pixels.width, 3};
-  std::uint8_t* samples = pixels.samples.get();
-  const py::capsule owner(samples, [](void* pointer) { afd::give_back_buffer(pointer); });
-  pixels.samples.release();
-  return py::array_t<std::uint8_t>(extents, samples, owner);
+  return py::array_t<std::uint8_t>(extents, pixels.samples.get(), output.pixels());
 }
 
-DecodedJpeg hand_over(Picture picture) {
+DecodedJpeg hand_over(Picture picture, const OutputArrays& output) {
   DecodedJpeg decoded;
   const afd::CoefficientArena& arena = *picture.coefficients;
-  const py::capsule owner = capsule_of(std::move(picture.coefficients));
+  const bool is_ours = output.memory().coefficients == nullptr;
+  const py::object owner = is_ours ? capsule_of(std::move(picture.coefficients)) : output.coefficients();
   for (std::size_t i = 0; i < arena.plane_count(); ++i) {
     decoded.coefficients.push_back(view_of_plane(arena, i, owner));
   }
-  if (picture.pixels) decoded.pixels = view_of_pixels(std::move(*picture.pixels));
+  if (picture.pixels) decoded.pixels = view_of_pixels(std::move(*picture.pixels), output);
   decoded.header = std::move(picture.header);
   decoded.warnings = std::move(picture.warnings);
   decoded.warning_count = picture.warning_count;
@@ -174,7 +228,9 @@ afd::ReadOptions options_of(bool pixels, int scale, bool apply_orientation, cons
 }
 
 DecodedJpeg read(const ErrorClasses& errors, const py::object& source, const Limits& limits, bool tolerant,
-                 const afd::ReadOptions& options) {
+                 afd::ReadOptions options, const OutputArrays& output) {
+  check_disjoint({output});
+  options.output = output.memory();
   const InputBytes input(source);
   Picture picture;
   try {
@@ -183,18 +239,20 @@ DecodedJpeg read(const ErrorClasses& errors, const py::object& source, const Lim
   } catch (const JpegFailure& failure) {
     errors.raise(failure);
   }
-  return hand_over(std::move(picture));
+  return hand_over(std::move(picture), output);
 }
 
 // A DecodedJpeg or an exception for each source.
 py::list read_batch(const ErrorClasses& errors, const std::vector<py::object>& sources, const Limits& limits,
-                    bool tolerant, const afd::ReadOptions& options, std::size_t threads) {
+                    bool tolerant, const afd::ReadOptions& options, std::size_t threads,
+                    const std::vector<OutputArrays>& outputs) {
   if (threads < 1) throw py::value_error("threads must be positive");
+  check_disjoint(outputs);
   std::deque<InputBytes> buffers;
   std::vector<afd::Input> inputs;
   for (const py::object& source : sources) {
     const InputBytes& buffer = buffers.emplace_back(source);
-    inputs.push_back({buffer.data(), buffer.size()});
+    inputs.push_back({buffer.data(), buffer.size(), outputs[inputs.size()].memory()});
   }
   std::vector<afd::BatchItem> items;
   {
@@ -202,10 +260,25 @@ py::list read_batch(const ErrorClasses& errors, const std::vector<py::object>& s
     items = afd::read_batch(inputs, limits, tolerant, options, threads);
   }
   py::list results;
-  for (afd::BatchItem& item : items) {
-    results.append(item.failure ? errors.made_of(item.failure) : py::cast(hand_over(std::move(item.picture))));
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    results.append(items[i].failure ? errors.made_of(items[i].failure)
+                                    : py::cast(hand_over(std::move(items[i].picture), outputs[i])));
   }
   return results;
+}
+
+// Arrays for coefficients and pixels, or None.
+using OutputPair = std::pair<py::object, py::object>;
+
+// One for each source, if there are any.
+std::vector<OutputArrays> outputs_for(std::size_t sources, const std::vector<OutputPair>& pairs) {
+  if (!pairs.empty() && pairs.size() != sources) {
+    throw py::value_error(std::to_string(pairs.size()) + " outputs for " + std::to_string(sources) + " sources");
+  }
+  if (pairs.empty()) return std::vector<OutputArrays>(sources, OutputArrays(py::none(), py::none()));
+  std::vector<OutputArrays> outputs;
+  for (const auto& [coefficients, pixels] : pairs) outputs.emplace_back(coefficients, pixels);
+  return outputs;
 }
 
 void register_types(py::module_& module) {
@@ -239,7 +312,8 @@ void register_types(py::module_& module) {
       .def_readonly("warning_count", &DecodedJpeg::warning_count)
       .def_readonly("buffer_address", &DecodedJpeg::buffer_address)
       .def_readonly("buffer_bytes", &DecodedJpeg::buffer_bytes)
-      .def_readonly("own_scans", &DecodedJpeg::own_scans);
+      .def_readonly("own_scans", &DecodedJpeg::own_scans)
+      .def("image", &image_of);
 }
 
 }  // namespace
@@ -248,6 +322,7 @@ PYBIND11_MODULE(_jpeg, module) {
   module.doc() = "JPEG bytes to quantized DCT coefficients and pixels; afd_serve.jpeg is its public face.";
   register_types(module);
   const ErrorClasses errors = ErrorClasses::load();
+  const OutputPair no_output{py::none(), py::none()};
   module.def(
       "read_header",
       [errors](const py::object& source, const Limits& limits) { return read_header(errors, source, limits); },
@@ -255,21 +330,28 @@ PYBIND11_MODULE(_jpeg, module) {
   module.def(
       "read",
       [errors](const py::object& source, const Limits& limits, bool pixels, int scale, bool tolerant,
-               bool apply_orientation, const std::string& decoder) {
-        return read(errors, source, limits, tolerant, options_of(pixels, scale, apply_orientation, decoder));
+               bool apply_orientation, const std::string& decoder, const OutputPair& output) {
+        const afd::ReadOptions options = options_of(pixels, scale, apply_orientation, decoder);
+        return read(errors, source, limits, tolerant, options, OutputArrays(output.first, output.second));
       },
       py::arg("source"), py::arg("limits"), py::kw_only(), py::arg("pixels"), py::arg("scale"), py::arg("tolerant"),
-      py::arg("apply_orientation"), py::arg("decoder") = "fastest");
+      py::arg("apply_orientation"), py::arg("decoder") = "fastest", py::arg("output") = no_output);
   module.def(
       "read_batch",
       [errors](const std::vector<py::object>& sources, const Limits& limits, std::size_t threads, bool pixels,
-               int scale, bool tolerant, bool apply_orientation, const std::string& decoder) {
+               int scale, bool tolerant, bool apply_orientation, const std::string& decoder,
+               const std::vector<OutputPair>& outputs) {
         const afd::ReadOptions options = options_of(pixels, scale, apply_orientation, decoder);
-        return read_batch(errors, sources, limits, tolerant, options, threads);
+        return read_batch(errors, sources, limits, tolerant, options, threads, outputs_for(sources.size(), outputs));
       },
       py::arg("sources"), py::arg("limits"), py::kw_only(), py::arg("threads"), py::arg("pixels"), py::arg("scale"),
-      py::arg("tolerant"), py::arg("apply_orientation"), py::arg("decoder") = "fastest");
+      py::arg("tolerant"), py::arg("apply_orientation"), py::arg("decoder") = "fastest",
+      py::arg("outputs") = std::vector<OutputPair>());
+  afd::register_prepare(module, errors);
   module.attr("vector_decoder") = afd::has_vector_decoder();
+  module.attr("compiler") = kCompiler;
+  module.attr("build_flags") = AFD_BUILD_FLAGS;
   module.attr("codec") = "libjpeg-turbo " PYBIND11_TOSTRING(LIBJPEG_TURBO_VERSION);
+  module.def("set_result_types", &set_result_types, py::arg("image"), py::arg("component"));
   module.def("live_buffers", &afd::CoefficientArena::live_count);
 }

@@ -27,7 +27,7 @@ void inverted_cmyk_to_rgb(const std::uint8_t* cmyk, std::uint8_t* rgb, std::size
 
 // Orientation says which edges of the shown picture the stored first row and first column are (EXIF 2.32, 4.6.4.A).
 // Each row of the result is a walk through the stored picture: a start and a step.
-Pixels oriented(const Pixels& stored, int orientation) {
+Pixels oriented(const Pixels& stored, int orientation, ByteBuffer memory) {
   const bool swaps_axes = orientation >= 5;
   const bool flips_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
   const bool flips_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
@@ -36,7 +36,7 @@ Pixels oriented(const Pixels& stored, int orientation) {
   Pixels result;
   result.width = swaps_axes ? stored.height : stored.width;
   result.height = swaps_axes ? stored.width : stored.height;
-  result.samples = allocate_bytes(std::size_t{3} * stored.width * stored.height);
+  result.samples = std::move(memory);
 
   const std::ptrdiff_t step_x = flips_x ? -3 : 3;
   const std::ptrdiff_t step_y = flips_y ? -3 * width : 3 * width;

@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -251,6 +252,13 @@ class TestHeader:
     def test_the_codec_is_named(self) -> None:
         assert re.fullmatch(r"libjpeg-turbo [\d.]+", jpeg.CODEC)
 
+    def test_the_module_says_how_it_was_built(self) -> None:
+        command = [sys.executable, "-m", "afd_serve.jpeg"]
+        facts = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for name in ("afd-serve", "decoder", "compiler", "flags"):
+            assert re.search(rf"^{name} +\S", facts, re.MULTILINE)
+        assert re.search(rf"^codec +{jpeg.CODEC}$", facts, re.MULTILINE)
+
     def test_is_jpeg(self) -> None:
         assert jpeg.is_jpeg(pillow_jpeg(8, 8))
         assert jpeg.is_jpeg(memoryview(b"\xff\xd8\xff"))
@@ -339,7 +347,7 @@ class TestMemory:
         made = make_jpeg(40, 24, YCC_420)  # 5x3 blocks of luma, padded to 6x4; 3x2 of chroma, not padded
         decoded = _jpeg.read(
             made.data,
-            jpeg._native(jpeg.DEFAULT_LIMITS),
+            jpeg.native_limits(jpeg.DEFAULT_LIMITS),
             pixels=False,
             scale=8,
             tolerant=False,
@@ -456,7 +464,7 @@ class TestDecoders:
     OPTIONS: ClassVar[dict[str, Any]] = {"pixels": True, "scale": 8, "apply_orientation": False}
 
     def outcome(self, data: bytes, decoder: Any, tolerant: bool) -> tuple[Any, ...]:
-        limits = jpeg._native(jpeg.DEFAULT_LIMITS)
+        limits = jpeg.native_limits(jpeg.DEFAULT_LIMITS)
         try:
             decoded = _jpeg.read(data, limits, tolerant=tolerant, decoder=decoder, **self.OPTIONS)
         except JpegError as error:
@@ -497,7 +505,7 @@ class TestDecoders:
         for restart_interval in (0, 3):
             data = make_jpeg(37, 29, sampling, interleaved=interleaved, restart_interval=restart_interval).data
             for decoder in ("fastest", "portable"):
-                limits = jpeg._native(jpeg.DEFAULT_LIMITS)
+                limits = jpeg.native_limits(jpeg.DEFAULT_LIMITS)
                 decoded = _jpeg.read(data, limits, tolerant=False, decoder=decoder, **self.OPTIONS)  # type: ignore[arg-type]
                 assert decoded.own_scans == (1 if interleaved else len(sampling))
 
@@ -506,7 +514,7 @@ class TestDecoders:
         for restart_interval in (0, 3):
             data = make_jpeg(37, 29, SAMPLINGS[name], process="progressive", restart_interval=restart_interval).data
             for decoder in ("fastest", "portable"):
-                limits = jpeg._native(jpeg.DEFAULT_LIMITS)
+                limits = jpeg.native_limits(jpeg.DEFAULT_LIMITS)
                 decoded = _jpeg.read(data, limits, tolerant=False, decoder=decoder, **self.OPTIONS)  # type: ignore[arg-type]
                 assert decoded.own_scans == len(re.findall(rb"\xff\xda", data))
 

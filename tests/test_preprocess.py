@@ -1,13 +1,17 @@
 """One picture's way to the model's inputs."""
 
+import itertools
+import threading
 from io import BytesIO
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from afd_serve import jpeg
-from afd_serve.dct import dequantize
+from afd_serve import _jpeg, jpeg
+from afd_serve.dct import dequantize, orient_blocks
 from afd_serve.errors import (
     EmptyInputError,
     InputError,
@@ -18,10 +22,11 @@ from afd_serve.errors import (
 )
 from afd_serve.jpeg import JpegLimits
 from afd_serve.models.backbones import Preprocessing
-from afd_serve.preprocess import prepare, stack
-from afd_serve.quality import scaled_table
-from afd_serve.transforms import crop_box
+from afd_serve.preprocess import PreparedPicture, prepare, stack
+from afd_serve.quality import compression_history, scaled_table
+from afd_serve.transforms import Box, block_grid, crop_box, resize_crop
 from tests.conftest import encoded, recompressed, scene
+from tests.jpeg_files import ARITHMETIC, after_soi, exif_segment, make_jpeg, pillow_jpeg
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
 
@@ -66,6 +71,197 @@ def test_a_large_picture_is_decoded_at_a_reduced_scale_with_nearly_the_same_pixe
     data = encoded(smooth, quality=90)
     difference = prepare(data, PREPROCESSING).rgb.astype(int) - pillows(_decoded(data))
     assert np.abs(difference).mean() < 1.5
+
+
+SAMPLINGS = {
+    "grayscale": [(1, 1)],
+    "grayscale-2x2": [(2, 2)],
+    "444": [(1, 1), (1, 1), (1, 1)],
+    "422": [(2, 1), (1, 1), (1, 1)],
+    "420": [(2, 2), (1, 1), (1, 1)],
+    "440": [(1, 2), (1, 1), (1, 1)],
+    "411": [(4, 1), (1, 1), (1, 1)],
+    "410": [(4, 2), (1, 1), (1, 1)],
+    "441": [(1, 4), (1, 1), (1, 1)],
+    "mixed": [(2, 1), (1, 2), (1, 1)],
+    "large-chroma": [(1, 1), (2, 2), (1, 1)],
+}
+
+
+def composed(data: bytes, preprocessing: Preprocessing, crop: bool) -> PreparedPicture:
+    """What `prepare` makes in one call, step by step, from the whole picture's pixels and all its coefficients."""
+    header = jpeg.read_header(data)
+    whole = (0, 0, header.width, header.height)
+    box: Box = crop_box(header.width, header.height, preprocessing) if crop else whole
+    scale = _jpeg.decoding_scale(box, preprocessing.size)
+    image = jpeg.read(data, pixels=True, scale=scale)
+    left, top, right, bottom = (side * scale / 8 for side in box)
+    rgb = resize_crop(image.pixels, (left, top, right, bottom), preprocessing.size, preprocessing.interpolation)
+    grid = -(-preprocessing.size // 8)
+    blocks = np.zeros((grid, grid, 3, 8, 8), np.int16)
+    h_max, v_max = max(c.h for c in image.components), max(c.v for c in image.components)
+    for index, part in enumerate(image.components):
+        blocks_wide, blocks_high = part.width_in_blocks, part.height_in_blocks
+        steps = 8 * h_max / part.h, 8 * v_max / part.v
+        rows, columns = block_grid(box, preprocessing.size, blocks_wide, blocks_high, *steps)
+        blocks[:, :, index] = dequantize(part.coefficients[rows[:, None], columns[None]], part.quant_table)
+    tables = [image.components[min(index, len(image.components) - 1)].quant_table for index in range(3)]
+    features = _jpeg.block_features(blocks, np.stack(tables), 1)
+    history = compression_history(blocks[:, :, 0], tables[0])
+    assert (features.quality, features.resaved) == (history.quality, history.resaved)
+    upright = [orient_blocks(blocks[:, :, index], image.orientation).reshape(grid, grid, 64) for index in range(3)]
+    own = features.quant_tables.reshape(3, 8, 8)
+    return PreparedPicture(
+        rgb=_turned(rgb, image.orientation),
+        dequantized=np.concatenate(upright, axis=2),
+        quant_tables=(own.transpose(0, 2, 1) if image.orientation >= 5 else own).reshape(3, 64),
+        geometry=np.zeros(3, np.float32),
+        history=history,
+        has_tables=True,
+    )
+
+
+def _turned(rgb: np.ndarray, orientation: int) -> np.ndarray:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(BytesIO(encoded(Image.fromarray(rgb), "PNG", exif=exif))) as stored:
+        return np.asarray(ImageOps.exif_transpose(stored))
+
+
+def assert_composed(data: bytes, preprocessing: Preprocessing, *, crop: bool) -> None:
+    picture, expected = prepare(data, preprocessing, crop=crop), composed(data, preprocessing, crop)
+    for name in ("rgb", "dequantized", "quant_tables"):
+        np.testing.assert_array_equal(getattr(picture, name), getattr(expected, name), err_msg=name)
+    assert picture.history == expected.history
+
+
+@pytest.mark.parametrize("process", ["baseline", "extended", "progressive"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_one_call_does_what_its_steps_do(sampling: str, process: str) -> None:
+    cases = itertools.product([(96, 60), (150, 131), (333, 61)], [8, 20, 64], [0.4, 0.875], [0, 3])
+    for number, ((width, height), size, fraction, restarts) in enumerate(cases):
+        options = {"process": process, "interleaved": number % 5 != 0, "restart_interval": restarts, "seed": number}
+        made = make_jpeg(width, height, SAMPLINGS[sampling], **options)
+        data = after_soi(made.data, exif_segment(1 + number % 8))
+        preprocessing = Preprocessing(size, fraction, "bilinear" if number % 2 else "bicubic", (0.0,) * 3, (1.0,) * 3)
+        assert_composed(data, preprocessing, crop=number % 7 != 0)
+
+
+@given(
+    st.integers(9, 400),
+    st.integers(9, 400),
+    st.integers(8, 64),
+    st.floats(0.05, 1.0),
+    st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+    st.booleans(),
+    st.integers(1, 8),
+    st.integers(20, 95),
+)
+@settings(max_examples=60)
+def test_any_crop_of_any_size_is_that_of_the_whole_picture(
+    width: int,
+    height: int,
+    size: int,
+    fraction: float,
+    subsampling: str,
+    progressive: bool,
+    orientation: int,
+    quality: int,
+) -> None:
+    data = pillow_jpeg(width, height, quality=quality, subsampling=subsampling, progressive=progressive)
+    preprocessing = Preprocessing(size, fraction, "bicubic", (0.0,) * 3, (1.0,) * 3)
+    assert_composed(after_soi(data, exif_segment(orientation)), preprocessing, crop=True)
+
+
+def test_arithmetic_coding_is_prepared_too() -> None:
+    for made in ARITHMETIC.values():
+        assert_composed(made().data, Preprocessing(16, 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3), crop=True)
+
+
+def outcome(call: object) -> tuple[type, str]:
+    try:
+        call()
+    except InputError as error:
+        return type(error), str(error)
+    return type(None), ""
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}])
+def test_damage_anywhere_is_the_readers_error(options: dict[str, object]) -> None:
+    data = pillow_jpeg(90, 70, quality=70, **options)
+    damaged = [data[:length] for length in range(3, len(data), 11)]
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(data)
+        changed[int(random.integers(3, len(data)))] ^= 1 << int(random.integers(0, 8))
+        damaged.append(bytes(changed))
+    failures = 0
+    for file in damaged:
+        expected = outcome(lambda file=file: jpeg.read(file, pixels=True))
+        if expected[0] is type(None):
+            assert_composed_or_refused(file)
+            continue
+        failures += 1
+        assert outcome(lambda file=file: prepare(file, PREPROCESSING)) == expected
+    assert failures > 50
+
+
+def assert_composed_or_refused(data: bytes) -> None:
+    if jpeg.read_header(data).color_space in ("ycbcr", "grayscale"):
+        assert_composed(data, PREPROCESSING, crop=True)
+
+
+def test_a_second_scan_of_the_same_component_counts() -> None:
+    made = make_jpeg(64, 48, [(1, 1)], seed=3).data
+    scan = made.index(b"\xff\xda")
+    other = make_jpeg(64, 48, [(1, 1)], seed=4).data
+    data = made[:-2] + other[other.index(b"\xff\xda") :]
+    assert scan < len(made)
+    expected = outcome(lambda: jpeg.read(data, pixels=True))
+    assert outcome(lambda: prepare(data, PREPROCESSING)) == expected
+    if expected[0] is type(None):
+        assert_composed(data, PREPROCESSING, crop=False)
+
+
+@pytest.mark.parametrize("data", [pillow_jpeg(150, 110), pillow_jpeg(150, 110, progressive=True)])
+def test_portable_code_prepares_the_same(data: bytes) -> None:
+    limits = jpeg.native_limits(JpegLimits())
+    fast, portable = (
+        _jpeg.prepare(data, limits, size=64, crop_fraction=0.875, interpolation="bicubic", instructions=instructions)
+        for instructions in ("fastest", "portable")
+    )
+    assert np.array_equal(fast.rgb, portable.rgb)
+    assert np.array_equal(fast.features.dequantized, portable.features.dequantized)
+
+
+def test_threads_prepare_at_the_same_time() -> None:
+    files = [pillow_jpeg(200 + 10 * seed, 180, seed=seed, progressive=seed % 2 == 1) for seed in range(6)]
+    expected = [prepare(file, PREPROCESSING) for file in files]
+    wrong: list[int] = []
+
+    def work(start: int) -> None:
+        for step in range(30):
+            index = (start + step) % len(files)
+            picture = prepare(files[index], PREPROCESSING)
+            if not np.array_equal(picture.rgb, expected[index].rgb):
+                wrong.append(index)
+            if not np.array_equal(picture.dequantized, expected[index].dequantized):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_results_are_writable_and_own_their_memory() -> None:
+    before = _jpeg.live_buffers()
+    picture = prepare(pillow_jpeg(150, 110), PREPROCESSING)
+    assert _jpeg.live_buffers() == before
+    assert picture.rgb.flags.writeable
+    assert picture.dequantized.flags.c_contiguous
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])

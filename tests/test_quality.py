@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afd_serve import jpeg
-from afd_serve.dct import dequantize
+from afd_serve import _jpeg, jpeg
+from afd_serve.dct import ZIGZAG_TO_NATURAL, dequantize
 from afd_serve.quality import compression_history, earlier_quality, estimate_quality, scaled_table
 from tests.conftest import encoded, recompressed, scene
 
@@ -59,3 +59,62 @@ def test_the_finest_quality_that_is_looked_for_is_found() -> None:
 def test_a_flat_picture_is_good() -> None:
     blank = np.zeros((28, 28, 8, 8), np.int16)
     assert compression_history(blank, scaled_table(95)).good
+
+
+FREQUENCIES = np.array(ZIGZAG_TO_NATURAL[1:22])
+CANDIDATES = range(3, 86)
+
+
+def reference_earlier_quality(dequantized: np.ndarray, quant_table: np.ndarray) -> int | None:
+    """What the extension computes, written for readers: single precision, and one candidate after the other."""
+    magnitudes = np.abs(dequantized.reshape(-1, 64)[:, FREQUENCIES].astype(np.float32)).reshape(-1)
+    chosen = np.flatnonzero(magnitudes >= 2)
+    if chosen.size > 1536:
+        chosen = chosen[np.linspace(0, chosen.size - 1, 1536).astype(np.int64)]
+    values, frequencies = magnitudes[chosen], chosen % len(FREQUENCIES)
+    own = quant_table.reshape(64)[FREQUENCIES].astype(np.float32)
+    run: dict[int, float] = {}
+    for quality in CANDIDATES:
+        steps = scaled_table(quality).reshape(64)[FREQUENCIES].astype(np.float32)
+        usable = np.maximum(np.float32(1.9) * own, np.float32(6)) <= steps
+        ratio = values / steps[frequencies]
+        counted = usable[frequencies] & (ratio > np.float32(0.3))
+        distance = np.abs(ratio - np.rint(ratio))[counted]
+        if distance.size >= 40 and (distance > 0.25).sum() < 0.12 * distance.size:
+            run[quality] = float(distance.astype(np.float64).mean())
+        elif run:
+            break
+    return min(run, key=lambda quality: run[quality]) if run else None
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(3, 90),
+    st.integers(40, 100),
+    st.sampled_from([3.0, 30.0, 300.0, 30000.0]),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
+def test_histories_are_the_references(side: int, first: int, final: int, scale: float, seed: int, twice: bool) -> None:
+    coefficients = np.random.default_rng(seed).laplace(0, scale, (side, side, 8, 8)).clip(-32768, 32767)
+    for quality in (first, final) if twice else (final,):
+        steps = scaled_table(quality).astype(np.float64)
+        coefficients = (np.rint(coefficients / steps) * steps).clip(-32768, 32767)
+    blocks = coefficients.astype(np.int16)
+    expected = reference_earlier_quality(blocks, scaled_table(final))
+    assert earlier_quality(blocks, scaled_table(final)) == expected
+    assert _jpeg.earlier_quality(blocks, scaled_table(final), instructions="portable") == expected
+
+
+@given(st.lists(st.integers(0, 65535), min_size=64, max_size=64))
+def test_any_table_has_an_estimate(steps: list[int]) -> None:
+    assert 1 <= estimate_quality(np.array(steps, np.uint16).reshape(8, 8)) <= 100
+
+
+def test_shapes_that_are_no_tables_or_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="table"):
+        estimate_quality(np.ones(64, np.uint16))
+    with pytest.raises(ValueError, match="blocks"):
+        earlier_quality(np.zeros((3, 5), np.int16), scaled_table(50))
+    with pytest.raises(ValueError, match="quality"):
+        scaled_table(0)

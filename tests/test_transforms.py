@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from afd_serve import _jpeg
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.transforms import block_grid, crop_box, resize_crop
 
@@ -50,6 +52,61 @@ def test_resize_reads_only_the_box_and_the_reach_of_the_filter(width: int, heigh
     elsewhere[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach] = False
     changed = np.where(elsewhere[..., None], 255 - pixels, pixels)
     assert np.array_equal(resize_crop(pixels, box, 16, "bilinear"), resize_crop(changed, box, 16, "bilinear"))
+
+
+PILLOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> tuple[int, int, tuple[float, float, float, float]]:
+    """A picture's width and height, and a box in it, with whole or fractional sides."""
+    width, height = draw(st.integers(1, 150)), draw(st.integers(1, 150))
+    if draw(st.booleans()):
+        left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
+        return width, height, (left, top, draw(st.integers(left + 1, width)), draw(st.integers(top + 1, height)))
+    left, top = draw(st.floats(0, width - 0.75, width=32)), draw(st.floats(0, height - 0.75, width=32))
+    right, bottom = draw(st.floats(left + 0.5, width)), draw(st.floats(top + 0.5, height))
+    return width, height, (left, top, right, bottom)
+
+
+@given(boxes(), st.integers(1, 100), st.sampled_from(sorted(PILLOWS)), st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=500)
+def test_resize_is_pillows_bit_for_bit(
+    drawn: tuple[int, int, tuple[float, float, float, float]], size: int, filter_name: str, seed: int, sharp: bool
+) -> None:
+    width, height, box = drawn
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    if sharp:  # weights below zero then pass the ends of a byte
+        pixels = np.where(pixels < 128, 0, 255).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((size, size), PILLOWS[filter_name], box=box))
+    for instructions in ("fastest", "avx2", "portable"):
+        got = _jpeg.resample(pixels, box, size, filter_name, instructions=instructions)
+        assert np.array_equal(got, expected), instructions
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 6, 10, 11, 16, 17])
+@pytest.mark.parametrize("height", [1, 2, 7])
+def test_narrow_pictures_are_read_within_their_bounds(width: int, height: int) -> None:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    for size in (1, 4, 8, 33):
+        expected = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+        got = _jpeg.resample(pixels, (0, 0, width, height), size, "bicubic")
+        assert np.array_equal(got, np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    "box", [(-1, 0, 5, 5), (0, 0, 9, 5), (0, 0, 5, 9), (3, 0, 3, 5), (0, 4, 5, 2), (float("nan"), 0, 5, 5)]
+)
+def test_a_box_outside_the_picture_or_without_content_is_refused(box: tuple[float, float, float, float]) -> None:
+    with pytest.raises(ValueError, match="the box must"):
+        resize_crop(np.zeros((8, 8, 3), np.uint8), box, 4, "bicubic")
+
+
+def test_pixels_that_are_not_contiguous_are_resized_too() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    mirrored = pixels[:, ::-1]
+    expected = resize_crop(np.ascontiguousarray(mirrored), (0, 0, 40, 40), 16, "bicubic")
+    assert np.array_equal(resize_crop(mirrored, (0, 0, 40, 40), 16, "bicubic"), expected)
 
 
 def test_a_picture_of_the_right_size_passes_unchanged() -> None:

@@ -1,4 +1,6 @@
 // Unit tests of the codec without Python; meant to run under sanitizers: cmake -DAFD_TESTS=ON -DAFD_SANITIZE=...
+//
+// Usage: codec_test [PART_OF_A_NAME]
 
 #include <algorithm>
 #include <cstdint>
@@ -18,73 +20,16 @@
 #include "../markers.h"
 #include "../unstuff.h"
 #include "outcome.h"
+#include "support.h"
 
 namespace {
 
+using afd::Bytes;
+using afd::encode;
+using afd::EncodeOptions;
 using afd::ErrorKind;
-using Bytes = std::vector<std::uint8_t>;
-
-int failed_checks = 0;
-
-#define CHECK(condition)                                                  \
-  do {                                                                    \
-    if (!(condition)) {                                                   \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      ++failed_checks;                                                    \
-    }                                                                     \
-  } while (false)
-
-constexpr afd::Limits kLimits{100'000'000, 64 << 20, 100, std::uint64_t{1} << 30, 8.0};
-
-struct EncodeOptions {
-  int components = 3;
-  int h = 2;
-  int v = 2;
-  bool progressive = false;
-  bool arithmetic = false;
-  int restart_interval = 0;
-  int quality = 75;
-  bool optimize = false;
-  bool noise = false;  // blocks without a zero: codes of every length, and blocks without an end
-};
-
-Bytes encode(int width, int height, const EncodeOptions& options = {}) {
-  jpeg_compress_struct cinfo{};
-  jpeg_error_mgr errors{};
-  unsigned char* buffer = nullptr;
-  unsigned long size = 0;
-  cinfo.err = jpeg_std_error(&errors);
-  jpeg_create_compress(&cinfo);
-  jpeg_mem_dest(&cinfo, &buffer, &size);
-  cinfo.image_width = static_cast<JDIMENSION>(width);
-  cinfo.image_height = static_cast<JDIMENSION>(height);
-  cinfo.input_components = options.components;
-  cinfo.in_color_space = options.components == 1 ? JCS_GRAYSCALE : options.components == 3 ? JCS_RGB : JCS_CMYK;
-  jpeg_set_defaults(&cinfo);
-  cinfo.comp_info[0].h_samp_factor = options.h;
-  cinfo.comp_info[0].v_samp_factor = options.v;
-  cinfo.arith_code = options.arithmetic ? TRUE : FALSE;
-  cinfo.restart_interval = static_cast<unsigned int>(options.restart_interval);
-  cinfo.optimize_coding = options.optimize ? TRUE : FALSE;
-  jpeg_set_quality(&cinfo, options.quality, TRUE);
-  if (options.progressive) jpeg_simple_progression(&cinfo);
-  jpeg_start_compress(&cinfo, TRUE);
-  std::minstd_rand random(1);
-  Bytes row(static_cast<std::size_t>(width * options.components));
-  while (cinfo.next_scanline < cinfo.image_height) {
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      const std::size_t pattern = i * 7 + cinfo.next_scanline * 13 + (i * cinfo.next_scanline) % 31;
-      row[i] = static_cast<std::uint8_t>(options.noise ? random() >> 8 : pattern);
-    }
-    JSAMPROW pointer = row.data();
-    jpeg_write_scanlines(&cinfo, &pointer, 1);
-  }
-  jpeg_finish_compress(&cinfo);
-  jpeg_destroy_compress(&cinfo);
-  Bytes file(buffer, buffer + size);
-  std::free(buffer);
-  return file;
-}
+using afd::failed_checks;
+using afd::kLimits;
 
 afd::Picture read(const Bytes& file, const afd::ReadOptions& options = {}, bool tolerant = false,
                   const afd::Limits& limits = kLimits) {
@@ -92,11 +37,12 @@ afd::Picture read(const Bytes& file, const afd::ReadOptions& options = {}, bool 
 }
 
 // Reads the file from an allocation of exactly its size, so that ASan sees a read past its end.
-bool fails_with(ErrorKind kind, const Bytes& file, const afd::Limits& limits = kLimits) {
+bool fails_with(ErrorKind kind, const Bytes& file, const afd::Limits& limits = kLimits,
+                const afd::ReadOptions& options = {}) {
   const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[file.size()]);
   std::copy(file.begin(), file.end(), exact.get());
   try {
-    afd::JpegReader(exact.get(), file.size(), limits, false).read({});
+    afd::JpegReader(exact.get(), file.size(), limits, false).read(options);
   } catch (const afd::JpegFailure& failure) {
     return failure.kind() == kind && std::strlen(failure.what()) > 0;
   }
@@ -484,7 +430,7 @@ void app1_is_read_within_its_bounds() {
   }
 }
 
-void readers_in_threads_share_nothing() {
+void threads_share_nothing() {
   const Bytes file = encode(200, 150);
   const std::vector<JCOEF> expected = reference_coefficients(file);
   bool equal[4] = {};
@@ -499,7 +445,31 @@ void readers_in_threads_share_nothing() {
   for (const bool result : equal) CHECK(result);
 }
 
-void batches_keep_their_order_and_survive_failures() {
+// Memory of exactly the right size, so that ASan sees a write past its end.
+void pictures_go_into_the_callers_memory() {
+  for (const EncodeOptions& kind : kinds()) {
+    const Bytes file = encode(37, 29, kind);
+    const afd::Picture expected = read(file, {true, 8, false});
+    const std::size_t count = expected.coefficients->size_bytes() / sizeof(JCOEF);
+    const std::unique_ptr<JCOEF[]> coefficients(new JCOEF[count]);
+    const std::unique_ptr<std::uint8_t[]> samples(new std::uint8_t[37 * 29 * 3]);
+    std::fill_n(coefficients.get(), count, JCOEF{77});
+    afd::ReadOptions options{true, 8, false};
+    options.output = {coefficients.get(), count, samples.get(), 37 * 29 * 3};
+    const afd::Picture picture = read(file, options);
+    CHECK(picture.coefficients->plane(0) == coefficients.get());
+    CHECK(picture.pixels->samples.get() == samples.get());
+    CHECK(std::equal(coefficients.get(), coefficients.get() + count, expected.coefficients->plane(0)));
+    CHECK(pixels_of(picture) == pixels_of(expected));
+    for (std::size_t afd::Output::* size : {&afd::Output::coefficient_count, &afd::Output::sample_count}) {
+      afd::ReadOptions wrong = options;
+      wrong.output.*size -= 1;
+      CHECK(fails_with(ErrorKind::kOutputTooSmall, file, kLimits, wrong));
+    }
+  }
+}
+
+void threads_keep_the_order_of_a_batch() {
   std::vector<Bytes> files;
   for (int i = 0; i < 40; ++i) files.push_back(i % 5 == 3 ? Bytes{0xFF, 0xD8} : encode(20 + i, 30, kinds()[i % 10]));
   std::vector<afd::Input> inputs;
@@ -517,7 +487,7 @@ void batches_keep_their_order_and_survive_failures() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   const std::pair<const char*, void (*)()> tests[] = {
       {"coefficients_are_those_of_libjpegs_own_memory", coefficients_are_those_of_libjpegs_own_memory},
       {"every_scale_fills_its_pixels", every_scale_fills_its_pixels},
@@ -537,10 +507,12 @@ int main() {
       {"scans_are_counted_without_decoding", scans_are_counted_without_decoding},
       {"exif_is_read_within_its_bounds", exif_is_read_within_its_bounds},
       {"app1_is_read_within_its_bounds", app1_is_read_within_its_bounds},
-      {"readers_in_threads_share_nothing", readers_in_threads_share_nothing},
-      {"batches_keep_their_order_and_survive_failures", batches_keep_their_order_and_survive_failures},
+      {"threads_share_nothing", threads_share_nothing},
+      {"pictures_go_into_the_callers_memory", pictures_go_into_the_callers_memory},
+      {"threads_keep_the_order_of_a_batch", threads_keep_the_order_of_a_batch},
   };
   for (const auto& [name, test] : tests) {
+    if (argc > 1 && std::strstr(name, argv[1]) == nullptr) continue;
     const int before = failed_checks;
     test();
     std::printf("%s %s\n", failed_checks == before ? "ok    " : "FAILED", name);

@@ -1,0 +1,137 @@
+// libFuzzer entry: what is made of part of the pixels and of coefficients that come by rows is what a whole decode
+// gives, and the same on any processor. Built and run as read_fuzzer.cpp says.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../prepare.h"
+
+namespace {
+
+constexpr afd::Limits kLimits{1 << 16, 1 << 20, 20, 4 << 20, 64.0};
+
+void require(bool condition) {
+  if (!condition) std::abort();
+}
+
+using Planes = std::vector<std::vector<JCOEF>>;
+
+// The rows of each component, without padding.
+class Recorder final : public afd::CoefficientSink {
+ public:
+  void begin(const afd::Header& header) override {
+    components_ = header.components;
+    planes.assign(components_.size(), {});
+  }
+  void take(std::size_t component, std::uint32_t row, const JCOEF* blocks) noexcept override {
+    if (row >= components_[component].height_in_blocks) return;
+    const std::size_t count = std::size_t{components_[component].width_in_blocks} * DCTSIZE2;
+    require(planes[component].size() == row * count);
+    planes[component].insert(planes[component].end(), blocks, blocks + count);
+  }
+
+  Planes planes;
+
+ private:
+  std::vector<afd::Component> components_;
+};
+
+Planes planes_of(const afd::Picture& picture) {
+  Recorder recorder;
+  recorder.begin(picture.header);
+  for (std::size_t i = 0; i < picture.header.components.size(); ++i) {
+    const afd::PlaneShape& shape = picture.coefficients->shape(i);
+    for (std::uint32_t y = 0; y < shape.height_in_blocks; ++y) {
+      recorder.take(i, y, picture.coefficients->plane(i) + std::size_t{y} * shape.padded_width_in_blocks * DCTSIZE2);
+    }
+  }
+  return recorder.planes;
+}
+
+// A picture or the words of the failure.
+struct Result {
+  std::optional<afd::Picture> picture;
+  std::string failure;
+};
+
+Result read(const std::uint8_t* data, std::size_t size, const afd::ReadOptions& options) {
+  Result result;
+  try {
+    result.picture = afd::JpegReader(data, size, kLimits, false).read(options);
+  } catch (const afd::JpegFailure& failure) {
+    result.failure = failure.what();
+  }
+  return result;
+}
+
+// The bytes of the file choose the region, so that a picture is looked at from many sides.
+afd::Region region_of(const afd::Pixels& whole, std::size_t size) {
+  const auto x = static_cast<std::uint32_t>(size * 7 % whole.width);
+  const auto y = static_cast<std::uint32_t>(size * 13 % whole.height);
+  return {x, y, 1 + static_cast<std::uint32_t>(size * 5 % (whole.width - x)),
+          1 + static_cast<std::uint32_t>(size * 3 % (whole.height - y))};
+}
+
+void compare_rows(const afd::Pixels& whole, const afd::Pixels& part, const afd::Region& region) {
+  require(part.x <= region.x && part.y <= region.y && part.x + part.width >= region.x + region.width &&
+          part.y + part.height >= region.y + region.height);
+  for (std::uint32_t y = region.y; y < region.y + region.height; ++y) {
+    const std::uint8_t* expected = whole.samples.get() + std::size_t{3} * (std::size_t{y} * whole.width + region.x);
+    const std::uint8_t* found =
+        part.samples.get() + std::size_t{3} * (std::size_t{y - part.y} * part.width + region.x - part.x);
+    require(std::equal(expected, expected + std::size_t{3} * region.width, found));
+  }
+}
+
+void compare_parts(const std::uint8_t* data, std::size_t size) {
+  afd::ReadOptions options;
+  options.pixels = true;
+  options.scale = static_cast<int>(1 + size % 8);
+  const Result whole = read(data, size, options);
+  Recorder recorder;
+  options.sink = &recorder;
+  if (whole.picture) options.region = region_of(*whole.picture->pixels, size);
+  const Result part = read(data, size, options);
+  require(part.failure == whole.failure);
+  if (!whole.picture) return;
+  require(recorder.planes == planes_of(*whole.picture));
+  require(part.picture->warnings == whole.picture->warnings);
+  compare_rows(*whole.picture->pixels, *part.picture->pixels, *options.region);
+}
+
+std::optional<afd::PreparedJpeg> prepared(const std::uint8_t* data, std::size_t size, afd::Instructions instructions) {
+  const afd::Filter filter = size % 2 == 0 ? afd::Filter::kBicubic : afd::Filter::kBilinear;
+  const std::optional<double> crop = size % 3 == 0 ? std::nullopt : std::optional<double>(0.875);
+  try {
+    return afd::prepare(data, size, kLimits, {static_cast<std::uint32_t>(8 + size % 32), crop, filter, instructions});
+  } catch (const afd::JpegFailure&) {
+    return std::nullopt;
+  }
+}
+
+void compare_processors(const std::uint8_t* data, std::size_t size) {
+  const auto fastest = prepared(data, size, afd::Instructions::kFastest);
+  const auto portable = prepared(data, size, afd::Instructions::kPortable);
+  require(fastest.has_value() == portable.has_value());
+  if (!fastest) return;
+  const std::size_t samples = std::size_t{3} * fastest->rgb.width * fastest->rgb.height;
+  require(std::equal(fastest->rgb.samples.get(), fastest->rgb.samples.get() + samples, portable->rgb.samples.get()));
+  const afd::BlockFeatures& left = fastest->features;
+  const afd::BlockFeatures& right = portable->features;
+  const std::size_t values = std::size_t{left.side} * left.side * afd::kCellBlocks * DCTSIZE2;
+  require(std::equal(left.blocks.get(), left.blocks.get() + values, right.blocks.get()));
+  require(left.tables == right.tables && left.history.quality == right.history.quality);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  compare_parts(data, size);
+  compare_processors(data, size);
+  return 0;
+}

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "coefficient_arena.h"
+#include "entropy_decoder.h"
+#include "libjpeg.h"
+#include "pixels.h"
+
+namespace afd {
+
+// Sees every row of blocks of a picture, those of each component from the top to the bottom. Called from libjpeg, whose
+// errors jump: throws nothing.
+class RowSink {
+ public:
+  // `blocks` is int16 [padded width in blocks, 8, 8], quantized, natural order; valid during the call.
+  virtual void take(std::size_t component, std::uint32_t row, const JCOEF* blocks) noexcept = 0;
+
+ protected:
+  ~RowSink() = default;
+};
+
+// One row of MCUs, into which libjpeg's output pass decodes as it goes: a large picture's coefficients then never leave
+// the processor's caches, and nobody waits for memory to be mapped and zeroed. In place of a CoefficientArena.
+//
+// libjpeg's input pass asks for rows to write, and gets some that it leaves alone; see Note [Our scans inside
+// libjpeg's]. Its output pass asks for rows to read, from the top to the bottom.
+class RowBand {
+ public:
+  static constexpr bool kHoldsAllRows = false;
+
+  // `rows` are those of each plane that belong to one row of MCUs. Throws std::bad_alloc.
+  RowBand(std::vector<PlaneShape> shapes, const std::vector<std::uint32_t>& rows, EntropyDecoder& decoder);
+  ~RowBand();
+  RowBand(const RowBand&) = delete;
+  RowBand& operator=(const RowBand&) = delete;
+
+  const PlaneShape& shape(std::size_t component) const { return planes_[component].shape; }
+  // First coefficient of the plane's part of the band.
+  JCOEF* plane(std::size_t component) const { return planes_[component].rows.front()[0]; }
+
+  // As CoefficientArena::attach_to.
+  void attach_to(jpeg_decompress_struct& cinfo);
+  // Where rows go once they are decoded; before any is.
+  void send_to(RowSink* sink) { sink_ = sink; }
+  // Decodes what the output pass did not ask for; false if the picture is spoiled.
+  bool decode_rest() noexcept;
+
+ private:
+  struct Plane {
+    PlaneShape shape;
+    std::vector<JBLOCKROW> rows;
+  };
+
+  static jvirt_barray_ptr request_plane(j_common_ptr cinfo, int pool_id, boolean pre_zero, JDIMENSION blocks_per_row,
+                                        JDIMENSION row_count, JDIMENSION max_access);
+  static JBLOCKARRAY access_plane(j_common_ptr cinfo, jvirt_barray_ptr handle, JDIMENSION start_row,
+                                  JDIMENSION row_count, boolean writable);
+  bool decode_next() noexcept;
+
+  std::vector<Plane> planes_;
+  EntropyDecoder& decoder_;
+  ByteBuffer memory_;
+  RowSink* sink_ = nullptr;
+  std::size_t requested_ = 0;
+  std::uint32_t decoded_ = 0;  // rows of MCUs
+};
+
+}  // namespace afd

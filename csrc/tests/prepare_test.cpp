@@ -1,0 +1,281 @@
+// Unit tests of what makes the classifier's inputs; meant to run under sanitizers, as codec_test.cpp.
+
+#include "../prepare.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "support.h"
+
+namespace {
+
+using afd::Box;
+using afd::Bytes;
+using afd::encode;
+using afd::EncodeOptions;
+using afd::failed_checks;
+using afd::Filter;
+using afd::Instructions;
+using afd::kLimits;
+
+// Sampling factors and processes of files whose rows are decoded one by one, and of others.
+const EncodeOptions kKinds[] = {{3, 2, 2},
+                                {3, 2, 1},
+                                {3, 1, 2},
+                                {3, 1, 1},
+                                {3, 4, 1},
+                                {1, 1, 1},
+                                {1, 2, 2},
+                                {3, 2, 2, true},
+                                {3, 2, 2, false, true},
+                                {1, 1, 1, true},
+                                {3, 2, 2, false, false, 3},
+                                {3, 1, 1, false, false, 1}};
+
+// Exactly as large as the picture, so that ASan sees a read past its end.
+std::unique_ptr<std::uint8_t[]> random_samples(std::size_t size, std::minstd_rand& random) {
+  std::unique_ptr<std::uint8_t[]> samples(new std::uint8_t[size]);
+  for (std::size_t i = 0; i < size; ++i) samples[i] = static_cast<std::uint8_t>(random() >> 8);
+  return samples;
+}
+
+Bytes resampled(const std::uint8_t* samples, std::uint32_t width, std::uint32_t height, const Box& box,
+                std::uint32_t size, Filter filter, Instructions instructions) {
+  Bytes out(std::size_t{3} * size * size);
+  afd::resample({samples, 0, 0, width, height}, width, height, box, size, filter, out.data(), instructions);
+  return out;
+}
+
+void vector_and_portable_resamples_are_equal() {
+  std::minstd_rand random(1);
+  for (int i = 0; i < 300; ++i) {
+    const std::uint32_t width = 1 + random() % 90;
+    const std::uint32_t height = 1 + random() % 90;
+    const std::uint32_t size = 1 + random() % 70;
+    const double left = random() % width;
+    const double top = random() % height;
+    const Box box{left, top, left + (width - left) * (1 + random() % 8) / 8.0,
+                  top + (height - top) * (1 + random() % 8) / 8.0};
+    const Filter filter = i % 2 == 0 ? Filter::kBicubic : Filter::kBilinear;
+    const auto samples = random_samples(std::size_t{3} * width * height, random);
+    const Bytes expected = resampled(samples.get(), width, height, box, size, filter, Instructions::kPortable);
+    for (const Instructions instructions : {Instructions::kFastest, Instructions::kAvx2}) {
+      CHECK(resampled(samples.get(), width, height, box, size, filter, instructions) == expected);
+    }
+  }
+}
+
+void a_part_resamples_as_the_whole_does() {
+  std::minstd_rand random(2);
+  constexpr std::uint32_t kWidth = 80;
+  constexpr std::uint32_t kHeight = 70;
+  const auto samples = random_samples(std::size_t{3} * kWidth * kHeight, random);
+  const Box box{20.5, 15.0, 60.0, 54.25};
+  const Bytes expected = resampled(samples.get(), kWidth, kHeight, box, 16, Filter::kBicubic, Instructions::kFastest);
+  const afd::Reach columns = afd::reach_of(box.left, box.right, kWidth, 16, Filter::kBicubic);
+  const afd::Reach rows = afd::reach_of(box.top, box.bottom, kHeight, 16, Filter::kBicubic);
+  const std::uint32_t width = columns.end - columns.first;
+  std::unique_ptr<std::uint8_t[]> part(new std::uint8_t[std::size_t{3} * width * (rows.end - rows.first)]);
+  for (std::uint32_t y = rows.first; y < rows.end; ++y) {
+    std::copy_n(samples.get() + std::size_t{3} * (y * kWidth + columns.first), 3 * width,
+                part.get() + std::size_t{3} * (y - rows.first) * width);
+  }
+  Bytes out(std::size_t{3} * 16 * 16);
+  afd::resample({part.get(), columns.first, rows.first, width, rows.end - rows.first}, kWidth, kHeight, box, 16,
+                Filter::kBicubic, out.data());
+  CHECK(out == expected);
+}
+
+void a_flat_picture_stays_flat() {
+  const Bytes flat(std::size_t{3} * 40 * 30, 200);
+  const Bytes out =
+      resampled(flat.data(), 40, 30, {1.5, 2.5, 33.0, 29.0}, 24, Filter::kBicubic, Instructions::kFastest);
+  CHECK(std::all_of(out.begin(), out.end(), [](std::uint8_t value) { return value == 200; }));
+}
+
+// All that reaches the sink, in one buffer of planes.
+class Recorder final : public afd::CoefficientSink {
+ public:
+  void begin(const afd::Header& header) override {
+    planes.assign(header.components.size(), {});
+    components_ = &header.components;
+  }
+  void take(std::size_t component, std::uint32_t row, const JCOEF* blocks) noexcept override {
+    const afd::Component& shape = (*components_)[component];
+    if (row >= shape.height_in_blocks) return;
+    CHECK(planes[component].size() == std::size_t{row} * shape.width_in_blocks * DCTSIZE2);
+    planes[component].insert(planes[component].end(), blocks, blocks + std::size_t{shape.width_in_blocks} * DCTSIZE2);
+  }
+
+  std::vector<std::vector<JCOEF>> planes;
+
+ private:
+  const std::vector<afd::Component>* components_ = nullptr;
+};
+
+std::vector<std::vector<JCOEF>> planes_of(const afd::Picture& picture) {
+  std::vector<std::vector<JCOEF>> planes;
+  for (std::size_t i = 0; i < picture.header.components.size(); ++i) {
+    const afd::PlaneShape& shape = picture.coefficients->shape(i);
+    planes.emplace_back();
+    for (std::uint32_t y = 0; y < shape.height_in_blocks; ++y) {
+      const JCOEF* row = picture.coefficients->plane(i) + std::size_t{y} * shape.padded_width_in_blocks * DCTSIZE2;
+      planes.back().insert(planes.back().end(), row, row + std::size_t{shape.width_in_blocks} * DCTSIZE2);
+    }
+  }
+  return planes;
+}
+
+afd::Picture read(const Bytes& file, const afd::ReadOptions& options) {
+  return afd::JpegReader(file.data(), file.size(), kLimits, false).read(options);
+}
+
+void rows_are_those_of_the_whole_picture() {
+  for (const EncodeOptions& kind : kKinds) {
+    const Bytes file = encode(75, 53, kind);
+    Recorder recorder;
+    afd::ReadOptions options;
+    options.pixels = true;
+    const afd::Picture whole = read(file, options);
+    options.sink = &recorder;
+    const afd::Picture by_rows = read(file, options);
+    CHECK(recorder.planes == planes_of(whole));
+    const std::size_t bytes = std::size_t{3} * whole.pixels->width * whole.pixels->height;
+    CHECK(std::equal(whole.pixels->samples.get(), whole.pixels->samples.get() + bytes, by_rows.pixels->samples.get()));
+  }
+}
+
+bool region_is_that_of(const afd::Pixels& whole, const afd::Pixels& part, const afd::Region& region) {
+  const bool holds = part.x <= region.x && part.y <= region.y && part.x + part.width >= region.x + region.width &&
+                     part.y + part.height >= region.y + region.height;
+  for (std::uint32_t y = region.y; holds && y < region.y + region.height; ++y) {
+    const std::uint8_t* expected = whole.samples.get() + std::size_t{3} * (y * whole.width + region.x);
+    const std::uint8_t* found = part.samples.get() + std::size_t{3} * ((y - part.y) * part.width + region.x - part.x);
+    if (!std::equal(expected, expected + 3 * region.width, found)) return false;
+  }
+  return holds;
+}
+
+void regions_hold_the_pixels_of_the_whole_picture() {
+  std::minstd_rand random(3);
+  for (const EncodeOptions& kind : kKinds) {
+    for (const int scale : {1, 2, 3, 4, 8}) {
+      const Bytes file = encode(235, 190, kind);
+      afd::ReadOptions options;
+      options.pixels = true;
+      options.scale = scale;
+      const afd::Pixels whole = std::move(*read(file, options).pixels);
+      for (int i = 0; i < 6; ++i) {
+        const std::uint32_t x = random() % whole.width;
+        const std::uint32_t y = random() % whole.height;
+        options.region = afd::Region{x, y, 1 + static_cast<std::uint32_t>(random() % (whole.width - x)),
+                                     1 + static_cast<std::uint32_t>(random() % (whole.height - y))};
+        CHECK(region_is_that_of(whole, *read(file, options).pixels, *options.region));
+      }
+    }
+  }
+}
+
+void prepared(const Bytes& file) {
+  const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[file.size()]);
+  std::copy(file.begin(), file.end(), exact.get());
+  try {
+    afd::prepare(exact.get(), file.size(), kLimits, {32, 0.875, Filter::kBicubic});
+  } catch (const afd::JpegFailure&) {
+  }
+}
+
+void damaged_files_are_prepared_or_fail() {
+  const std::size_t before = afd::CoefficientArena::live_count();
+  std::minstd_rand random(4);
+  for (const EncodeOptions& kind : kKinds) {
+    const Bytes file = encode(61, 45, kind);
+    for (std::size_t size = 1; size < file.size(); size += 37) prepared(Bytes(file.begin(), file.begin() + size));
+    for (int i = 0; i < 60; ++i) {
+      Bytes flipped = file;
+      flipped[random() % flipped.size()] ^= static_cast<std::uint8_t>(1 << random() % 8);
+      prepared(flipped);
+    }
+  }
+  CHECK(afd::CoefficientArena::live_count() == before);
+}
+
+void turning_back_gives_the_stored_grid() {
+  std::minstd_rand random(5);
+  constexpr std::uint32_t kSide = 5;
+  std::vector<std::int16_t> stored(std::size_t{kSide} * kSide * afd::kCellCoefficients);
+  for (std::int16_t& value : stored) value = static_cast<std::int16_t>(random() % 2001 - 1000);
+  std::vector<std::int16_t> turned(stored.size());
+  std::vector<std::int16_t> back(stored.size());
+  for (int orientation = 1; orientation <= 8; ++orientation) {
+    const int inverse = orientation == 6 ? 8 : orientation == 8 ? 6 : orientation;
+    afd::orient_grid(stored.data(), kSide, orientation, turned.data());
+    afd::orient_grid(turned.data(), kSide, inverse, back.data());
+    CHECK(back == stored);
+  }
+}
+
+void vector_and_portable_histories_are_equal() {
+  std::minstd_rand random(6);
+  for (int i = 0; i < 200; ++i) {
+    const afd::QuantTable first = afd::scaled_table(5 + i % 80, false);
+    std::vector<std::int16_t> blocks(std::size_t{random() % 200} * DCTSIZE2);
+    for (std::size_t k = 0; k < blocks.size(); ++k) {
+      blocks[k] = static_cast<std::int16_t>((static_cast<int>(random() % 7) - 3) * first[k % DCTSIZE2]);
+    }
+    const afd::LumaBlocks luma{blocks.data(), blocks.size() / DCTSIZE2, DCTSIZE2};
+    const afd::QuantTable own = afd::scaled_table(95, false);
+    const auto found = afd::earlier_quality(luma, own, Instructions::kFastest);
+    CHECK(found == afd::earlier_quality(luma, own, Instructions::kPortable));
+    if (luma.count > 50) CHECK(found && std::abs(*found - (5 + i % 80)) <= 3);
+  }
+}
+
+void every_quality_is_estimated_from_its_table() {
+  for (int quality = 1; quality <= 100; ++quality) {
+    const afd::QuantTable table = afd::scaled_table(quality, false);
+    CHECK(afd::scaled_table(afd::estimate_quality(table), false) == table);
+  }
+}
+
+void crops_are_centred_squares() {
+  const Box box = afd::crop_box(500, 375, 0.875);
+  CHECK(box.left == 86 && box.top == 24 && box.right == 414 && box.bottom == 352);
+  const Box least = afd::crop_box(1, 9, 0.1);
+  CHECK(least.left == 0 && least.right == 1 && least.bottom - least.top == 1);
+  CHECK(afd::decoding_scale({0, 0, 447, 500}, 224) == 8);
+  CHECK(afd::decoding_scale({0, 0, 896, 900}, 224) == 4);
+  CHECK(afd::decoding_scale({0, 0, 9000, 9000}, 224) == 1);
+}
+
+struct Test {
+  const char* name;
+  void (*run)();
+};
+
+}  // namespace
+
+int main() {
+  const Test tests[] = {
+      {"vector_and_portable_resamples_are_equal", vector_and_portable_resamples_are_equal},
+      {"a_part_resamples_as_the_whole_does", a_part_resamples_as_the_whole_does},
+      {"a_flat_picture_stays_flat", a_flat_picture_stays_flat},
+      {"rows_are_those_of_the_whole_picture", rows_are_those_of_the_whole_picture},
+      {"regions_hold_the_pixels_of_the_whole_picture", regions_hold_the_pixels_of_the_whole_picture},
+      {"damaged_files_are_prepared_or_fail", damaged_files_are_prepared_or_fail},
+      {"turning_back_gives_the_stored_grid", turning_back_gives_the_stored_grid},
+      {"vector_and_portable_histories_are_equal", vector_and_portable_histories_are_equal},
+      {"every_quality_is_estimated_from_its_table", every_quality_is_estimated_from_its_table},
+      {"crops_are_centred_squares", crops_are_centred_squares},
+  };
+  for (const auto& [name, test] : tests) {
+    const int before = failed_checks;
+    test();
+    std::printf("%s %s\n", failed_checks == before ? "ok    " : "FAILED", name);
+  }
+  return failed_checks == 0 ? 0 : 1;
+}
