@@ -50,7 +50,7 @@ def test_a_module_is_called_on_the_output_of_its_site(tiny: Backbone, site: str)
 
 def test_optional_arguments_of_a_backbone_keep_their_defaults(tiny: Backbone) -> None:
     insertion = Insertion("inner.stem", Scale(), ("factor",))
-    attached = attach(WithOptions(tiny.module), [insertion], inputs=("factor",))
+    attached = attach(WithOptions(tiny.module).eval(), [insertion], inputs=("factor",))
     torch.testing.assert_close(attached(picture(), torch.tensor(1.0)), tiny.module(picture()))
     assert [node.name for node in attached.graph.nodes if node.op == "placeholder"] == ["x", "factor"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from afd_serve.errors import AttachError
-from afd_serve.export import _check_parity, _freeze_classifier, example_inputs
+from afd_serve.export import _freeze_classifier, example_inputs
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.attach import attach
 from afd_serve.models.backbones import Backbone, Preprocessing, make_backbone
@@ -112,8 +112,9 @@ def test_the_deployed_form_agrees_and_leaves_good_pictures_alone(spec: str) -> N
         protected = classifier(*inputs._replace(gate=torch.ones(2)))[0]
     assert not torch.allclose(protected, bare)
     scripted = _freeze_classifier(classifier, inputs)
-    _check_parity(classifier, scripted, SIZE)
     with torch.inference_mode():
+        for ours, theirs in zip(scripted(*inputs), classifier(*inputs), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         closed, other = inputs._replace(gate=torch.zeros(2)), example_inputs(SIZE)._replace(dequantized=inputs[1] // 2)
         logits = scripted(*closed)[0]
         assert torch.equal(scripted(*other._replace(gate=torch.zeros(2)))[0], logits)
