@@ -1,5 +1,6 @@
 """AFD weights on disk: one safetensors file that carries its own configuration. Never pickle."""
 
+import hashlib
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,16 @@ from afd_serve.errors import CheckpointError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
 
-__all__ = ["WEIGHTS_NAME", "find_weights", "load_afd", "read_config", "save_afd", "shipped_models", "write_atomically"]
+__all__ = [
+    "WEIGHTS_NAME",
+    "find_weights",
+    "load_afd",
+    "read_config",
+    "save_afd",
+    "shipped_models",
+    "weights_digest",
+    "write_atomically",
+]
 
 WEIGHTS_NAME = "afd.safetensors"
 """Name of the file in a run's folder and in the package."""
@@ -82,6 +92,11 @@ def shipped_models() -> dict[str, Path]:
         if path.stem == "default":
             found[path.parent.name] = path
     return found
+
+
+def weights_digest(source: str | Path) -> str:
+    """The SHA-256, in hexadecimal digits, of the file that `find_weights` finds; errors as there."""
+    return hashlib.sha256(find_weights(source).read_bytes()).hexdigest()
 
 
 def find_weights(source: str | Path) -> Path:

@@ -24,8 +24,7 @@ from afd_serve.jpeg import JpegLimits
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.attach import attach, probe_shapes
 from afd_serve.models.backbones import Backbone, load_backbone
-from afd_serve.models.classifier import GUIDES, Normalize, insertions, kernel_changes
-from afd_serve.models.folding import fold_kernels, fold_norms
+from afd_serve.models.classifier import Normalize, protected_trunk
 from afd_serve.pipeline import make_prediction
 from afd_serve.preprocess import Buffer, PreparedPicture, prepare, stack
 from afd_serve.results import Prediction
@@ -87,9 +86,7 @@ class Explainer:
         self._normalize = Normalize(backbone.preprocessing)
         site = map_site(backbone)
         self._bare = attach(backbone.module, taps=[site])
-        folded = fold_norms(backbone.module)
-        fold_kernels(folded, kernel_changes(afd))
-        self._protected = attach(folded, insertions(afd), inputs=GUIDES, taps=[site])
+        self._protected = protected_trunk(backbone, afd, taps=[site])
 
     @classmethod
     def load(cls, source: str | Path = "efficientnet-lite0") -> "Explainer":

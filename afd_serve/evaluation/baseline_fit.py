@@ -1,7 +1,6 @@
 """Fit what AFD is compared with, on AFD's own batches: no labels, the same crops, the same compressions."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from afd_serve.models.backbones import Backbone
 from afd_serve.models.classifier import Normalize
 from afd_serve.models.folding import fold_norms
 from afd_serve.training.data import CompressedPairs, Pair, Recipe
-from afd_serve.training.fit import training_sizes
+from afd_serve.training.fit import rate_share, training_sizes
 
 __all__ = ["BASELINES", "Step", "adapted_norms", "fit_baseline", "has_norms", "restorer"]
 
@@ -75,7 +74,7 @@ def fit_baseline(
     optimizer = torch.optim.AdamW(module.parameters(), lr=_RATE, betas=(0.9, 0.98), weight_decay=config.weight_decay)
     for done, pair in enumerate(_loader(data, config.workers)):
         for group in optimizer.param_groups:
-            group["lr"] = _rate(done, config)
+            group["lr"] = _RATE * rate_share(done, config)
         optimizer.zero_grad()
         loss(pair, config.bf16).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -87,12 +86,6 @@ def fit_baseline(
 
 def _loader(data: CompressedPairs, workers: int) -> Iterator[Pair]:
     yield from DataLoader(data, batch_size=None, num_workers=workers)
-
-
-def _rate(done: int, config: FitConfig) -> float:
-    """Warming up, then the falling half of a cosine, as AFD's own fit has."""
-    warm = min(1.0, (done + 1) / config.warmup_steps)
-    return _RATE * warm * 0.5 * (1 + math.cos(math.pi * done / config.steps))
 
 
 @dataclass
@@ -182,7 +175,16 @@ def adapted_norms(
 
 def _at_quality(backbone: Backbone, pictures: Sequence[Path], quality: int, config: FitConfig) -> CompressedPairs:
     recipe = Recipe(
-        p_native=0, p_clean=0, p_mild=0, p_again=0, p_resave=0, p_full_chroma=0, p_colour=0, heavy=(quality, quality)
+        p_turn=0,
+        p_mix=0,
+        p_native=0,
+        p_clean=0,
+        p_mild=0,
+        p_again=0,
+        p_resave=0,
+        p_full_chroma=0,
+        p_colour=0,
+        heavy=(quality, quality),
     )
     return CompressedPairs(
         pictures,

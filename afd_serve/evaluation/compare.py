@@ -4,7 +4,6 @@ Every method is fitted on the same unlabelled pictures for the same number of st
 pictures under protocol A. A row that is done is a file in ``rows/``, and is not computed again.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from afd_serve.checkpoint import find_weights, load_afd, read_config, write_atomically
+from afd_serve.checkpoint import find_weights, load_afd, read_config, weights_digest, write_atomically
 from afd_serve.config import FitConfig
 from afd_serve.errors import CheckpointError, ConfigError, InputError
 from afd_serve.evaluation.baseline_fit import BASELINES, Step, adapted_norms, fit_baseline, has_norms, restorer
@@ -336,8 +335,7 @@ def _hit(engine: nn.Module, prepared: PreparedPicture, is_open: bool, label: int
 
 def _described(model: str) -> str:
     """Name a model such that equal names mean equal weights."""
-    digest = hashlib.sha256(find_weights(model).read_bytes()).hexdigest()
-    return f"{model} ({digest[:12]})"
+    return f"{model} ({weights_digest(model)[:12]})"
 
 
 def _count(module: nn.Module) -> int:

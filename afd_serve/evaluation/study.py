@@ -1,12 +1,11 @@
 """One evaluation from a model's name and a labelled set to a written report: what ``afd-serve evaluate`` does."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from afd_serve.checkpoint import find_weights
+from afd_serve.checkpoint import weights_digest
 from afd_serve.errors import BackboneError, ConfigError, InputError
 from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
 from afd_serve.evaluation.drift_maps import DriftExample, choose_examples, drift_example, example_condition
@@ -86,7 +85,7 @@ def run_study(study: Study, progress: Progress | None = None, *, fresh: bool = F
 def _identity(model: str, signature: Signature) -> str:
     """Name a model such that equal names mean equal weights."""
     # Fitted weights that are not exported have no digest in their signature: the file tells.
-    digest = signature.sha256 or hashlib.sha256(find_weights(model).read_bytes()).hexdigest()
+    digest = signature.sha256 or weights_digest(model)
     return f"{signature.backbone}, preset {signature.preset}, {digest[:16]}"
 
 

@@ -15,7 +15,16 @@ from torch.nn import functional as F
 
 from afd_serve.errors import AttachError
 
-__all__ = ["Insertion", "KernelChange", "SiteShape", "attach", "convolutions", "probe_shapes", "trace"]
+__all__ = [
+    "Insertion",
+    "KernelChange",
+    "SiteShape",
+    "attach",
+    "conv_arguments",
+    "convolutions",
+    "probe_shapes",
+    "trace",
+]
 
 
 @dataclass(frozen=True)
@@ -189,16 +198,24 @@ def _convolution(graph: fx.Graph, modules: Mapping[str, nn.Module], site: str) -
     return calls[0]
 
 
+def conv_arguments(call: fx.Node, conv: nn.Conv2d) -> tuple[Any, ...]:
+    """The arguments with which `torch.nn.functional.conv2d` does what a call of ``conv`` in a graph does.
+
+    Nodes for the kernel and the bias are made at the graph's insertion point.
+    """
+    kernel = call.graph.get_attr(f"{call.target}.weight")
+    bias = None if conv.bias is None else call.graph.get_attr(f"{call.target}.bias")
+    return call.args[0], kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups
+
+
 def _change_kernel(graph: fx.Graph, call: fx.Node, conv: nn.Module, name: str) -> None:
     if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
         raise AttachError(f"the kernel of {call.target} cannot be changed: it is no convolution with zero padding")
     with graph.inserting_before(call):
-        kernel = graph.get_attr(f"{call.target}.weight")
-        bias = None if conv.bias is None else graph.get_attr(f"{call.target}.bias")
+        x, kernel, bias, *settings = conv_arguments(call, conv)
         changed = graph.call_module(name, (kernel, bias))
         arguments = [graph.call_function(operator.getitem, (changed, index)) for index in range(2)]
-        settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        replaced = graph.call_function(F.conv2d, (call.args[0], *arguments, *settings))
+        replaced = graph.call_function(F.conv2d, (x, *arguments, *settings))
     call.replace_all_uses_with(replaced)
     graph.erase_node(call)
 

@@ -1,5 +1,6 @@
 """The deployed classifier: pixels and the JPEG's side in, logits out."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -10,7 +11,16 @@ from afd_serve.models.attach import Insertion, KernelChange, attach, probe_shape
 from afd_serve.models.backbones import Backbone, Preprocessing
 from afd_serve.models.folding import fold_gates, fold_kernels, fold_norms
 
-__all__ = ["GUIDES", "INPUTS", "OUTPUTS", "AfdClassifier", "Normalize", "insertions", "kernel_changes"]
+__all__ = [
+    "GUIDES",
+    "INPUTS",
+    "OUTPUTS",
+    "AfdClassifier",
+    "Normalize",
+    "insertions",
+    "kernel_changes",
+    "protected_trunk",
+]
 
 INPUTS: Final = ("rgb", "dequantized", "quant_tables", "geometry", "gate")
 """The classifier's inputs, in order; `AfdClassifier.forward` says what each holds."""
@@ -38,11 +48,11 @@ def kernel_changes(afd: AfdNet) -> list[KernelChange]:
     return [KernelChange(site.site, adapter) for site, adapter in zip(afd.config.adapters, afd.adapters, strict=True)]
 
 
-def _protected_trunk(backbone: Backbone, afd: AfdNet) -> fx.GraphModule:
-    """A copy of the backbone with AFD in it, everything folded into the kernels that can be."""
+def protected_trunk(backbone: Backbone, afd: AfdNet, taps: Sequence[str] = ()) -> fx.GraphModule:
+    """A copy of the backbone with AFD in it, all that can be folded into its kernels; ``taps`` as in `attach`."""
     folded = fold_norms(backbone.module)
     fold_kernels(folded, kernel_changes(afd))
-    trunk = attach(folded, insertions(afd), inputs=GUIDES)
+    trunk = attach(folded, insertions(afd), inputs=GUIDES, taps=taps)
     size = backbone.preprocessing.size
     shapes = probe_shapes(backbone.module, [site.site for site in afd.config.gates], size)
     features = [shapes[site.site].channels * (size // shapes[site.site].stride) ** 2 for site in afd.config.gates]
@@ -81,7 +91,7 @@ class AfdClassifier(nn.Module):
         self.normalize = Normalize(backbone.preprocessing)
         self.afd = afd
         self.bare = attach(backbone.module)
-        self.protected = _protected_trunk(backbone, afd)
+        self.protected = protected_trunk(backbone, afd)
 
     def forward(
         self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor, gate: Tensor

@@ -26,7 +26,7 @@ from afd_serve.training.losses import FeatureLoss
 from afd_serve.training.precision import strided_depthwise_in_float32
 from afd_serve.training.state import load_state, save_state
 
-__all__ = ["FitResult", "Trainer", "fit"]
+__all__ = ["FitResult", "Trainer", "fit", "rate_share"]
 
 _CALIBRATION_BATCHES = 16
 _TAPS = 5
@@ -84,6 +84,12 @@ def _spread(blocks: tuple[str, ...], count: int) -> tuple[str, ...]:
 def training_sizes(config: FitConfig, size: int) -> tuple[int, ...]:
     """The crop sizes of a fit: those asked for, moved so that padding falls as it does at the backbone's size."""
     return tuple(max(wanted + size % 32, 64) for wanted in config.sizes if wanted <= size) or (size,)
+
+
+def rate_share(done: int, config: FitConfig) -> float:
+    """The learning rate after ``done`` steps, as a share of the highest: warmed up, then half a cosine down to zero."""
+    warm = min(1.0, (done + 1) / config.warmup_steps)
+    return warm * 0.5 * (1 + math.cos(math.pi * done / config.steps))
 
 
 class Trainer:
@@ -169,7 +175,7 @@ class Trainer:
         yield from DataLoader(rest, batch_size=None, num_workers=self.config.workers)
 
     def _train_step(self, pair: Pair) -> float:
-        rate = self._learning_rate()
+        rate = self.config.learning_rate * rate_share(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
@@ -197,10 +203,6 @@ class Trainer:
             descriptors.append(self.average.fde.describe(*pair.inputs[1:4]))
             distances.append(self.loss.embedding_distance(unprotected, clean))
         self.average.fit_drift(torch.cat(descriptors), torch.cat(distances))
-
-    def _learning_rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
-        return self.config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
 
     def _update_average(self) -> None:
         # Early steps would weigh on the average for long without this ramp.

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from afd_serve.models.attach import conv_arguments
+
 __all__ = ["strided_depthwise_in_float32"]
 
 _Sides = tuple[int, int]
@@ -33,10 +35,7 @@ def strided_depthwise_in_float32(graph_module: fx.GraphModule) -> fx.GraphModule
         conv = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros" and _suffers(conv.stride, conv.groups):
             with graph.inserting_before(node):
-                kernel = graph.get_attr(f"{node.target}.weight")
-                bias = None if conv.bias is None else graph.get_attr(f"{node.target}.bias")
-                settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-                call = graph.call_function(_float32_conv, (node.args[0], kernel, bias, *settings))
+                call = graph.call_function(_float32_conv, conv_arguments(node, conv))
             node.replace_all_uses_with(call)
             graph.erase_node(node)
         elif node.op == "call_function" and node.target is F.conv2d and _suffers(node.args[3], node.args[-1]):
