@@ -119,7 +119,7 @@ class Explainer:
             InputError: A subclass says what is wrong with the picture.
         """
         picture = self.prepare(data, crop=crop)
-        opened, resaved = not picture.history.good, picture.history.resaved
+        opened, resaved = not picture.good, picture.history.resaved
         logits, bare = self.features(picture, protected=False)
         features = bare
         if opened:

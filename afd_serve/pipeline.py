@@ -125,7 +125,7 @@ class Pipeline:
         finally:
             ready = time.perf_counter()
             times.preprocess += ready - start
-        answer = self._classify(picture, afd and not picture.history.good, top_k)
+        answer = self._classify(picture, afd and not picture.good, top_k)
         times.inference += time.perf_counter() - ready
         return answer
 

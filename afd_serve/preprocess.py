@@ -4,7 +4,7 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from afd_serve.dct import BLOCK, LEVEL_SHIFT, dct_matrix
 from afd_serve.errors import EmptyInputError, NotAnImageError, PictureTooLargeError
 from afd_serve.jpeg import JpegLimits
 from afd_serve.models.backbones import Preprocessing
-from afd_serve.quality import CompressionHistory
+from afd_serve.quality import CompressionHistory, is_starved
 from afd_serve.transforms import Box, block_grid, crop_box
 
 __all__ = ["ClassifierInputs", "PreparedPicture", "prepare", "stack"]
@@ -37,6 +37,7 @@ class PreparedPicture:
         geometry: float32 [3]: log2 of picture pixels per model pixel; log2 of the chroma subsampling (h, v).
         history: What is known of its compressions.
         has_tables: Whether the picture carries quantization tables (a JPEG does).
+        starved: Whether it has none because a codec compressed it heavily that has none, see `quality.is_starved`.
     """
 
     rgb: NDArray[np.uint8]
@@ -45,6 +46,12 @@ class PreparedPicture:
     geometry: NDArray[np.float32]
     history: CompressionHistory
     has_tables: bool
+    starved: bool = False
+
+    @property
+    def good(self) -> bool:
+        """Whether the gate may stay closed."""
+        return self.history.good and not self.starved
 
     @property
     def estimated_quality(self) -> int | None:
@@ -95,7 +102,9 @@ def prepare(
     if not len(data):
         raise EmptyInputError("the picture has no bytes; send the file's content")
     if not jpeg.is_jpeg(data):
-        return _prepare_pixels(_decode_with_pillow(data, limits), preprocessing, crop)
+        pixels = _decode_with_pillow(data, limits)
+        picture = _prepare_pixels(pixels, preprocessing, crop)
+        return replace(picture, starved=is_starved(data, pixels.shape[0] * pixels.shape[1]))
     prepared = _jpeg.prepare(
         data,
         jpeg.native_limits(limits),

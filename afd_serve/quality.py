@@ -13,16 +13,51 @@ from numpy.typing import NDArray
 from afd_serve import _jpeg
 
 __all__ = [
+    "FEW_BITS",
     "GOOD_QUALITY",
     "CompressionHistory",
     "compression_history",
     "earlier_quality",
     "estimate_quality",
+    "is_starved",
     "scaled_table",
 ]
 
 GOOD_QUALITY: Final = 90
 """From this estimated QF on, and without an earlier and heavier compression, the gate stays closed."""
+
+
+FEW_BITS: Final = 1.0
+"""Bits per pixel below which a picture of another lossy codec counts as heavily compressed.
+
+WebP at quality 75 and AVIF at 60 leave about as many; the classifier's embedding is then as far from the clean one's as
+after a JPEG of QF 60 to 75.
+"""
+
+
+def is_starved(data: bytes | bytearray | memoryview, pixels: int) -> bool:
+    """Whether a WebP or an AVIF spent so few bits on its ``pixels`` that it lost something by it.
+
+    Their quantizers lie deep in the coded stream; the bits per pixel tell nearly as much.
+    """
+    return 8 * len(data) < FEW_BITS * pixels and _is_lossy(data)
+
+
+_CHUNKS_BEFORE_THE_PICTURE: Final = 16
+
+
+def _is_lossy(data: bytes | bytearray | memoryview) -> bool:
+    """Whether a file is an AVIF, or a WebP with a lossy picture: a chunk ``VP8 `` (RFC 9649, 2.5), not ``VP8L``."""
+    head = bytes(data[:12])
+    if head[:4] != b"RIFF" or head[8:] != b"WEBP":
+        return head[4:] in (b"ftypavif", b"ftypavis")
+    start = len(head)
+    for _ in range(_CHUNKS_BEFORE_THE_PICTURE):
+        kind, size = bytes(data[start : start + 4]), int.from_bytes(data[start + 4 : start + 8], "little")
+        if kind in (b"VP8 ", b"VP8L", b""):
+            return kind == b"VP8 "
+        start += 8 + size + size % 2
+    return False
 
 
 def scaled_table(quality: int, *, chroma: bool = False) -> NDArray[np.uint16]:

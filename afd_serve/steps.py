@@ -89,7 +89,7 @@ class PreparingStep:
             picture = prepare(item, self._preprocessing, crop=options.crop, limits=self._limits)
         except InputError as error:
             return self._blank, Finding(failure=Failure(error.code, str(error)))
-        protected = options.afd and not picture.history.good
+        protected = options.afd and not picture.good
         return picture, Finding(picture.estimated_quality, protected)
 
     @cached_property

@@ -68,7 +68,7 @@ def eager_difference(pipeline: Pipeline, model: str, items: list[bytes]) -> floa
     largest = 0.0
     for item in track(items, "eager"):
         picture = pipeline.prepare(item, crop=False)
-        inputs = stack([picture], [not picture.history.good])
+        inputs = stack([picture], [not picture.good])
         with torch.inference_mode():
             eager = classifier(*inputs)[0].softmax(dim=1)
         largest = max(largest, float((eager - pipeline.logits(inputs)[0].softmax(dim=1)).abs().max()))

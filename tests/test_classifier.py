@@ -39,7 +39,7 @@ def test_presets_choose_their_sites(tiny: Backbone) -> None:
     default, lite, paper = (preset_config(preset, tiny) for preset in PRESETS)
     gated = ["stem.norm", "blocks.0.norm", "blocks.1.norm", "blocks.2.norm"]
     assert [gate.site for gate in default.gates] == [gate.site for gate in lite.gates] == gated
-    assert [(site.site, site.stride) for site in default.fe] == [("blocks.0", 4)]
+    assert [(site.site, site.stride) for site in default.fe] == [("blocks.2", 8)]
     adapted = {site.site: site.rank for site in default.adapters}
     assert adapted == {"stem.conv": 0, "blocks.0.conv": 0, "blocks.1.conv": 0, "blocks.2.conv": 0}
     assert default.adapters == lite.adapters

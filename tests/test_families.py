@@ -123,5 +123,5 @@ def test_the_deployed_form_agrees_and_leaves_good_pictures_alone(spec: str) -> N
 
 
 def test_a_transformer_has_no_place_for_an_enhancer_and_says_what_has() -> None:
-    with pytest.raises(AttachError, match=r"no block at stride 4 or 8.*use preset 'lite'"):
+    with pytest.raises(AttachError, match=r"no block at stride 8 or 4.*use preset 'lite'"):
         preset_config("default", family(TRANSFORMER))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from afd_serve import _jpeg, jpeg
 from afd_serve.dct import dequantize, orient_blocks
@@ -279,10 +279,24 @@ def test_grayscale_has_empty_chroma_blocks() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_other_formats_carry_no_tables_and_pass_as_good(kind: str) -> None:
-    picture = prepare(encoded(scene(), kind), PREPROCESSING)
+    picture = prepare(encoded(scene(), kind, quality=100), PREPROCESSING)
     assert not picture.has_tables
     assert picture.estimated_quality is None
-    assert picture.history.good
+    assert picture.good
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+@pytest.mark.parametrize(("quality", "good"), [(5, False), (100, True)])
+def test_other_lossy_codecs_are_judged_by_the_bits_that_they_spent(kind: str, quality: int, good: bool) -> None:
+    if not features.check(kind.lower()):
+        pytest.skip(f"this Pillow writes no {kind}")
+    assert prepare(encoded(scene(320, 240), kind, quality=quality), PREPROCESSING).good is good
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_lossless_pictures_are_good_however_few_their_bits(kind: str) -> None:
+    flat = Image.new("RGB", (320, 240), (200, 30, 40))
+    assert prepare(encoded(flat, kind, lossless=True), PREPROCESSING).good
 
 
 def test_sixteen_bits_per_sample_are_scaled_not_clipped() -> None:

@@ -12,7 +12,7 @@ from afd_serve.models.backbones import Preprocessing
 from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
-CLEAN = Recipe(p_native=0, p_clean=1, p_colour=0)
+CLEAN = Recipe(p_native=0, p_clean=1, p_other_codec=0, p_colour=0)
 
 
 def pairs(folder: Path, recipe: Recipe | None = None, seed: int = 0, **changes: object) -> CompressedPairs:

@@ -183,6 +183,7 @@ def _at_quality(backbone: Backbone, pictures: Sequence[Path], quality: int, conf
         p_again=0,
         p_resave=0,
         p_full_chroma=0,
+        p_other_codec=0,
         p_colour=0,
         heavy=(quality, quality),
     )

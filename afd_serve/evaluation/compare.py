@@ -277,7 +277,7 @@ class _Comparison:
                 prepared = prepare(file, preprocessing, crop=condition.crop)
                 answers[condition.key] = _hit(engine, prepared, True, picture.label)
                 if condition.key == "clean":
-                    answers[GATED_CLEAN] = _hit(engine, prepared, not prepared.history.good, picture.label)
+                    answers[GATED_CLEAN] = _hit(engine, prepared, not prepared.good, picture.label)
         except _UNREADABLE:
             return {}
         return answers

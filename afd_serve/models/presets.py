@@ -1,6 +1,7 @@
 """The named shapes of AFD: which sites of a backbone they use."""
 
 import math
+from dataclasses import replace
 from typing import Final
 
 from torch import nn
@@ -20,8 +21,8 @@ def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
     """Choose the attach sites of a preset on a backbone.
 
     ``paper`` is one FE-Net before the stem's activation (arXiv 2401.01724); ``lite`` has channel gates after the
-    last normalization of the stem and of every block, and kernel adapters; ``default`` adds an FE-Net after the last
-    block at stride 4.
+    last normalization of the stem and of every block, and kernel adapters; ``default`` adds a small FE-Net after the
+    last block at stride 8, where it needs no resampling.
 
     Raises:
         ConfigError: No preset has this name.
@@ -34,13 +35,16 @@ def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
     gated = [] if preset == "paper" else [stem, *(_last_norm(backbone.module, block) for block in backbone.blocks)]
     shapes = probe_shapes(backbone.module, [*dict.fromkeys([stem, *gated, *backbone.blocks])], size)
     sites = [stem] if preset == "paper" else _enhanced_blocks(backbone, shapes) if preset == "default" else []
+    enhancers = [FeSiteConfig(site, shapes[site].channels, shapes[site].stride) for site in sites]
+    if preset == "default":
+        enhancers = [replace(enhancer, width=_SMALL_WIDTH, low_blocks=1) for enhancer in enhancers]
     return AfdConfig(
         preset=preset,
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,
         gates=tuple(GateSiteConfig(site, shapes[site].channels) for site in gated),
         adapters=() if preset == "paper" else _adapters(backbone.module),
-        fe=tuple(FeSiteConfig(site, shapes[site].channels, shapes[site].stride) for site in sites),
+        fe=tuple(enhancers),
     )
 
 
@@ -64,6 +68,10 @@ _GROUPED_AREA: Final = 9
 """Larger grouped kernels are left alone: fitting them takes most of a step's time and gains nothing to speak of."""
 
 
+_SMALL_WIDTH: Final = 24
+"""Channels of the default preset's FE-Net: kernel adapters do most of the work beside it."""
+
+
 def _adapters(module: nn.Module) -> tuple[AdapterSiteConfig, ...]:
     adapted = {
         name: conv.weight.shape
@@ -78,9 +86,9 @@ def _adapters(module: nn.Module) -> tuple[AdapterSiteConfig, ...]:
 
 def _enhanced_blocks(backbone: Backbone, shapes: dict[str, SiteShape]) -> list[str]:
     last = {shapes[block].stride: block for block in backbone.blocks}
-    for stride in (BLOCK // 2, BLOCK):
+    for stride in (BLOCK, BLOCK // 2):
         if stride in last:
             return [last[stride]]
     raise AttachError(
-        f"{backbone.name} has no block at stride 4 or 8 for an FE-Net (strides: {sorted(last)}); use preset 'lite'"
+        f"{backbone.name} has no block at stride 8 or 4 for an FE-Net (strides: {sorted(last)}); use preset 'lite'"
     )

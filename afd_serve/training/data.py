@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -44,10 +44,12 @@ class Recipe:
     p_again: float = 0.22
     p_resave: float = 0.08
     p_full_chroma: float = 0.15
+    p_other_codec: float = 0.08
     p_colour: float = 0.6
     heavy: tuple[int, int] = (5, 50)
     mild: tuple[int, int] = (50, 95)
     resave: tuple[int, int] = (90, 98)
+    other_codec: tuple[int, int] = (1, 50)
 
 
 class Pair(NamedTuple):
@@ -170,6 +172,8 @@ class CompressedPairs(Dataset[Pair]):
     def _compress(self, random: np.random.Generator, picture: Image.Image) -> bytes:
         """Compress once or more; the last result is what a client would upload."""
         recipe = self.recipe
+        if random.random() < recipe.p_other_codec:
+            return _encode_otherwise(random, picture, _draw(random, recipe.other_codec))
         kind = random.random()
         if kind < recipe.p_clean:
             return _encode(picture, 100, 0)
@@ -194,6 +198,16 @@ def _encode(picture: Image.Image, quality: int, subsampling: int) -> bytes:
     """JPEG bytes; subsampling 0 is 4:4:4 and 2 is 4:2:0, as Pillow counts."""
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=quality, subsampling=subsampling)
+    return out.getvalue()
+
+
+_OTHER_CODECS: Final = tuple(codec for codec in ("WEBP", "AVIF") if features.check(codec.lower()))
+
+
+def _encode_otherwise(random: np.random.Generator, picture: Image.Image, quality: int) -> bytes:
+    """Bytes of another lossy codec, one of those that this Pillow writes."""
+    out = io.BytesIO()
+    picture.save(out, _OTHER_CODECS[random.integers(len(_OTHER_CODECS))], quality=quality)
     return out.getvalue()
 
 
