@@ -244,15 +244,17 @@ def compare(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Option(help="The folder for model.pt and signature.json.")],
+    out: Annotated[Path, typer.Option(help="The folder for the engine's files and signature.json.")],
     model: ModelOption = _DEFAULT_MODEL,
-    precision: Annotated[str, typer.Option(help="float32; float16 or bfloat16 for a GPU.")] = "float32",
+    engine: Annotated[str, typer.Option(help="torchscript; on a CPU also onnxruntime or openvino.")] = "torchscript",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16, as the engine can.")] = "float32",
 ) -> None:
-    """Write a classifier with its AFD as one TorchScript file, checked against the original."""
+    """Write a classifier with its AFD for one engine, checked against the original on real pictures."""
     from afd_serve.export import export_classifier
 
-    exported = export_classifier(model, out, precision=precision)
-    typer.echo(f"{exported.folder}: {exported.signature.backbone}, preset {exported.signature.preset}, {precision}")
+    signature = export_classifier(model, out, engine=engine, precision=precision).signature
+    typer.echo(f"{out}: {signature.backbone}, preset {signature.preset}, {engine} {precision}")
+    typer.echo(f"largest difference of a probability from the original: {signature.parity:.1e}")
 
 
 @package_app.command("torchserve")

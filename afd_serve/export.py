@@ -1,4 +1,4 @@
-"""From fitted weights to what is deployed: one frozen TorchScript file and the signature that describes it."""
+"""From fitted weights to what is deployed: the files of one engine and the signature that describes them."""
 
 import copy
 import hashlib
@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from afd_serve import __version__
 from afd_serve.checkpoint import find_weights, load_afd, read_config, write_atomically
 from afd_serve.dct import BLOCK
+from afd_serve.engines import ENGINES, Engine
+from afd_serve.engines.graphs import write_graphs
+from afd_serve.engines.runtimes import open_graphs
 from afd_serve.errors import CheckpointError, ExportError
 from afd_serve.models.backbones import Backbone, Preprocessing, load_backbone
 from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier
 from afd_serve.models.fde import FREQUENCIES, GEOMETRY
 from afd_serve.models.precision import with_trunks_in
-from afd_serve.preprocess import ClassifierInputs
+from afd_serve.preprocess import ClassifierInputs, prepare, stack
+from afd_serve.sample import sample_variants
 
 __all__ = [
     "MODEL_NAME",
@@ -35,15 +39,19 @@ __all__ = [
     "eager_classifier",
     "example_inputs",
     "export_classifier",
+    "exported_files",
     "freeze",
     "load_deployed",
 ]
 
-MODEL_NAME: Final = "model.pt"
+(MODEL_NAME,) = ENGINES["torchscript"].files
 SIGNATURE_NAME: Final = "signature.json"
 _FORMAT: Final = 1
 _TOLERANCE: Final = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 2e-1}
 """How far outputs on noise may be from the eager float32 classifier's, relative to the largest, for each precision."""
+
+_PICTURE_TOLERANCE: Final = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+"""How far a probability of a real picture may be from the eager float32 classifier's, for each precision."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """All that a server has to know of an exported classifier."""
+    """All that a server has to know of an exported classifier.
+
+    ``engine`` and ``precision`` are what it was exported for, ``parity`` the largest difference of a probability from
+    the eager float32 classifier's that the export found on real pictures, and ``sha256`` that of its files, joined.
+    """
 
     name: str
     backbone: str
@@ -72,6 +84,8 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
     precision: str = "float32"
+    engine: str = "torchscript"
+    parity: float = 0.0
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back."""
@@ -104,15 +118,15 @@ class Signature:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A classifier ready to answer: a frozen script module with `INPUTS` and `OUTPUTS`, and its signature."""
+    """A classifier ready to answer, with `INPUTS` and `OUTPUTS`, and its signature."""
 
-    module: torch.jit.ScriptModule
+    module: Engine
     signature: Signature
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A folder with ``model.pt`` and ``signature.json``."""
+    """A folder with an engine's files and ``signature.json``."""
 
     folder: Path
     signature: Signature
@@ -123,24 +137,44 @@ def deploy(source: str | Path, *, precision: str = "float32") -> Deployed:
 
     Args:
         source: A shipped model's name, a run's folder, or a weights file.
-        precision: Of the backbone and of what is attached to it: ``float32``, or ``float16`` or ``bfloat16`` for a
-            GPU. Inputs, outputs and the estimate of the drift are the same in all.
+        precision: Of the backbone and of what is attached to it: ``float32``, ``bfloat16``, or ``float16`` for a GPU.
+            Inputs, outputs and the estimate of the drift are the same in all.
 
     Raises:
         CheckpointError: There are no such weights, or they are another backbone's.
         ExportError: The scripted classifier does not agree with the eager one, or there is no such precision.
     """
-    if precision not in _TOLERANCE:
-        raise ExportError(f"the precision is one of {', '.join(_TOLERANCE)}, not {precision!r}")
+    return Deployed(*_script(source, precision))
+
+
+def _script(source: str | Path, precision: str) -> tuple[torch.jit.ScriptModule, Signature]:
+    _check_choice("torchscript", precision)
     backbone, classifier = _build(source)
     size = backbone.preprocessing.size
     expected = [_run(classifier, inputs) for inputs in _parity_inputs(size)]
+    reference = classifier
     if precision != "float32":
         classifier = with_trunks_in(classifier, getattr(torch, precision))
     module = _freeze_classifier(classifier, example_inputs(size))
     _check_parity(expected, [_run(module, inputs) for inputs in _parity_inputs(size)], _TOLERANCE[precision])
-    signature = _signature(source, backbone, classifier.afd.config.preset)
-    return Deployed(module, replace(signature, precision=precision))
+    parity = _check_pictures(reference, module, backbone.preprocessing, precision)
+    return module, replace(_signature(source, backbone, classifier.afd.config.preset, precision), parity=parity)
+
+
+def _write_graphs(source: str | Path, out: Path, engine: str, precision: str) -> Signature:
+    backbone, classifier = _build(source)
+    write_graphs(classifier, example_inputs(backbone.preprocessing.size, 1), out)
+    parity = _check_pictures(classifier, open_graphs(out, engine, precision), backbone.preprocessing, precision)
+    signature = _signature(source, backbone, classifier.afd.config.preset, precision)
+    return replace(signature, engine=engine, parity=parity)
+
+
+def _check_choice(engine: str, precision: str) -> None:
+    if engine not in ENGINES:
+        raise ExportError(f"the engine is one of {', '.join(ENGINES)}, not {engine!r}")
+    known = ENGINES[engine].precisions
+    if precision not in known:
+        raise ExportError(f"the precision of {engine} is one of {', '.join(known)}, not {precision!r}")
 
 
 def eager_classifier(source: str | Path) -> AfdClassifier:
@@ -148,14 +182,47 @@ def eager_classifier(source: str | Path) -> AfdClassifier:
     return _build(source)[1]
 
 
-def export_classifier(source: str | Path, out: Path, *, precision: str = "float32") -> ExportedModel:
-    """Write ``model.pt`` and ``signature.json`` into a folder; arguments and errors as in `deploy`."""
-    deployed = deploy(source, precision=precision)
-    write_atomically(out / MODEL_NAME, lambda path: deployed.module.save(str(path)))
-    sha256 = hashlib.sha256((out / MODEL_NAME).read_bytes()).hexdigest()
-    signature = replace(deployed.signature, sha256=sha256)
+def export_classifier(
+    source: str | Path, out: Path, *, engine: str = "torchscript", precision: str = "float32"
+) -> ExportedModel:
+    """Write an engine's files and ``signature.json`` into a folder.
+
+    Args:
+        source: As in `deploy`.
+        out: The folder; made when missing.
+        engine: One of `ENGINES`.
+        precision: One of the engine's.
+
+    Raises:
+        CheckpointError: There are no such weights, or they are another backbone's.
+        DependencyError: The engine is not installed.
+        ExportError: The engine does not agree with the eager classifier, or there is no such engine or precision.
+    """
+    _check_choice(engine, precision)
+    if engine == "torchscript":
+        module, signature = _script(source, precision)
+        write_atomically(out / MODEL_NAME, lambda path: module.save(str(path)))
+    else:
+        signature = _write_graphs(source, out, engine, precision)
+    signature = replace(signature, sha256=hashlib.sha256(_read_files(out, engine)).hexdigest())
     write_atomically(out / SIGNATURE_NAME, lambda path: path.write_text(signature.to_json()))
     return ExportedModel(out, signature)
+
+
+def exported_files(folder: str | Path) -> tuple[str, ...] | None:
+    """The names of the files that make up the exported model in a folder; None where there is none.
+
+    Raises:
+        CheckpointError: There is a signature that cannot be read, or a file is missing beside it.
+    """
+    folder = Path(folder)
+    if not (folder / SIGNATURE_NAME).is_file():
+        return None
+    files = ENGINES[_read_signature(folder).engine].files
+    for name in files:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has a signature but no {name}; export it again")
+    return (*files, SIGNATURE_NAME)
 
 
 def load_deployed(source: str | Path, device: torch.device | None = None) -> Deployed:
@@ -164,24 +231,40 @@ def load_deployed(source: str | Path, device: torch.device | None = None) -> Dep
     Args:
         source: An exported folder, or what `deploy` takes.
         device: Where the classifier runs; the CPU where None. It must be known here, because a frozen module has
-            constants instead of parameters, which nothing moves afterwards.
+            constants instead of parameters, which nothing moves afterwards. Only TorchScript runs elsewhere.
 
     Raises:
-        CheckpointError: There is no such model, or ``model.pt`` is not the file that the signature describes.
+        CheckpointError: There is no such model, or its files are not those that the signature describes.
+        DependencyError: The engine is not installed.
         ExportError: See `deploy`.
     """
+    if exported_files(source) is None:
+        module, signature = _script(source, "float32")
+        return Deployed(module if device is None else _load(module.save_to_buffer(), device), signature)
     folder = Path(source)
-    if not (folder / SIGNATURE_NAME).is_file():
-        deployed = deploy(source)
-        return deployed if device is None else replace(deployed, module=_load(deployed.module.save_to_buffer(), device))
-    signature = Signature.from_json((folder / SIGNATURE_NAME).read_text())
-    try:
-        data = (folder / MODEL_NAME).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{folder} has a signature but no {MODEL_NAME}: {error}") from error
+    signature = _read_signature(folder)
+    data = _read_files(folder, signature.engine)
     if hashlib.sha256(data).hexdigest() != signature.sha256:
-        raise CheckpointError(f"{folder / MODEL_NAME} is not the file that was exported; export it again")
-    return Deployed(_load(data, device), signature)
+        files = " and ".join(ENGINES[signature.engine].files)
+        raise CheckpointError(f"{files} in {folder} are not the files that were exported; export them again")
+    if signature.engine == "torchscript":
+        return Deployed(_load(data, device), signature)
+    if device is not None and device.type != "cpu":
+        raise CheckpointError(
+            f"{folder} was exported for {signature.engine}, which has no {device.type}; use torchscript"
+        )
+    return Deployed(open_graphs(folder, signature.engine, signature.precision), signature)
+
+
+def _read_signature(folder: Path) -> Signature:
+    signature = Signature.from_json((folder / SIGNATURE_NAME).read_text())
+    if signature.engine not in ENGINES:
+        raise CheckpointError(f"{folder} was exported for the engine {signature.engine!r}, unknown to this version")
+    return signature
+
+
+def _read_files(folder: Path, engine: str) -> bytes:
+    return b"".join((folder / name).read_bytes() for name in ENGINES[engine].files)
 
 
 def _load(data: bytes, device: torch.device | None) -> torch.jit.ScriptModule:
@@ -200,7 +283,7 @@ def _build(source: str | Path) -> tuple[Backbone, AfdClassifier]:
     return backbone, AfdClassifier(backbone, afd).eval()
 
 
-def _signature(source: str | Path, backbone: Backbone, preset: str) -> Signature:
+def _signature(source: str | Path, backbone: Backbone, preset: str, precision: str) -> Signature:
     size, grid = backbone.preprocessing.size, -(-backbone.preprocessing.size // BLOCK)
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "rgb": ("uint8", (-1, 3, size, size)),
@@ -224,6 +307,7 @@ def _signature(source: str | Path, backbone: Backbone, preset: str) -> Signature
         inputs=tuple(TensorSpec(name, *shapes[name]) for name in INPUTS),
         outputs=tuple(TensorSpec(name, *shapes[name]) for name in OUTPUTS),
         labels=backbone.labels,
+        precision=precision,
     )
 
 
@@ -283,7 +367,7 @@ def _parity_inputs(size: int) -> list[ClassifierInputs]:
     return [example_inputs(size, batch) for batch in (1, 3)]
 
 
-def _run(module: nn.Module, inputs: ClassifierInputs) -> tuple[Tensor, Tensor]:
+def _run(module: Engine, inputs: ClassifierInputs) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
         logits, drift = module(*inputs)
     return logits, drift
@@ -295,3 +379,17 @@ def _check_parity(expected: list[tuple[Tensor, Tensor]], said: list[tuple[Tensor
             error = float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1.0))
             if not error <= tolerance:
                 raise ExportError(f"{name} of the scripted classifier is off by {error:.2e} (limit {tolerance:.0e})")
+
+
+def _check_pictures(reference: Engine, module: Engine, preprocessing: Preprocessing, precision: str) -> float:
+    """The largest difference of a probability on real pictures, each with its gate open and closed."""
+    worst, limit = 0.0, _PICTURE_TOLERANCE[precision]
+    for picture in sample_variants():
+        prepared = prepare(picture, preprocessing)
+        for is_open in (True, False):
+            inputs = stack([prepared], [is_open])
+            ours, theirs = (_run(engine, inputs)[0].softmax(dim=1) for engine in (reference, module))
+            worst = max(worst, float((ours - theirs).abs().max()))
+    if not worst <= limit:
+        raise ExportError(f"a probability of a real picture is off by {worst:.2e} (limit {limit:.0e})")
+    return worst

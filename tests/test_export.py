@@ -83,7 +83,7 @@ def test_a_changed_model_file_is_refused(tiny_run: Path, tmp_path: Path) -> None
     data = bytearray((folder / MODEL_NAME).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / MODEL_NAME).write_bytes(data)
-    with pytest.raises(CheckpointError, match="not the file that was exported"):
+    with pytest.raises(CheckpointError, match="not the files that were exported"):
         load_deployed(folder)
     (folder / MODEL_NAME).unlink()
     with pytest.raises(CheckpointError, match="no model"):

@@ -1,6 +1,7 @@
 """The model archive: what is in it, and that it is the same every time."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -8,19 +9,15 @@ import pytest
 import yaml
 
 from afd_serve.errors import PackagingError
+from afd_serve.export import export_classifier
 from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
 from afd_serve.servers import torchserve
 from afd_serve.telemetry import METRICS
 
 
-@pytest.fixture
-def exported(tmp_path: Path) -> Path:
-    """The files of an exported model; packaging does not look into them."""
-    folder = tmp_path / "exported"
-    folder.mkdir()
-    (folder / "model.pt").write_bytes(b"weights")
-    (folder / "signature.json").write_text("{}")
-    return folder
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_classifier(tiny_run, tmp_path_factory.mktemp("source") / "exported").folder
 
 
 def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
@@ -34,7 +31,7 @@ def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
             "model.pt",
             "signature.json",
         ]
-        assert content.read("model.pt") == b"weights"
+        assert content.read("model.pt") == (exported / "model.pt").read_bytes()
         manifest = json.loads(content.read("MAR-INF/MANIFEST.json"))
     assert manifest["model"] == {
         "modelName": "clocks",
@@ -53,9 +50,8 @@ def test_the_same_exported_model_gives_the_same_bytes(exported: Path, tmp_path: 
 
 def test_an_archive_is_replaced(exported: Path, tmp_path: Path) -> None:
     package_torchserve(exported, tmp_path)
-    (exported / "model.pt").write_bytes(b"other weights")
-    with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as content:
-        assert content.read("model.pt") == b"other weights"
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path, version="2.0")) as content:
+        assert json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["modelVersion"] == "2.0"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["afd.mar"]
 
 
@@ -67,11 +63,11 @@ def test_the_archivers_refusal_is_passed_on(exported: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["exported", "built", "work"])
 def test_no_name_collides_with_the_folders_of_packaging(exported: Path, tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(package_torchserve(exported, tmp_path / "store", name=name)) as content:
-        assert content.read("model.pt") == b"weights"
+        assert content.read("model.pt") == (exported / "model.pt").read_bytes()
 
 
 def test_a_source_with_a_comma_in_its_path(exported: Path, tmp_path: Path) -> None:
-    moved = exported.rename(tmp_path / "a,b [1]*")
+    moved = shutil.copytree(exported, tmp_path / "a,b [1]*")
     with zipfile.ZipFile(package_torchserve(moved, tmp_path / "store")) as content:
         assert "signature.json" in content.namelist()
 

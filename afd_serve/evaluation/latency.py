@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from afd_serve.checkpoint import find_weights, read_config
+from afd_serve.engines import Engine
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.metrics import Floats, Interval, interval
 from afd_serve.export import eager_classifier, example_inputs, freeze, load_deployed
@@ -92,7 +93,7 @@ def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
     return _forms(bare, freeze(classifier), example_inputs(backbone.preprocessing.size, batch))
 
 
-def _forms(bare: nn.Module, classifier: nn.Module, inputs: ClassifierInputs) -> Forms:
+def _forms(bare: nn.Module, classifier: Engine, inputs: ClassifierInputs) -> Forms:
     batch = len(inputs.rgb)
     closed, opened = (inputs._replace(gate=torch.full((batch,), gate)) for gate in (0.0, 1.0))
     return Forms(lambda: bare(inputs.rgb), lambda: classifier(*closed), lambda: classifier(*opened), batch)

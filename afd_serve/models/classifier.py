@@ -116,6 +116,20 @@ class AfdClassifier(nn.Module):
         logits = self._classify(self.normalize(rgb), coefficients, descriptor, gate > 0)
         return logits.float(), self.afd.drift_score(descriptor).float()
 
+    @torch.jit.unused
+    def closed(self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` where every gate is closed, without a condition."""
+        descriptor = self.afd.describe(dequantized.float(), quant_tables, geometry)
+        return self._leave(self.normalize(rgb)).float(), self.afd.drift_score(descriptor).float()
+
+    @torch.jit.unused
+    def opened(self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` where every gate is open, without a condition."""
+        coefficients = dequantized.float()
+        descriptor = self.afd.describe(coefficients, quant_tables, geometry)
+        logits = self._protect(self.normalize(rgb), coefficients, descriptor)
+        return logits.float(), self.afd.drift_score(descriptor).float()
+
     def _classify(self, x: Tensor, coefficients: Tensor, descriptor: Tensor, opened: Tensor) -> Tensor:
         if bool(opened.all()):
             return self._protect(x, coefficients, descriptor)

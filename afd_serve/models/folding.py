@@ -78,10 +78,11 @@ class GatedConv(nn.Module):
         self.gate = gate
         self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
         self.padding = [int(side) for side in conv.padding]
+        self.folds = True
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """Features [N, O, H', W'] of features [N, I, H, W], gated by the pictures' whole modulation."""
-        if x.shape[0] != 1:
+        if x.shape[0] != 1 or not self.folds:
             out: Tensor = self.gate(self._convolve(x, self.kernel, self.bias), modulation)
             return out
         scale, shift = self.gate.part(modulation[0])

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from afd_serve.errors import DependencyError, PackagingError
-from afd_serve.export import export_classifier
+from afd_serve.export import export_classifier, exported_files
 
 __all__ = ["handlers_dir", "package_torchserve"]
 
-_EXPORTED: Final = ("model.pt", "signature.json")
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
 # The earliest time that a ZIP archive can hold: archives of equal content are then equal byte for byte.
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -51,22 +50,23 @@ def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", 
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="afd-mar-") as scratch:
         exported, built = Path(scratch) / "exported", Path(scratch) / "built"
-        _export(source, exported)
-        _run_archiver(exported, built, name, version)
+        files = _export(source, exported)
+        _run_archiver(files, built, name, version)
         return _rewrite(built / f"{name}.mar", out_dir / f"{name}.mar")
 
 
-def _export(source: str | Path, out: Path) -> None:
-    if not all((Path(source) / file).is_file() for file in _EXPORTED):
-        export_classifier(source, out)
-        return
+def _export(source: str | Path, out: Path) -> list[Path]:
+    """Copies of an exported model's files, the signature last."""
+    files = exported_files(source)
+    if files is None:
+        exported = export_classifier(source, out)
+        return [exported.folder / name for name in exported_files(exported.folder) or ()]
     # A copy, because the archiver gives commas and wildcards in paths a meaning.
     out.mkdir()
-    for file in _EXPORTED:
-        shutil.copyfile(Path(source) / file, out / file)
+    return [shutil.copyfile(Path(source) / name, out / name) for name in files]
 
 
-def _run_archiver(exported: Path, out: Path, name: str, version: str) -> None:
+def _run_archiver(files: list[Path], out: Path, name: str, version: str) -> None:
     handlers = handlers_dir()
     # The archiver works in <temporary folder>/<model name> and deletes what lies there: give it a folder of its own.
     work = out / "work"
@@ -74,8 +74,8 @@ def _run_archiver(exported: Path, out: Path, name: str, version: str) -> None:
     arguments = {
         "--model-name": name,
         "--version": version,
-        "--serialized-file": exported / "model.pt",
-        "--extra-files": exported / "signature.json",
+        "--serialized-file": files[0],
+        "--extra-files": ",".join(map(str, files[1:])),
         "--handler": handlers / "afd_handler.py",
         "--config-file": handlers / "model-config.yaml",
         "--export-path": out,

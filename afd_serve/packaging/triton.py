@@ -7,8 +7,9 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final, Literal, get_args
 
+from afd_serve.engines import ENGINES
 from afd_serve.errors import DependencyError, PackagingError
-from afd_serve.export import MODEL_NAME, SIGNATURE_NAME, Signature, TensorSpec, export_classifier
+from afd_serve.export import SIGNATURE_NAME, Signature, TensorSpec, export_classifier, exported_files
 from afd_serve.models.classifier import INPUTS
 from afd_serve.models.fde import FREQUENCIES
 from afd_serve.request import MAX_PICTURES, Options
@@ -26,7 +27,6 @@ __all__ = ["Platform", "TritonLimits", "check_repository", "package_triton", "re
 
 Platform = Literal["python", "python_cpu", "pytorch_libtorch"]
 
-_EXPORTED: Final = (MODEL_NAME, SIGNATURE_NAME)
 _VERSION: Final = "1"
 _PREPARING: Final = "jpeg_coefficients"
 _CLASSIFIER: Final = "afd_classifier"
@@ -90,11 +90,13 @@ def package_triton(
         raise PackagingError(f"the platform is one of {', '.join(get_args(Platform))}, not {platform!r}")
     with tempfile.TemporaryDirectory(prefix="afd-triton-") as scratch:
         exported, built = Path(scratch) / "exported", Path(scratch) / "built"
-        if all((Path(source) / name).is_file() for name in _EXPORTED):
+        if exported_files(source):
             exported = Path(source)
         else:
             export_classifier(source, exported)
         signature = Signature.from_json((exported / SIGNATURE_NAME).read_text())
+        if platform == "pytorch_libtorch" and signature.engine != "torchscript":
+            raise PackagingError(f"{platform} runs TorchScript; the model was exported for {signature.engine}")
         for part in ("python_cpu",) if platform == "python_cpu" else ("common", platform):
             _complete(repository_templates() / part, built, signature, limits or TritonLimits())
         _add_models(built, exported, signature)
@@ -139,7 +141,8 @@ def _add_models(built: Path, exported: Path, signature: Signature) -> None:
             # Clients get <probability>:<index>:<label>, one class per line of this file.
             (model / "labels.txt").write_text("\n".join(signature.labels) + "\n")
     steps = (built / _CLASSIFIER).is_dir()
-    shutil.copyfile(exported / MODEL_NAME, built / (_CLASSIFIER if steps else ENSEMBLE) / _VERSION / MODEL_NAME)
+    for name in ENGINES[signature.engine].files:
+        shutil.copyfile(exported / name, built / (_CLASSIFIER if steps else ENSEMBLE) / _VERSION / name)
     _write_warm_up(built / (_PREPARING if steps else ENSEMBLE), {PICTURE: _text(sample_picture())})
     if steps:
         inputs, (finding,) = PreparingStep(signature.preprocessing).prepare([sample_picture()], Options())

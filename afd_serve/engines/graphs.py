@@ -1,0 +1,99 @@
+"""The classifier as two ONNX graphs for one picture: one for a closed gate and one for an open one.
+
+Each has its own trunk and the estimate of the drift. Engines optimize a plain graph better than one with a condition.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from afd_serve.engines import ENGINES
+from afd_serve.errors import DependencyError, ExportError
+from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier
+from afd_serve.models.folding import GatedConv
+from afd_serve.preprocess import ClassifierInputs
+
+__all__ = ["GRAPH_INPUTS", "write_graphs"]
+
+GRAPH_INPUTS: Final = INPUTS[:-1]
+"""A graph takes what the classifier takes, but for the gate: the gate chooses the graph."""
+
+
+class _Bare(nn.Module):
+    def __init__(self, classifier: AfdClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(
+        self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.classifier.closed(rgb, dequantized, quant_tables, geometry)
+
+
+class _Protected(nn.Module):
+    def __init__(self, classifier: AfdClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(
+        self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.classifier.opened(rgb, dequantized, quant_tables, geometry)
+
+
+def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: Path) -> None:
+    """Write both graphs.
+
+    Args:
+        classifier: In evaluation mode and reparameterized; its gates are unfolded from their convolutions.
+        example: Inputs of one picture.
+        folder: For the files, which `ENGINES` names.
+
+    Raises:
+        DependencyError: ONNX's packages are not installed.
+        ExportError: The classifier cannot be written as a graph.
+    """
+    for module in classifier.modules():
+        if isinstance(module, GatedConv):
+            module.folds = False  # engines prepare constant kernels ahead, and changing ones in every call
+    bare, protected = (folder / name for name in ENGINES["onnxruntime"].files)
+    folder.mkdir(parents=True, exist_ok=True)
+    for module, path in ((_Bare(classifier), bare), (_Protected(classifier), protected)):
+        _write(module.eval(), tuple(example)[: len(GRAPH_INPUTS)], path)
+
+
+def _write(module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module, example, dynamo=True, verbose=False, input_names=GRAPH_INPUTS, output_names=OUTPUTS
+            )
+    except ImportError as error:
+        raise DependencyError(
+            f"ONNX graphs need more packages ({error}): pip install 'afd-serve[onnxruntime]'"
+        ) from error
+    except Exception as error:  # the exporter raises whatever third-party code makes it stumble over
+        raise ExportError(f"the classifier cannot be written as an ONNX graph: {error}") from error
+    if program is None:
+        raise ExportError("the ONNX exporter gave nothing back")
+    program.save(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter remarks on operators of packages that are not there, and on its own future."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,107 @@
+"""Engines that run the two ONNX graphs on the CPU."""
+
+import os
+from abc import ABC, abstractmethod
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from afd_serve.engines import ENGINES
+from afd_serve.engines.graphs import GRAPH_INPUTS
+from afd_serve.errors import CheckpointError, DependencyError
+
+__all__ = ["GraphEngine", "OnnxRuntime", "OpenVino", "open_graphs"]
+
+Feed = dict[str, NDArray[Any]]
+
+
+class GraphEngine(ABC):
+    """Runs pictures one by one through the graph that their gates choose, see Note [One picture at a time].
+
+    Args:
+        folder: Holds the graphs.
+        precision: One of the engine's own.
+    """
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        self._precision = precision
+        self._graphs = [self._open(folder / name) for name in ENGINES["onnxruntime"].files]
+
+    @abstractmethod
+    def _open(self, path: Path) -> Any:
+        """Load a graph for as many threads as torch has."""
+
+    @abstractmethod
+    def _run(self, graph: Any, feed: Feed) -> list[NDArray[np.float32]]:
+        """Logits [1, K] and drift score [1] of one picture."""
+
+    def __call__(
+        self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor, gate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `AfdClassifier.forward`; tensors on the CPU."""
+        arrays = [tensor.contiguous().numpy() for tensor in (rgb, dequantized, quant_tables, geometry)]
+        rows = []
+        for index, is_open in enumerate((gate > 0).tolist()):
+            feed = {name: array[index : index + 1] for name, array in zip(GRAPH_INPUTS, arrays, strict=True)}
+            rows.append(self._run(self._graphs[is_open], feed))
+        logits, drift = (torch.from_numpy(np.concatenate(column)) for column in zip(*rows, strict=True))
+        return logits, drift
+
+
+class OnnxRuntime(GraphEngine):
+    """ONNX Runtime's own kernels."""
+
+    def _open(self, path: Path) -> Any:
+        onnxruntime = import_module("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def _run(self, graph: Any, feed: Feed) -> list[NDArray[np.float32]]:
+        outputs: list[NDArray[np.float32]] = graph.run(None, feed)
+        return outputs
+
+
+class OpenVino(GraphEngine):
+    """OpenVINO's CPU plug-in."""
+
+    def _open(self, path: Path) -> Any:
+        os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
+        openvino = import_module("openvino")
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[self._precision],
+        }
+        core = openvino.Core()
+        return core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
+
+    def _run(self, graph: Any, feed: Feed) -> list[NDArray[np.float32]]:
+        results = graph.infer(feed)
+        # The request's own memory is written again by its next call.
+        return [np.array(value) for value in results.values()]
+
+
+_RUNTIMES: dict[str, type[GraphEngine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
+def open_graphs(folder: Path, engine: str, precision: str) -> GraphEngine:
+    """Load the graphs in a folder into the engine of this name.
+
+    Raises:
+        DependencyError: The engine is not installed.
+        CheckpointError: It refuses the graphs.
+    """
+    try:
+        return _RUNTIMES[engine](folder, precision)
+    except ImportError as error:
+        raise DependencyError(f"this model runs in {engine} ({error}): pip install 'afd-serve[{engine}]'") from error
+    except Exception as error:  # both raise errors of their own, which have no common base
+        raise CheckpointError(f"{engine} cannot load the graphs in {folder}: {error}") from error

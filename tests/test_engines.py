@@ -1,0 +1,114 @@
+"""Engines besides TorchScript: the same inputs and outputs, the same answers, and clear words where one is missing."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from afd_serve.engines import ENGINES
+from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
+from afd_serve.export import eager_classifier, export_classifier, exported_files, load_deployed
+from afd_serve.packaging.torchserve import package_torchserve
+from afd_serve.packaging.triton import package_triton
+from tests.test_classifier import batch
+
+CHOICES = [
+    ("torchscript", "bfloat16"),
+    ("onnxruntime", "float32"),
+    ("openvino", "float32"),
+    ("openvino", "bfloat16"),
+]
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+@pytest.mark.parametrize(("engine", "precision"), CHOICES)
+def test_every_engine_answers_as_the_original_whatever_the_gates(
+    tiny_run: Path, tmp_path: Path, engine: str, precision: str
+) -> None:
+    exported = export_classifier(tiny_run, tmp_path, engine=engine, precision=precision)
+    assert (exported.signature.engine, exported.signature.precision) == (engine, precision)
+    inputs = batch([1.0, 0.0, 1.0])
+    with torch.inference_mode():
+        logits, drift = load_deployed(tmp_path).module(*inputs)
+        expected, expected_drift = eager_classifier(tiny_run)(*inputs)
+    limit = TOLERANCE[precision] * float(expected.abs().max())
+    torch.testing.assert_close(logits, expected, atol=limit, rtol=0)
+    torch.testing.assert_close(drift, expected_drift, atol=limit, rtol=1e-2)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_closed_gate_leaves_afd_out(tiny_run: Path, tmp_path: Path, engine: str) -> None:
+    export_classifier(tiny_run, tmp_path, engine=engine)
+    module, closed = load_deployed(tmp_path).module, batch([0.0])
+    others = closed._replace(dequantized=-closed.dequantized, quant_tables=closed.quant_tables + 3)
+    assert torch.equal(module(*others)[0], module(*closed)[0])
+
+
+def test_neighbours_do_not_change_a_row(tiny_run: Path, tmp_path: Path) -> None:
+    export_classifier(tiny_run, tmp_path, engine="onnxruntime")
+    module, inputs = load_deployed(tmp_path).module, batch([1.0, 0.0])
+    together = module(*inputs)[0]
+    alone = torch.cat([module(*(tensor[k : k + 1] for tensor in inputs))[0] for k in range(2)])
+    assert torch.equal(together, alone)
+
+
+def test_the_parity_found_at_export_is_recorded(tiny_run: Path, tmp_path: Path) -> None:
+    coarse = export_classifier(tiny_run, tmp_path / "coarse", precision="bfloat16").signature
+    fine = export_classifier(tiny_run, tmp_path / "fine").signature
+    assert 0 <= fine.parity < coarse.parity < 0.1
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "words"),
+    [("tensorrt", "float32", "torchscript, onnxruntime, openvino"), ("onnxruntime", "bfloat16", "one of float32,")],
+)
+def test_what_an_engine_cannot_do_is_refused(
+    tiny_run: Path, tmp_path: Path, engine: str, precision: str, words: str
+) -> None:
+    with pytest.raises(ExportError, match=words):
+        export_classifier(tiny_run, tmp_path, engine=engine, precision=precision)
+
+
+@pytest.mark.parametrize("name", ENGINES["onnxruntime"].files)
+def test_changed_graphs_are_refused(tiny_run: Path, tmp_path: Path, name: str) -> None:
+    export_classifier(tiny_run, tmp_path, engine="onnxruntime")
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="export them again"):
+        load_deployed(tmp_path)
+
+
+def test_a_missing_graph_is_named(tiny_run: Path, tmp_path: Path) -> None:
+    export_classifier(tiny_run, tmp_path, engine="onnxruntime")
+    (tmp_path / "protected.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"no protected\.onnx"):
+        load_deployed(tmp_path)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_that_is_not_installed_is_named(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    export_classifier(tiny_run, tmp_path, engine=engine)
+    monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(DependencyError, match=rf"afd-serve\[{engine}\]"):
+        load_deployed(tmp_path)
+
+
+def test_graphs_run_on_the_cpu_only(tiny_run: Path, tmp_path: Path) -> None:
+    export_classifier(tiny_run, tmp_path, engine="onnxruntime")
+    with pytest.raises(CheckpointError, match="torchscript"):
+        load_deployed(tmp_path, torch.device("meta"))
+
+
+def test_archives_and_repositories_carry_the_engines_files(tiny_run: Path, tmp_path: Path) -> None:
+    exported = export_classifier(tiny_run, tmp_path / "exported", engine="onnxruntime").folder
+    files = exported_files(exported)
+    assert files is not None
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as archive:
+        assert set(files) <= set(archive.namelist())
+    version = package_triton(exported, tmp_path / "models", platform="python_cpu") / "afd_classify" / "1"
+    assert set(files) <= {path.name for path in version.iterdir()}
+    with pytest.raises(PackagingError, match="runs TorchScript"):
+        package_triton(exported, tmp_path / "other", platform="pytorch_libtorch")
