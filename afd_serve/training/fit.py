@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -141,10 +141,12 @@ class Trainer:
         self.step = self._resume()
 
     def _start_from(self, weights: Path, backbone: Backbone) -> None:
-        earlier = load_afd(weights, backbone)
-        if earlier.config != self.afd.config:
-            raise ConfigError(f"{weights} has preset {earlier.config.preset!r}, this fit {self.afd.config.preset!r}")
-        self.afd.load_state_dict(earlier.state_dict())
+        """Take over earlier weights; FE-Nets that they lack stay as they are, which is the identity."""
+        earlier, ours = load_afd(weights, backbone), self.afd.config
+        alike = replace(earlier.config, preset=ours.preset, fe=ours.fe) == ours
+        if not alike or earlier.config.fe not in ((), ours.fe):
+            raise ConfigError(f"{weights} has preset {earlier.config.preset!r}, this fit {ours.preset!r}")
+        self.afd.load_state_dict(earlier.state_dict(), strict=False)
 
     def compare(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The loss of one batch; both arguments are (logits, *taps, embedding)."""
