@@ -13,7 +13,6 @@ else.
 
 import argparse
 import asyncio
-import io
 import json
 import multiprocessing
 import os
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from PIL import Image
+from pictures import made_pictures
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -54,22 +53,6 @@ class Row:
     @property
     def besides(self) -> float:
         return self.cpu - self.model
-
-
-def made_pictures(count: int) -> list[bytes]:
-    """Noise with the spectrum of photographs, 500x375, quality 10 to 90."""
-    random = np.random.default_rng(0)
-    frequency = np.hypot(np.fft.fftfreq(375)[:, None], np.fft.fftfreq(500)[None]) + 1e-3
-    files = []
-    for index in range(count):
-        noise = np.fft.ifft2(
-            np.fft.fft2(random.normal(size=(375, 500, 3)), axes=(0, 1)) / frequency[..., None], axes=(0, 1)
-        )
-        samples = (128 + 50 * noise.real / noise.real.std()).clip(0, 255).astype(np.uint8)
-        out = io.BytesIO()
-        Image.fromarray(samples).save(out, "JPEG", quality=10 + 80 * index // count)
-        files.append(out.getvalue())
-    return files
 
 
 class TimedPipeline(Pipeline):
