@@ -75,7 +75,9 @@ def load_afd(path: Path, backbone: Backbone) -> AfdNet:
         )
     afd = AfdNet(config)
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping, only keys()
+        # Weights from before there was a sharpness leave the logits as they are, which is how it starts.
+        tensors = {f"sharpness.{name}": value for name, value in afd.sharpness.state_dict().items()}
+        tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping, only keys()
     try:
         afd.load_state_dict(tensors)
     except RuntimeError as error:

@@ -1,7 +1,10 @@
 """The deployed classifier: presets, gates, fusion."""
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from afd_serve.errors import ConfigError
 from afd_serve.models.afd import AfdNet
@@ -49,6 +52,16 @@ def test_presets_choose_their_sites(tiny: Backbone) -> None:
     assert not paper.adapters
     with pytest.raises(ConfigError, match="default, lite, paper"):
         preset_config("large", tiny)
+
+
+def test_the_sharpness_scales_the_logits_of_open_gates_only(tiny: Backbone, awake: AfdNet) -> None:
+    nn.init.zeros_(awake.sharpness.weight)
+    nn.init.zeros_(awake.sharpness.bias)
+    inputs = batch([1.0, 0.0])
+    before = AfdClassifier(tiny, awake).eval()(*inputs)[0]
+    nn.init.constant_(awake.sharpness.bias, math.log(2))
+    after = AfdClassifier(tiny, awake).eval()(*inputs)[0]
+    torch.testing.assert_close(after, before * torch.tensor([[2.0], [1.0]]))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -9,6 +9,7 @@ from afd_serve.models.fde import FdeNet
 from afd_serve.models.fe import FeNet
 from afd_serve.models.gates import ChannelGate, GateHeads
 from afd_serve.models.repconv import RepConv
+from afd_serve.models.sharpness import Sharpness
 
 __all__ = ["AfdNet"]
 
@@ -26,6 +27,7 @@ class AfdNet(nn.Module):
         self.fde = FdeNet(config.fdm_channels if config.fe else 0, config.descriptor)
         self.heads = GateHeads(config.descriptor, [site.channels for site in config.gates])
         self.drift = nn.Linear(config.descriptor, 1)
+        self.sharpness = Sharpness(config.descriptor)
         starts = [2 * sum(site.channels for site in config.gates[:k]) for k in range(len(config.gates))]
         self.gates = nn.ModuleList(
             ChannelGate(start, site.channels) for start, site in zip(starts, config.gates, strict=True)

@@ -53,11 +53,25 @@ def protected_trunk(backbone: Backbone, afd: AfdNet, taps: Sequence[str] = ()) -
     folded = fold_norms(backbone.module)
     fold_kernels(folded, kernel_changes(afd))
     trunk = attach(folded, insertions(afd), inputs=GUIDES, taps=taps)
+    _sharpen(trunk, afd)
     size = backbone.preprocessing.size
     shapes = probe_shapes(backbone.module, [site.site for site in afd.config.gates], size)
     features = [shapes[site.site].channels * (size // shapes[site.site].stride) ** 2 for site in afd.config.gates]
     fold_gates(trunk, {f"afd_{index}": count for index, count in enumerate(features)})
     return trunk
+
+
+def _sharpen(trunk: fx.GraphModule, afd: AfdNet) -> None:
+    """Scale the logits, which are a trunk's first output or its only one."""
+    trunk.add_module("afd_sharpness", afd.sharpness)
+    (descriptor,) = (node for node in trunk.graph.nodes if node.op == "placeholder" and node.target == GUIDES[-1])
+    output = trunk.graph.output_node()
+    (returned,) = output.args
+    logits = returned[0] if isinstance(returned, tuple) else returned
+    with trunk.graph.inserting_before(output):
+        scaled = trunk.graph.call_module("afd_sharpness", (logits, descriptor))
+    output.args = ((scaled, *returned[1:]) if isinstance(returned, tuple) else scaled,)
+    trunk.recompile()
 
 
 class Normalize(nn.Module):

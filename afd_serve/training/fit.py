@@ -21,7 +21,7 @@ from afd_serve.models.classifier import GUIDES, Normalize, insertions, kernel_ch
 from afd_serve.models.fde import picture_statistics
 from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
-from afd_serve.training.data import CompressedPairs, Pair, find_pictures
+from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
 from afd_serve.training.losses import FeatureLoss
 from afd_serve.training.precision import strided_depthwise_in_float32
 from afd_serve.training.state import load_state, save_state
@@ -30,7 +30,7 @@ __all__ = ["FitResult", "Trainer", "fit", "rate_share"]
 
 _CALIBRATION_BATCHES = 16
 _TAPS = 5
-_DRIFT_BATCHES = 48
+_CLOSING_BATCHES = 48
 _STATE_NAME = "state.safetensors"
 _CONFIG_NAME = "config.json"
 _LOG_NAME = "log.jsonl"
@@ -112,7 +112,7 @@ class Trainer:
         self.average = AfdNet(self.afd.config).eval().requires_grad_(False)
         self.normalize = Normalize(backbone.preprocessing)
         taps = _spread(backbone.blocks, _TAPS)
-        frozen = fold_norms(backbone.module)
+        self.frozen = frozen = fold_norms(backbone.module)
         self.teacher = strided_depthwise_in_float32(attach(frozen, taps=taps, embedding=backbone.embedding))
         student = attach(
             frozen,
@@ -128,7 +128,7 @@ class Trainer:
             backbone.preprocessing,
             sizes=training_sizes(config, backbone.preprocessing.size),
             batch_size=config.batch_size,
-            batches=_CALIBRATION_BATCHES + config.steps + _DRIFT_BATCHES,
+            batches=_CALIBRATION_BATCHES + config.steps,
             seed=config.seed,
         )
         self.optimizer = torch.optim.AdamW(
@@ -167,7 +167,7 @@ class Trainer:
                     self._bookkeeping(recent)
             finally:
                 self._save_state()
-        self._fit_drift()
+        self._fit_estimates()
         save_afd(self.average, self.config.out / WEIGHTS_NAME)
         return recent
 
@@ -195,16 +195,34 @@ class Trainer:
         return float(loss.detach())
 
     @torch.no_grad()
-    def _fit_drift(self) -> None:
-        """Teaches the drift score how far an unprotected embedding is from the clean one, on fresh pictures."""
-        descriptors, distances = [], []
-        for index in range(_CALIBRATION_BATCHES + self.config.steps, len(self.data)):
-            pair = self.data[index]
-            *_, clean = self.teacher(self.normalize(pair.clean))
-            *_, unprotected = self.teacher(self.normalize(pair.inputs.rgb))
-            descriptors.append(self.average.fde.describe(*pair.inputs[1:4]))
-            distances.append(self.loss.embedding_distance(unprotected, clean))
+    def _fit_estimates(self) -> None:
+        """Solve the drift score, how far an unprotected embedding is from the clean one, and the sharpness."""
+        descriptors, distances, logits, wanted = [], [], [], []
+        protected = attach(self.frozen, insertions(self.average), kernels=kernel_changes(self.average), inputs=GUIDES)
+        pairs = self._closing_pairs()
+        for pair in (pairs[index] for index in range(len(pairs))):
+            clean, *_, embedding = self.teacher(self.normalize(pair.clean))
+            x = self.normalize(pair.inputs.rgb)
+            *_, unprotected = self.teacher(x)
+            descriptor = self.average.describe(*pair.inputs[1:4])
+            logits.append(protected(x, *self.average.guide(descriptor, pair.inputs.dequantized), descriptor))
+            wanted.append(clean)
+            descriptors.append(descriptor)
+            distances.append(self.loss.embedding_distance(unprotected, embedding))
         self.average.fit_drift(torch.cat(descriptors), torch.cat(distances))
+        self.average.sharpness.fit(torch.cat(logits), torch.cat(descriptors), torch.cat(wanted))
+
+    def _closing_pairs(self) -> CompressedPairs:
+        """Pictures as they are served: whole crops at the backbone's size, neither mixed nor recoloured."""
+        return CompressedPairs(
+            self.data.pictures,
+            self.data.preprocessing,
+            sizes=(self.data.preprocessing.size,),
+            batch_size=self.config.batch_size,
+            batches=_CLOSING_BATCHES,
+            seed=self.config.seed + 1,
+            recipe=Recipe(least_area=0.4, p_turn=0, p_mix=0, p_colour=0),
+        )
 
     def _update_average(self) -> None:
         # Early steps would weigh on the average for long without this ramp.
