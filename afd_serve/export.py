@@ -1,4 +1,12 @@
-"""From fitted weights to what is deployed: one frozen TorchScript file and the signature that describes it."""
+"""From fitted weights to what is deployed: frozen TorchScript files and the signature that describes them.
+
+Note [Features in a file of their own]
+    An explanation compares what the two trunks make of a picture halfway, and a frozen classifier shows nothing but its
+    logits. Rebuilding the trunks from fitted weights would need the backbone's own weights and code on the server. So
+    the classifier is exported a second time, cut off at the site that is mapped: 1 MB for EfficientNet-Lite0 instead of
+    the classifier's 32, because the early layers have few parameters. A second method in the first file would have cost
+    more: freezing folds each method's constants anew, and every process would load them, explaining or not.
+"""
 
 import copy
 import hashlib
@@ -17,14 +25,16 @@ from torch import Tensor, nn
 from afd_serve import __version__
 from afd_serve.checkpoint import find_weights, load_afd, read_config, write_atomically
 from afd_serve.dct import BLOCK
-from afd_serve.errors import CheckpointError, ExportError
+from afd_serve.errors import CheckpointError, ExportError, NotExplainableError
+from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, Preprocessing, load_backbone
-from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier
+from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier, map_site
 from afd_serve.models.fde import FREQUENCIES, GEOMETRY
 from afd_serve.models.precision import with_trunks_in
 from afd_serve.preprocess import ClassifierInputs
 
 __all__ = [
+    "FEATURES_NAME",
     "MODEL_NAME",
     "SIGNATURE_NAME",
     "Deployed",
@@ -37,9 +47,11 @@ __all__ = [
     "export_classifier",
     "freeze",
     "load_deployed",
+    "load_features",
 ]
 
 MODEL_NAME: Final = "model.pt"
+FEATURES_NAME: Final = "features.pt"
 SIGNATURE_NAME: Final = "signature.json"
 _FORMAT: Final = 1
 _TOLERANCE: Final = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 2e-1}
@@ -57,7 +69,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """All that a server has to know of an exported classifier."""
+    """All that a server has to know of an exported classifier.
+
+    The two digests are of its files; empty where it was not exported, the second also by versions that wrote no
+    features.
+    """
 
     name: str
     backbone: str
@@ -72,6 +88,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
     precision: str = "float32"
+    features_sha256: str = ""
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back."""
@@ -112,7 +129,7 @@ class Deployed:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A folder with ``model.pt`` and ``signature.json``."""
+    """A folder with ``model.pt``, ``features.pt`` and ``signature.json``."""
 
     folder: Path
     signature: Signature
@@ -130,30 +147,41 @@ def deploy(source: str | Path, *, precision: str = "float32") -> Deployed:
         CheckpointError: There are no such weights, or they are another backbone's.
         ExportError: The scripted classifier does not agree with the eager one, or there is no such precision.
     """
+    return _deploy(source, *_fitted(source), precision)
+
+
+def _deploy(source: str | Path, backbone: Backbone, afd: AfdNet, precision: str) -> Deployed:
+    module = _frozen(AfdClassifier(backbone, afd).eval(), backbone.preprocessing.size, precision)
+    return Deployed(module, replace(_signature(source, backbone, afd.config.preset), precision=precision))
+
+
+def _frozen(classifier: AfdClassifier, size: int, precision: str) -> torch.jit.ScriptModule:
+    """Script and freeze a classifier, and compare it with itself as it was."""
     if precision not in _TOLERANCE:
         raise ExportError(f"the precision is one of {', '.join(_TOLERANCE)}, not {precision!r}")
-    backbone, classifier = _build(source)
-    size = backbone.preprocessing.size
     expected = [_run(classifier, inputs) for inputs in _parity_inputs(size)]
     if precision != "float32":
         classifier = with_trunks_in(classifier, getattr(torch, precision))
     module = _freeze_classifier(classifier, example_inputs(size))
     _check_parity(expected, [_run(module, inputs) for inputs in _parity_inputs(size)], _TOLERANCE[precision])
-    signature = _signature(source, backbone, classifier.afd.config.preset)
-    return Deployed(module, replace(signature, precision=precision))
+    return module
 
 
 def eager_classifier(source: str | Path) -> AfdClassifier:
     """The classifier that `deploy` scripts, reparameterized but not scripted; arguments and errors as there."""
-    return _build(source)[1]
+    return AfdClassifier(*_fitted(source)).eval()
 
 
 def export_classifier(source: str | Path, out: Path, *, precision: str = "float32") -> ExportedModel:
-    """Write ``model.pt`` and ``signature.json`` into a folder; arguments and errors as in `deploy`."""
-    deployed = deploy(source, precision=precision)
-    write_atomically(out / MODEL_NAME, lambda path: deployed.module.save(str(path)))
-    sha256 = hashlib.sha256((out / MODEL_NAME).read_bytes()).hexdigest()
-    signature = replace(deployed.signature, sha256=sha256)
+    """Write ``model.pt``, ``features.pt`` and ``signature.json`` into a folder; arguments and errors as in `deploy`."""
+    backbone, afd = _fitted(source)
+    deployed = _deploy(source, backbone, afd, precision)
+    features = _frozen(_features(backbone, afd), backbone.preprocessing.size, precision)
+    signature = replace(
+        deployed.signature,
+        sha256=_save(deployed.module, out / MODEL_NAME),
+        features_sha256=_save(features, out / FEATURES_NAME),
+    )
     write_atomically(out / SIGNATURE_NAME, lambda path: path.write_text(signature.to_json()))
     return ExportedModel(out, signature)
 
@@ -175,13 +203,50 @@ def load_deployed(source: str | Path, device: torch.device | None = None) -> Dep
         deployed = deploy(source)
         return deployed if device is None else replace(deployed, module=_load(deployed.module.save_to_buffer(), device))
     signature = Signature.from_json((folder / SIGNATURE_NAME).read_text())
+    return Deployed(_load(_read(folder / MODEL_NAME, signature.sha256), device), signature)
+
+
+def load_features(source: str | Path) -> nn.Module:
+    """The classifier's features where drift is mapped; see Note [Features in a file of their own].
+
+    Args:
+        source: An exported folder, or what `deploy` takes.
+
+    Returns:
+        A module with the inputs of `AfdClassifier` and the outputs features [N, C, G', G'] and drift [N].
+
+    Raises:
+        NotExplainableError: The folder was exported without features.
+        CheckpointError: There is no such model, or ``features.pt`` is not the file that the signature describes.
+        BackboneError: The backbone has no feature maps that could be shown.
+    """
+    folder = Path(source)
+    if not (folder / SIGNATURE_NAME).is_file():
+        return _features(*_fitted(source))
+    signature = Signature.from_json((folder / SIGNATURE_NAME).read_text())
+    if not signature.features_sha256:
+        raise NotExplainableError(
+            f"the model was exported without {FEATURES_NAME}, which explaining needs: export the fitted run again with "
+            "`afd-serve export` and package that"
+        )
+    return _load(_read(folder / FEATURES_NAME, signature.features_sha256), None)
+
+
+def _save(module: torch.jit.ScriptModule, path: Path) -> str:
+    """Write a module's file; returns its digest."""
+    write_atomically(path, lambda partial: module.save(str(partial)))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read(path: Path, sha256: str) -> bytes:
+    """The bytes of an exported file. They are hashed before anything looks into them."""
     try:
-        data = (folder / MODEL_NAME).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{folder} has a signature but no {MODEL_NAME}: {error}") from error
-    if hashlib.sha256(data).hexdigest() != signature.sha256:
-        raise CheckpointError(f"{folder / MODEL_NAME} is not the file that was exported; export it again")
-    return Deployed(_load(data, device), signature)
+        raise CheckpointError(f"{path.parent} has a signature but no {path.name}: {error}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(f"{path} is not the file that was exported; export it again")
+    return data
 
 
 def _load(data: bytes, device: torch.device | None) -> torch.jit.ScriptModule:
@@ -192,12 +257,16 @@ def _load(data: bytes, device: torch.device | None) -> torch.jit.ScriptModule:
     return module
 
 
-def _build(source: str | Path) -> tuple[Backbone, AfdClassifier]:
+def _fitted(source: str | Path) -> tuple[Backbone, AfdNet]:
     weights = find_weights(source)
     backbone = load_backbone(read_config(weights).backbone)
     afd = load_afd(weights, backbone)
     afd.reparameterize()
-    return backbone, AfdClassifier(backbone, afd).eval()
+    return backbone, afd
+
+
+def _features(backbone: Backbone, afd: AfdNet) -> AfdClassifier:
+    return AfdClassifier(backbone, afd, until=map_site(backbone)).eval()
 
 
 def _signature(source: str | Path, backbone: Backbone, preset: str) -> Signature:
