@@ -19,6 +19,7 @@ def exported(tmp_path: Path) -> Path:
     folder = tmp_path / "exported"
     folder.mkdir()
     (folder / "model.pt").write_bytes(b"weights")
+    (folder / "features.pt").write_bytes(b"features")
     (folder / "signature.json").write_text("{}")
     return folder
 
@@ -30,6 +31,7 @@ def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
         assert content.namelist() == [
             "MAR-INF/MANIFEST.json",
             "afd_handler.py",
+            "features.pt",
             "model-config.yaml",
             "model.pt",
             "signature.json",
@@ -57,6 +59,12 @@ def test_an_archive_is_replaced(exported: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as content:
         assert content.read("model.pt") == b"other weights"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["afd.mar"]
+
+
+def test_a_model_exported_without_features_is_packaged_as_it_is(exported: Path, tmp_path: Path) -> None:
+    (exported / "features.pt").unlink()
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as content:
+        assert "features.pt" not in content.namelist()
 
 
 def test_the_archivers_refusal_is_passed_on(exported: Path, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from afd_serve.errors import DependencyError, PackagingError
-from afd_serve.export import export_classifier
+from afd_serve.export import FEATURES_NAME, MODEL_NAME, SIGNATURE_NAME, export_classifier
 
 __all__ = ["handlers_dir", "package_torchserve"]
 
-_EXPORTED: Final = ("model.pt", "signature.json")
+_EXPORTED: Final = (MODEL_NAME, SIGNATURE_NAME)
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
 # The earliest time that a ZIP archive can hold: archives of equal content are then equal byte for byte.
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -62,8 +62,9 @@ def _export(source: str | Path, out: Path) -> None:
         return
     # A copy, because the archiver gives commas and wildcards in paths a meaning.
     out.mkdir()
-    for file in _EXPORTED:
-        shutil.copyfile(Path(source) / file, out / file)
+    for file in (*_EXPORTED, FEATURES_NAME):
+        if (Path(source) / file).is_file():  # versions that could not explain exported no features
+            shutil.copyfile(Path(source) / file, out / file)
 
 
 def _run_archiver(exported: Path, out: Path, name: str, version: str) -> None:
@@ -71,11 +72,12 @@ def _run_archiver(exported: Path, out: Path, name: str, version: str) -> None:
     # The archiver works in <temporary folder>/<model name> and deletes what lies there: give it a folder of its own.
     work = out / "work"
     work.mkdir(parents=True)
+    extra = sorted(path for path in exported.iterdir() if path.name != MODEL_NAME)
     arguments = {
         "--model-name": name,
         "--version": version,
-        "--serialized-file": exported / "model.pt",
-        "--extra-files": exported / "signature.json",
+        "--serialized-file": exported / MODEL_NAME,
+        "--extra-files": ",".join(str(path) for path in extra),
         "--handler": handlers / "afd_handler.py",
         "--config-file": handlers / "model-config.yaml",
         "--export-path": out,
