@@ -16,6 +16,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from afd_serve.explanations import ExplanationService
 from afd_serve.export import load_features
+from afd_serve.packaging.seal import check_seal
 from afd_serve.pipeline import Pipeline
 from afd_serve.response import ModelInfo, Reply
 from afd_serve.sample import sample_picture
@@ -29,6 +30,7 @@ class AfdHandler:
     def initialize(self, context: Context) -> None:
         """Load the archive's model on one thread and run it once, so that the first client does not wait."""
         model_dir = Path(context.system_properties["model_dir"])
+        check_seal(model_dir)
         model = ModelInfo(context.model_name, context.manifest["model"]["modelVersion"])
         self._metrics = {m: context.metrics.get_metric(m.name, MetricTypes(m.kind)) for m in METRICS}
         pipeline = Pipeline.load(model_dir, threads=1)

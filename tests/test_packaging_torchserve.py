@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from afd_serve.errors import PackagingError
+from afd_serve.errors import CheckpointError, ExportError, PackagingError
+from afd_serve.export import export_classifier
 from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
 from afd_serve.servers import torchserve
 from afd_serve.telemetry import METRICS
@@ -32,12 +33,15 @@ def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
             "MAR-INF/MANIFEST.json",
             "afd_handler.py",
             "features.pt",
+            "files.json",
             "model-config.yaml",
             "model.pt",
             "signature.json",
         ]
         assert content.read("model.pt") == b"weights"
         manifest = json.loads(content.read("MAR-INF/MANIFEST.json"))
+        seal = json.loads(content.read("files.json"))
+        assert sorted([*seal, "files.json"]) == content.namelist()
     assert manifest["model"] == {
         "modelName": "clocks",
         "modelVersion": "2.1",
@@ -51,6 +55,22 @@ def test_the_same_exported_model_gives_the_same_bytes(exported: Path, tmp_path: 
     first = package_torchserve(exported, tmp_path / "a").read_bytes()
     (exported / "model.pt").touch()
     assert package_torchserve(exported, tmp_path / "b").read_bytes() == first
+
+
+def test_the_same_weights_give_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:
+    export_classifier(tiny_run, tmp_path / "before")  # what this process compiles must not show
+    first = package_torchserve(tiny_run, tmp_path / "a").read_bytes()
+    assert package_torchserve(tiny_run, tmp_path / "b").read_bytes() == first
+
+
+def test_what_cannot_be_exported_is_not_packaged(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a shipped model"):
+        package_torchserve(tmp_path / "none", tmp_path / "store")
+    broken = tmp_path / "afd.safetensors"
+    broken.write_bytes((tiny_run / "afd.safetensors").read_bytes()[:-8])
+    with pytest.raises(ExportError, match=r"cannot be exported: error: .*checkpoint"):
+        package_torchserve(broken, tmp_path / "store")
+    assert not list((tmp_path / "store").glob("*.mar"))
 
 
 def test_an_archive_is_replaced(exported: Path, tmp_path: Path) -> None:
