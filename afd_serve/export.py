@@ -250,10 +250,13 @@ def _read(path: Path, sha256: str) -> bytes:
 
 
 def _load(data: bytes, device: torch.device | None) -> torch.jit.ScriptModule:
-    with _torchscript():
-        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            io.BytesIO(data), map_location=device or torch.device("cpu")
-        )
+    try:
+        with _torchscript():
+            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                io.BytesIO(data), map_location=device or torch.device("cpu")
+            )
+    except RuntimeError as error:
+        raise CheckpointError(f"the exported file cannot be read as TorchScript: {error}") from error
     return module
 
 

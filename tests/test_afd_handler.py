@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from afd_serve.errors import CheckpointError
 from afd_serve.export import export_classifier
 from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
 from afd_serve.pipeline import Pipeline
@@ -108,6 +109,13 @@ def test_explanations_and_predictions_of_one_batch_do_not_mix(
         assert [prediction_from_dict(answer)] == pipeline.predict([POOR], top_k=top_k)
         assert ("map" in answer) is has_map
     assert context.metrics.counted.count("afd_explanations_total") == 2
+
+
+def test_an_archive_with_a_changed_file_is_not_loaded(module: ModuleType, context: Any, archive_folder: Path) -> None:
+    settings = archive_folder / "model-config.yaml"
+    settings.write_bytes(settings.read_bytes() + b"\n")
+    with pytest.raises(CheckpointError, match=r"model-config\.yaml is not the file that was packaged"):
+        module.AfdHandler().initialize(context)
 
 
 def test_a_worker_that_only_predicts_never_reads_the_features(handle: Handle, archive_folder: Path) -> None:
