@@ -149,7 +149,8 @@ def start(
     ports = ports or Ports()
     check_ports(ports)
     state_dir = state_dir.resolve()
-    _remove(state_dir / "logs")
+    for name in ("logs", "workflow_store"):  # a workflow's archive is code, and the settings cannot forbid its API
+        _remove(state_dir / name)
     for name in ("model_store", "workflow_store", "logs"):
         (state_dir / name).mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=short_temporary_folder()))
