@@ -244,11 +244,11 @@ def compare(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Option(help="The folder for model.pt and signature.json.")],
+    out: Annotated[Path, typer.Option(help="The folder for model.pt, features.pt and signature.json.")],
     model: ModelOption = _DEFAULT_MODEL,
     precision: Annotated[str, typer.Option(help="float32; float16 or bfloat16 for a GPU.")] = "float32",
 ) -> None:
-    """Write a classifier with its AFD as one TorchScript file, checked against the original."""
+    """Write a classifier with its AFD as TorchScript, checked against the original."""
     from afd_serve.export import export_classifier
 
     exported = export_classifier(model, out, precision=precision)
