@@ -8,6 +8,7 @@
 # make fuzz     the fuzzers under ASan and UBSan for SECONDS in all; needs clang, keeps its corpora for the next run
 # make collection-check FOLDERS="..."  reads every JPEG below the folders as we do and as libjpeg-turbo does, under ASan
 # make wheel    an sdist and a wheel that holds libjpeg-turbo, tested in an environment of its own, in dist
+# make audit    look up the pinned packages in the database of known holes; what it cannot look up fails it too
 # make format   rewrite the sources as the linters want them
 # make clean    remove what was built, and stop the server
 #
@@ -45,7 +46,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csr
 CPP_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h benchmarks/*.cpp)
 
 .PHONY: serve stop serve-triton stop-triton test test-triton lint cpp-test py-test format clean
-.PHONY: asan tsan fuzz collection-check wheel
+.PHONY: asan tsan fuzz collection-check wheel audit
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.installed
@@ -102,6 +103,12 @@ py-test: $(VENV)/.installed-dev $(if $(filter no,$(TRITON)),,$(VENV_TRITON)/.ins
 
 test-triton: $(VENV)/.installed-dev $(VENV_TRITON)/.installed
 	AFD_TRITON_PYTHON=$(TRITON_PYTHON) $(BIN)/python -m pytest tests/serving/test_triton.py
+
+# An environment of its own: the auditor's packages are none of ours.
+audit:
+	@$(PYTHON) -m venv build/audit
+	@build/audit/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_OPTIONS) pip-audit
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -23,6 +23,7 @@ __all__ = [
     "JpegError",
     "JpegTooLargeError",
     "NotAnImageError",
+    "NotExplainableError",
     "OutputTooSmallError",
     "PackagingError",
     "PictureTooLargeError",
@@ -134,6 +135,12 @@ class ExportError(AfdError):
     """The exported classifier does not agree with the one it was made from."""
 
     code = "bad_export"
+
+
+class NotExplainableError(AfdError):
+    """The model's files lack what an explanation needs; the message says what to do."""
+
+    code = "not_supported"
 
 
 class PackagingError(AfdError):

@@ -1,11 +1,19 @@
-"""From fitted weights to what is deployed: the files of one engine and the signature that describes them."""
+"""From fitted weights to what is deployed: the files of one engine and the signature that describes them.
+
+Note [Features in a file of their own]
+    An explanation compares what the two trunks make of a picture halfway, and a frozen classifier shows nothing but its
+    logits. Rebuilding the trunks from fitted weights would need the backbone's own weights and code on the server. So
+    the classifier is exported a second time, cut off at the site that is mapped: 1 MB for EfficientNet-Lite0 instead of
+    the classifier's 32, because the early layers have few parameters. A second method in the first file would have cost
+    more: freezing folds each method's constants anew, and every process would load them, explaining or not.
+"""
 
 import copy
 import hashlib
 import io
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,15 +28,17 @@ from afd_serve.dct import BLOCK
 from afd_serve.engines import ENGINES, Engine
 from afd_serve.engines.graphs import write_graphs
 from afd_serve.engines.runtimes import open_graphs
-from afd_serve.errors import CheckpointError, ExportError
+from afd_serve.errors import CheckpointError, ExportError, NotExplainableError
+from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, Preprocessing, load_backbone
-from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier
+from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier, map_site
 from afd_serve.models.fde import FREQUENCIES, GEOMETRY
 from afd_serve.models.precision import with_trunks_in
 from afd_serve.preprocess import ClassifierInputs, prepare, stack
 from afd_serve.sample import sample_variants
 
 __all__ = [
+    "FEATURES_NAME",
     "MODEL_NAME",
     "SIGNATURE_NAME",
     "Deployed",
@@ -42,9 +52,11 @@ __all__ = [
     "exported_files",
     "freeze",
     "load_deployed",
+    "load_features",
 ]
 
 (MODEL_NAME,) = ENGINES["torchscript"].files
+FEATURES_NAME: Final = "features.pt"
 SIGNATURE_NAME: Final = "signature.json"
 _FORMAT: Final = 1
 _TOLERANCE: Final = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 2e-1}
@@ -69,6 +81,8 @@ class Signature:
 
     ``engine`` and ``precision`` are what it was exported for, ``parity`` the largest difference of a probability from
     the eager float32 classifier's that the export found on real pictures, and ``sha256`` that of its files, joined.
+    ``features_sha256`` is that of ``features.pt``. Both digests are empty where it was not exported, the second also by
+    versions that wrote no features.
     """
 
     name: str
@@ -86,6 +100,7 @@ class Signature:
     precision: str = "float32"
     engine: str = "torchscript"
     parity: float = 0.0
+    features_sha256: str = ""
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back."""
@@ -126,7 +141,7 @@ class Deployed:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A folder with an engine's files and ``signature.json``."""
+    """A folder with an engine's files, ``features.pt`` and ``signature.json``."""
 
     folder: Path
     signature: Signature
@@ -144,28 +159,36 @@ def deploy(source: str | Path, *, precision: str = "float32") -> Deployed:
         CheckpointError: There are no such weights, or they are another backbone's.
         ExportError: The scripted classifier does not agree with the eager one, or there is no such precision.
     """
-    return Deployed(*_script(source, precision))
+    return Deployed(*_script(source, *_fitted(source), precision))
 
 
-def _script(source: str | Path, precision: str) -> tuple[torch.jit.ScriptModule, Signature]:
+def _script(
+    source: str | Path, backbone: Backbone, afd: AfdNet, precision: str
+) -> tuple[torch.jit.ScriptModule, Signature]:
     _check_choice("torchscript", precision)
-    backbone, classifier = _build(source)
-    size = backbone.preprocessing.size
+    classifier = AfdClassifier(backbone, afd).eval()
+    module = _frozen(classifier, backbone.preprocessing.size, precision)
+    parity = _check_pictures(classifier, module, backbone.preprocessing, precision)
+    return module, replace(_signature(source, backbone, afd.config.preset, precision), parity=parity)
+
+
+def _frozen(classifier: AfdClassifier, size: int, precision: str) -> torch.jit.ScriptModule:
+    """Script and freeze a classifier, and compare it with itself as it was."""
     expected = [_run(classifier, inputs) for inputs in _parity_inputs(size)]
-    reference = classifier
     if precision != "float32":
         classifier = with_trunks_in(classifier, getattr(torch, precision))
     module = _freeze_classifier(classifier, example_inputs(size))
     _check_parity(expected, [_run(module, inputs) for inputs in _parity_inputs(size)], _TOLERANCE[precision])
-    parity = _check_pictures(reference, module, backbone.preprocessing, precision)
-    return module, replace(_signature(source, backbone, classifier.afd.config.preset, precision), parity=parity)
+    return module
 
 
-def _write_graphs(source: str | Path, out: Path, engine: str, precision: str) -> Signature:
-    backbone, classifier = _build(source)
+def _write_graphs(
+    source: str | Path, backbone: Backbone, afd: AfdNet, out: Path, engine: str, precision: str
+) -> Signature:
+    classifier = AfdClassifier(backbone, afd).eval()
     write_graphs(classifier, example_inputs(backbone.preprocessing.size, 1), out)
     parity = _check_pictures(classifier, open_graphs(out, engine, precision), backbone.preprocessing, precision)
-    signature = _signature(source, backbone, classifier.afd.config.preset, precision)
+    signature = _signature(source, backbone, afd.config.preset, precision)
     return replace(signature, engine=engine, parity=parity)
 
 
@@ -179,13 +202,13 @@ def _check_choice(engine: str, precision: str) -> None:
 
 def eager_classifier(source: str | Path) -> AfdClassifier:
     """The classifier that `deploy` scripts, reparameterized but not scripted; arguments and errors as there."""
-    return _build(source)[1]
+    return AfdClassifier(*_fitted(source)).eval()
 
 
 def export_classifier(
     source: str | Path, out: Path, *, engine: str = "torchscript", precision: str = "float32"
 ) -> ExportedModel:
-    """Write an engine's files and ``signature.json`` into a folder.
+    """Write an engine's files, ``features.pt`` and ``signature.json`` into a folder.
 
     Args:
         source: As in `deploy`.
@@ -199,18 +222,25 @@ def export_classifier(
         ExportError: The engine does not agree with the eager classifier, or there is no such engine or precision.
     """
     _check_choice(engine, precision)
+    backbone, afd = _fitted(source)
     if engine == "torchscript":
-        module, signature = _script(source, precision)
-        write_atomically(out / MODEL_NAME, lambda path: module.save(str(path)))
+        module, signature = _script(source, backbone, afd, precision)
+        _save(module, out / MODEL_NAME)
     else:
-        signature = _write_graphs(source, out, engine, precision)
-    signature = replace(signature, sha256=hashlib.sha256(_read_files(out, engine)).hexdigest())
+        signature = _write_graphs(source, backbone, afd, out, engine, precision)
+    # TorchScript in float32 whatever runs the classifier: explanations are asked for seldom.
+    _save(_frozen(_features(backbone, afd), backbone.preprocessing.size, "float32"), out / FEATURES_NAME)
+    signature = replace(
+        signature,
+        sha256=_digest(out, *ENGINES[engine].files),
+        features_sha256=_digest(out, FEATURES_NAME),
+    )
     write_atomically(out / SIGNATURE_NAME, lambda path: path.write_text(signature.to_json()))
     return ExportedModel(out, signature)
 
 
 def exported_files(folder: str | Path) -> tuple[str, ...] | None:
-    """The names of the files that make up the exported model in a folder; None where there is none.
+    """The names of the files that make up the exported model in a folder, the classifier's first; None where none is.
 
     Raises:
         CheckpointError: There is a signature that cannot be read, or a file is missing beside it.
@@ -218,11 +248,13 @@ def exported_files(folder: str | Path) -> tuple[str, ...] | None:
     folder = Path(folder)
     if not (folder / SIGNATURE_NAME).is_file():
         return None
-    files = ENGINES[_read_signature(folder).engine].files
+    signature = _read_signature(folder)
+    features = (FEATURES_NAME,) if signature.features_sha256 else ()
+    files = (*ENGINES[signature.engine].files, *features, SIGNATURE_NAME)
     for name in files:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has a signature but no {name}; export it again")
-    return (*files, SIGNATURE_NAME)
+    return files
 
 
 def load_deployed(source: str | Path, device: torch.device | None = None) -> Deployed:
@@ -238,22 +270,43 @@ def load_deployed(source: str | Path, device: torch.device | None = None) -> Dep
         DependencyError: The engine is not installed.
         ExportError: See `deploy`.
     """
-    if exported_files(source) is None:
-        module, signature = _script(source, "float32")
-        return Deployed(module if device is None else _load(module.save_to_buffer(), device), signature)
     folder = Path(source)
+    if not (folder / SIGNATURE_NAME).is_file():
+        module, signature = _script(source, *_fitted(source), "float32")
+        return Deployed(module if device is None else _load(module.save_to_buffer(), device), signature)
     signature = _read_signature(folder)
-    data = _read_files(folder, signature.engine)
-    if hashlib.sha256(data).hexdigest() != signature.sha256:
-        files = " and ".join(ENGINES[signature.engine].files)
-        raise CheckpointError(f"{files} in {folder} are not the files that were exported; export them again")
+    data = _read(folder, ENGINES[signature.engine].files, signature.sha256)
     if signature.engine == "torchscript":
         return Deployed(_load(data, device), signature)
     if device is not None and device.type != "cpu":
-        raise CheckpointError(
-            f"{folder} was exported for {signature.engine}, which has no {device.type}; use torchscript"
-        )
+        raise CheckpointError(f"{folder} is for {signature.engine}, which runs on the CPU; export it for torchscript")
     return Deployed(open_graphs(folder, signature.engine, signature.precision), signature)
+
+
+def load_features(source: str | Path) -> nn.Module:
+    """The classifier's features where drift is mapped; see Note [Features in a file of their own].
+
+    Args:
+        source: An exported folder, or what `deploy` takes.
+
+    Returns:
+        A module with the inputs of `AfdClassifier` and the outputs features [N, C, G', G'] and drift [N].
+
+    Raises:
+        NotExplainableError: The folder was exported without features.
+        CheckpointError: There is no such model, or ``features.pt`` is not the file that the signature describes.
+        BackboneError: The backbone has no feature maps that could be shown.
+    """
+    folder = Path(source)
+    if not (folder / SIGNATURE_NAME).is_file():
+        return _features(*_fitted(source))
+    signature = _read_signature(folder)
+    if not signature.features_sha256:
+        raise NotExplainableError(
+            f"the model was exported without {FEATURES_NAME}, which explaining needs: export the fitted run again with "
+            "`afd-serve export` and package that"
+        )
+    return _load(_read(folder, (FEATURES_NAME,), signature.features_sha256), None)
 
 
 def _read_signature(folder: Path) -> Signature:
@@ -263,24 +316,48 @@ def _read_signature(folder: Path) -> Signature:
     return signature
 
 
-def _read_files(folder: Path, engine: str) -> bytes:
-    return b"".join((folder / name).read_bytes() for name in ENGINES[engine].files)
+def _save(module: torch.jit.ScriptModule, path: Path) -> None:
+    write_atomically(path, lambda partial: module.save(str(partial)))
+
+
+def _digest(folder: Path, *names: str) -> str:
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
+
+
+def _read(folder: Path, names: Sequence[str], sha256: str) -> bytes:
+    """The bytes of exported files, joined. They are hashed before anything looks into them."""
+    try:
+        data = b"".join((folder / name).read_bytes() for name in names)
+    except OSError as error:
+        raise CheckpointError(f"{folder} has a signature, but a file is missing: {error}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(
+            f"{' and '.join(names)} in {folder} are not the files that were exported; export them again"
+        )
+    return data
 
 
 def _load(data: bytes, device: torch.device | None) -> torch.jit.ScriptModule:
-    with _torchscript():
-        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            io.BytesIO(data), map_location=device or torch.device("cpu")
-        )
+    try:
+        with _torchscript():
+            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                io.BytesIO(data), map_location=device or torch.device("cpu")
+            )
+    except RuntimeError as error:
+        raise CheckpointError(f"the exported file cannot be read as TorchScript: {error}") from error
     return module
 
 
-def _build(source: str | Path) -> tuple[Backbone, AfdClassifier]:
+def _fitted(source: str | Path) -> tuple[Backbone, AfdNet]:
     weights = find_weights(source)
     backbone = load_backbone(read_config(weights).backbone)
     afd = load_afd(weights, backbone)
     afd.reparameterize()
-    return backbone, AfdClassifier(backbone, afd).eval()
+    return backbone, afd
+
+
+def _features(backbone: Backbone, afd: AfdNet) -> AfdClassifier:
+    return AfdClassifier(backbone, afd, until=map_site(backbone)).eval()
 
 
 def _signature(source: str | Path, backbone: Backbone, preset: str, precision: str) -> Signature:

@@ -53,7 +53,7 @@ def render(explanation: Explanation, *, top: float | None = None) -> bytes:
     canvas.paste(crop, (_GAP, _GAP))
     draw = ImageDraw.Draw(canvas)
     beside = 2 * _GAP + _SIDE
-    if explanation.protected:
+    if explanation.prediction.protected:
         canvas.paste(_over(crop, explanation.map / max(top, 1e-12)), (beside, _GAP))
         _draw_scale(canvas, draw, beside + _SIDE + _GAP, top)
     else:

@@ -114,7 +114,7 @@ class Pipeline:
         picture = self.prepare(_grey_jpeg(self.signature.preprocessing.size))
         for _ in range(rounds):
             for is_open in (True, False):
-                self._classify(picture, is_open, 1)
+                self.classify(picture, protect=is_open, top_k=1)
 
     def _predict_one(self, item: Buffer, top_k: int, afd: bool, crop: bool, times: StageTimes) -> Prediction | Failure:
         start = time.perf_counter()
@@ -125,20 +125,21 @@ class Pipeline:
         finally:
             ready = time.perf_counter()
             times.preprocess += ready - start
-        answer = self._classify(picture, afd and not picture.good, top_k)
+        answer = self.classify(picture, protect=afd and not picture.good, top_k=top_k)
         times.inference += time.perf_counter() - ready
         return answer
 
-    def _classify(self, picture: PreparedPicture, is_open: bool, top_k: int) -> Prediction:
+    def classify(self, picture: PreparedPicture, *, protect: bool, top_k: int) -> Prediction:
+        """What `predict` does after `prepare`; ``protect`` opens the gate."""
         # See Note [One picture at a time].
-        logits, drift = self.logits(stack([picture], [is_open]))
+        logits, drift = self.logits(stack([picture], [protect]))
         return make_prediction(
             logits[0].softmax(dim=0),
             float(drift[0]),
             labels=self.signature.labels,
             top_k=top_k,
             estimated_quality=picture.estimated_quality,
-            protected=is_open,
+            protected=protect,
         )
 
 

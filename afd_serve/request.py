@@ -12,6 +12,7 @@ Options come as JSON keys, as parts or as headers; where they disagree, the orde
 - ``afd``: ``on`` (default) or ``off``: whether AFD may act.
 - ``top_k``: how many classes to return, 5 by default.
 - ``crop``: ``on`` (default) or ``off``: with ``off`` the picture already is the model's crop.
+- ``format``: ``json`` or ``png``, of explanations only (`afd_serve.explanations`); predictions are JSON.
 
 A server that keeps parts in a dictionary (TorchServe) drops all but the last of two parts with one name, so the
 pictures of one multipart request need names of their own.
@@ -49,7 +50,7 @@ MAX_PICTURES: Final = 32
 Picture: TypeAlias = bytes | bytearray | Failure
 """An encoded picture, or why this one could not be taken out of the request."""
 
-_OPTIONS: Final = ("afd", "top_k", "crop")
+_OPTIONS: Final = ("afd", "top_k", "crop", "format")
 # TorchServe hands the query of its /invocations route on as parts.
 _IGNORED: Final = frozenset({"model_name"})
 _SWITCH: Final = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
@@ -84,11 +85,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Request:
-    """One client's request: its pictures in order, and whether one bare picture was meant."""
+    """One client's request: its pictures in order, whether one bare picture was meant, and the format as asked for."""
 
     pictures: tuple[Picture, ...]
     single: bool
     options: Options
+    format: str | None = None
 
 
 def read_request(parts: Mapping[str, object], headers: Mapping[str, object]) -> Request:
@@ -122,7 +124,8 @@ def read_request(parts: Mapping[str, object], headers: Mapping[str, object]) -> 
             raise TooManyPicturesError(f"a request carries at most {MAX_PICTURES} pictures")
     if not pictures:
         raise RequestError("the request has no picture: send its bytes as the body, a multipart field or base64 JSON")
-    return Request(tuple(pictures), single and len(pictures) == 1, read_options(given))
+    form = _text(given["format"]) if "format" in given else None
+    return Request(tuple(pictures), single and len(pictures) == 1, read_options(given), form)
 
 
 def _parse_json(part: object) -> object:

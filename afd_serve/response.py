@@ -17,6 +17,7 @@ no status per request, so the body alone always tells success from failure.
 | status | codes |
 |---|---|
 | 400 | `empty`, `truncated_jpeg`, `corrupt_jpeg`, `bad_jpeg`, `bad_request`, `bad_option`, `bad_base64`, `bad_input` |
+| 406 | `not_acceptable`: an explanation in no format that the client takes |
 | 413 | `too_large` (one picture), `too_many_pictures`, `answer_too_large` |
 | 415 | `not_an_image`, `unsupported_jpeg` |
 | 500 | `internal`: a fault of ours, with an id that the log repeats |
@@ -36,6 +37,7 @@ __all__ = [
     "MAX_ANSWER_BYTES",
     "ModelInfo",
     "Reply",
+    "encode",
     "failure_to_dict",
     "prediction_from_dict",
     "prediction_to_dict",
@@ -50,6 +52,7 @@ MAX_ANSWER_BYTES: Final = 4 * 2**20
 
 _STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
     {
+        "not_acceptable": HTTPStatus.NOT_ACCEPTABLE,
         "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "too_many_pictures": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "answer_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -75,10 +78,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Reply:
-    """One request's answer, ready for a server: HTTP status and JSON body."""
+    """One request's answer, ready for a server."""
 
     status: HTTPStatus
     body: bytes
+    content_type: str = "application/json"
 
 
 def status_of(code: str) -> HTTPStatus:
@@ -141,7 +145,7 @@ def read_result(value: object) -> Prediction | Failure:
 
 def refuse(failure: Failure) -> Reply:
     """The answer to a request that fails as a whole."""
-    return Reply(status_of(failure.code), _encode(failure_to_dict(failure)))
+    return Reply(status_of(failure.code), encode(failure_to_dict(failure)))
 
 
 def reply(
@@ -161,12 +165,12 @@ def reply(
         failure_to_dict(item) if isinstance(item, Failure) else prediction_to_dict(item, model, top_k=top_k)
         for item in results
     ]
-    body = _encode(items[0] if single else items)
+    body = encode(items[0] if single else items)
     if len(body) > MAX_ANSWER_BYTES:
         return refuse(Failure("answer_too_large", "send fewer pictures at once, or ask for a smaller top_k"))
     return Reply(HTTPStatus.OK, body)
 
 
-def _encode(value: object) -> bytes:
-    # Strict JSON: NaN would pass silently here and fail in every strict parser.
+def encode(value: object) -> bytes:
+    """Strict JSON; without strictness NaN would pass silently here and fail in every other parser."""
     return json.dumps(value, allow_nan=False).encode()

@@ -17,7 +17,7 @@ from afd_serve.request import Options, Request, RequestError, read_request
 from afd_serve.response import ModelInfo, Reply, refuse, reply
 from afd_serve.telemetry import FAILURES, Sample, samples_of
 
-__all__ = ["Answers", "Call", "Predictor", "Service"]
+__all__ = ["Answers", "Call", "Predictor", "Service", "internal_failure"]
 
 _log = logging.getLogger(__name__)
 
@@ -91,13 +91,13 @@ class Service:
         except RequestError as error:
             return Failure(error.code, str(error))
         except Exception:  # a fault in the parser is ours, and must not reach the neighbours
-            return _internal_failure()
+            return internal_failure()
 
     def _reply(self, request: Request, results: Sequence[Result]) -> Reply:
         try:
             return reply(results, self._model, single=request.single, top_k=request.options.top_k)
         except Exception:  # such as a probability that is no number
-            return refuse(_internal_failure())
+            return refuse(internal_failure())
 
     def _predict(self, requests: Sequence[Request], times: StageTimes) -> list[list[Result]]:
         """Results per request: one pass of the pipeline for all pictures that are cropped in the same way."""
@@ -129,12 +129,12 @@ class Service:
             )
         except Exception:
             if len(items) == 1:
-                return [_internal_failure()]
+                return [internal_failure()]
             _log.warning("a batch of %d pictures failed; trying them one by one", len(items))
         return [self._predict_isolated([item], crop, times)[0] for item in items]
 
 
-def _internal_failure() -> Failure:
+def internal_failure() -> Failure:
     """A failure for the exception being handled, whose traceback goes to the log under the failure's id."""
     identifier = uuid.uuid4().hex[:12]
     # An exception's text may quote what a client sent. Escaped into one line, it can forge no log line (TorchServe

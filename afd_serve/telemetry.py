@@ -37,11 +37,12 @@ PICTURES: Final = Metric("afd_pictures_total", "counter", "count")
 FAILURES: Final = Metric("afd_failures_total", "counter", "count", ("code",))
 PROTECTED: Final = Metric("afd_protected_total", "counter", "count")
 QUALITY: Final = Metric("afd_estimated_quality_total", "counter", "count", ("quality",))
+EXPLANATIONS: Final = Metric("afd_explanations_total", "counter", "count")
 DRIFT: Final = Metric("afd_drift", "histogram", "score")
 PREPROCESS: Final = Metric("afd_preprocess_seconds", "histogram", "seconds")
 INFERENCE: Final = Metric("afd_inference_seconds", "histogram", "seconds")
 
-METRICS: Final = (PICTURES, FAILURES, PROTECTED, QUALITY, DRIFT, PREPROCESS, INFERENCE)
+METRICS: Final = (PICTURES, FAILURES, PROTECTED, QUALITY, EXPLANATIONS, DRIFT, PREPROCESS, INFERENCE)
 
 _QUALITY_STEPS: Final = (7, 10, 15, 18, 25, 40, 60, 75, 90, 100)
 

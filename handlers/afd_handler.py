@@ -6,6 +6,7 @@ there, a client's ``describe`` header would answer all its neighbours with the m
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 from ts.context import Context
 from ts.metrics.metric_type_enum import MetricTypes
 
-from afd_serve.pipeline import Failure, Pipeline
-from afd_serve.response import ModelInfo, Reply, refuse
+from afd_serve.explanations import ExplanationService
+from afd_serve.export import load_features
+from afd_serve.packaging.seal import check_seal
+from afd_serve.pipeline import Pipeline
+from afd_serve.response import ModelInfo, Reply
 from afd_serve.sample import sample_picture
 from afd_serve.service import Call, Service
 from afd_serve.telemetry import METRICS, Sample
@@ -26,6 +30,7 @@ class AfdHandler:
     def initialize(self, context: Context) -> None:
         """Load the archive's model on one thread and run it once, so that the first client does not wait."""
         model_dir = Path(context.system_properties["model_dir"])
+        check_seal(model_dir)
         model = ModelInfo(context.model_name, context.manifest["model"]["modelVersion"])
         self._metrics = {m: context.metrics.get_metric(m.name, MetricTypes(m.kind)) for m in METRICS}
         pipeline = Pipeline.load(model_dir, threads=1)
@@ -33,27 +38,33 @@ class AfdHandler:
         signature = json.loads(pipeline.signature.to_json())
         self._description = json.dumps({"model": model.to_dict(), "signature": signature}).encode()
         self._service = Service(pipeline, model, len(pipeline.signature.labels))
+        self._explanations = ExplanationService(pipeline, partial(load_features, model_dir), model)
         (reply,) = self._service.answer([Call({"body": sample_picture()}, {})]).replies
         if reply.status is not HTTPStatus.OK:
             raise RuntimeError(f"the model cannot classify the sample picture: {reply.body.decode()}")
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
-        """One JSON body per request, each with its own status."""
-        headers = [context.get_all_request_header(index) for index in range(len(data))]
-        replies = {index: self._control(parts, headers[index]) for index, parts in enumerate(data)}
+        """One body per request, each with its own status."""
+        calls = [Call(parts, context.get_all_request_header(index)) for index, parts in enumerate(data)]
+        replies = {index: self._control(call, context) for index, call in enumerate(calls)}
         pictures = [index for index, reply in replies.items() if reply is None]
-        answers = self._service.answer([Call(data[index], headers[index]) for index in pictures])
+        answers = self._service.answer([calls[index] for index in pictures])
         replies.update(zip(pictures, answers.replies, strict=True))
         self._record(answers.samples, context)
         return [_send(context, index, reply) for index, reply in replies.items() if reply is not None]
 
-    def _control(self, parts: Mapping[str, Any], headers: Mapping[str, Any]) -> Reply | None:
-        """The reply to what is no prediction: the management API's describe call, and explanations."""
-        if not parts and headers.get("describe") == "True":
+    def _control(self, call: Call, context: Context) -> Reply | None:
+        """The reply to what is no prediction: the management API's describe call, and explanations.
+
+        The frontend says by headers of its own which of its routes was asked; a client's of the same names are lost.
+        """
+        if not call.parts and call.headers.get("describe") == "True":
             return Reply(HTTPStatus.OK, self._description)
-        if headers.get("explain") == "True":
-            return refuse(Failure("not_supported", "this model gives no explanations; use the predictions route"))
-        return None
+        if call.headers.get("explain") != "True":
+            return None
+        reply, samples = self._explanations.answer(call)
+        self._record(samples, context)
+        return reply
 
     def _record(self, samples: Iterable[Sample], context: Context) -> None:
         for sample in samples:
@@ -62,5 +73,5 @@ class AfdHandler:
 
 def _send(context: Context, index: int, reply: Reply) -> bytes:
     context.set_response_status(reply.status.value, reply.status.phrase, index)
-    context.set_response_content_type(index, "application/json")
+    context.set_response_content_type(index, reply.content_type)
     return reply.body

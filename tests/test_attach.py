@@ -131,3 +131,17 @@ def test_convolutions_are_listed_in_order(tiny: Backbone) -> None:
     found = convolutions(tiny.module)
     assert list(found) == ["stem.conv", "blocks.0.conv", "blocks.1.conv", "blocks.2.conv"]
     assert all(found[name] is tiny.module.get_submodule(name) for name in found)
+
+
+@pytest.mark.parametrize("last", ["stem", "blocks.1"])
+def test_a_trunk_can_end_early_and_forgets_the_rest(tiny: Backbone, last: str) -> None:
+    def attached(**options: object) -> nn.Module:
+        return attach(tiny.module, [Insertion(last, Scale(), ("factor",))], inputs=("factor", "other"), **options)
+
+    cut = attached(until=last)
+    features = attached(taps=[last])(picture(), torch.tensor(0.5), torch.tensor(0.0))[1]
+    assert torch.equal(cut(picture(), torch.tensor(0.5), torch.tensor(0.0)), features)
+    later = {name for name, _ in tiny.module.named_modules() if name.startswith(("classifier", "blocks.2"))}
+    assert later
+    assert not later & {name for name, _ in cut.named_modules()}
+    assert set(dict(cut.named_parameters())) < set(dict(tiny.module.named_parameters()))

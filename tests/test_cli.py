@@ -224,7 +224,7 @@ def test_evaluate_an_exported_model_and_its_latency(run: Run, labelled: Path, ti
     assert status == 0, err
     assert "Latency, times the bare backbone's" in " ".join(out.split())
     assert json.loads((out_dir / "report.json").read_text())["latency"]["rounds"] == 2
-    assert not (out_dir / "drift_maps.png").exists()  # an exported model shows no features
+    assert (out_dir / "drift_maps.png").exists()
 
 
 def test_fit_then_export_then_package(run: Run, picture_folder: Callable[[int], Path], tmp_path: Path) -> None:

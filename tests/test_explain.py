@@ -1,6 +1,8 @@
 """The drift map: what it is, and that it tells the truth about the gate."""
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from afd_serve.checkpoint import save_afd
 from afd_serve.config import PRESETS
-from afd_serve.errors import ConfigError, NotAnImageError
-from afd_serve.explain import Explainer, Explanation, explain, map_site, relative_distance
-from afd_serve.export import export_classifier
+from afd_serve.errors import CheckpointError, NotAnImageError, NotExplainableError
+from afd_serve.explain import Explainer, Explanation, relative_distance
+from afd_serve.export import FEATURES_NAME, SIGNATURE_NAME, export_classifier
 from afd_serve.models.backbones import Backbone, make_backbone
+from afd_serve.models.classifier import map_site
 from afd_serve.models.discovery import Sites
 from afd_serve.overlay import heat, render
 from afd_serve.pipeline import Pipeline, Prediction
@@ -26,8 +30,13 @@ RESAVED = recompressed(scene(SIZE, SIZE), 10, 95)
 
 
 @pytest.fixture(scope="module")
-def explainer(tiny_run: Path) -> Explainer:
-    return Explainer.load(tiny_run)
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_classifier(tiny_run, tmp_path_factory.mktemp("exported")).folder
+
+
+@pytest.fixture(scope="module", params=["fitted", "exported"])
+def explainer(request: pytest.FixtureRequest, tiny_run: Path, exported: Path) -> Explainer:
+    return Explainer.load(tiny_run if request.param == "fitted" else exported)
 
 
 def test_the_map_lies_on_the_block_grid(explainer: Explainer) -> None:
@@ -38,66 +47,59 @@ def test_the_map_lies_on_the_block_grid(explainer: Explainer) -> None:
 
 
 def test_it_is_the_relative_distance_of_the_two_trunks_features(explainer: Explainer) -> None:
-    picture = explainer.prepare(POOR)
-    bare, protected = (explainer.features(picture, protected=on)[1] for on in (False, True))
+    picture = explainer.pipeline.prepare(POOR)
+    bare, protected = (explainer.features(picture, protected=on) for on in (False, True))
     expected = (protected - bare).norm(dim=0) / bare.norm(dim=0)
     torch.testing.assert_close(torch.from_numpy(explainer.explain(POOR).map), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_bare_features_are_the_backbones(tiny: Backbone, explainer: Explainer) -> None:
-    picture = explainer.prepare(GOOD)
+    picture = explainer.pipeline.prepare(GOOD)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tiny.preprocessing.mean, tiny.preprocessing.std))
     x = (stack([picture], [False]).rgb - mean) / std
-    logits, features = explainer.features(picture, protected=False)
-    torch.testing.assert_close(logits, tiny.module(x)[0])
-    torch.testing.assert_close(features, tiny.module.get_submodule("blocks")(tiny.module.get_submodule("stem")(x))[0])
+    blocks, stem = (tiny.module.get_submodule(name) for name in ("blocks", "stem"))
+    torch.testing.assert_close(explainer.features(picture, protected=False), blocks(stem(x))[0])
 
 
 def test_a_good_picture_has_not_drifted(explainer: Explainer) -> None:
     found = explainer.explain(GOOD)
-    assert not found.protected
+    assert not found.prediction.protected
     assert not found.map.any()
     assert "gate closed" in found.lines()[1]
 
 
 def test_it_tells_the_quality_and_that_there_was_an_earlier_compression(explainer: Explainer) -> None:
     once, again = explainer.explain(POOR), explainer.explain(RESAVED, crop=False)
-    assert (once.quality, once.resaved, once.protected) == (10, False, True)
+    assert (once.prediction.estimated_quality, once.resaved, once.prediction.protected) == (10, False, True)
     assert "estimated quality 10; no earlier compression found" in once.lines()
-    assert (again.resaved, again.protected) == (True, True)
-    assert again.quality is not None
-    assert again.quality < 20
+    assert (again.resaved, again.prediction.protected) == (True, True)
+    assert again.prediction.estimated_quality is not None
+    assert again.prediction.estimated_quality < 20
     assert "at least one earlier compression" in again.lines()[0]
 
 
 def test_a_picture_without_tables_says_so(explainer: Explainer) -> None:
     found = explainer.explain(encoded(scene(), "PNG"))
-    assert (found.quality, found.protected) == (None, False)
+    assert (found.prediction.estimated_quality, found.prediction.protected) == (None, False)
     assert found.lines()[0].startswith("no quantization tables")
 
 
 @pytest.mark.parametrize("data", [GOOD, POOR])
-def test_the_prediction_is_the_pipelines(explainer: Explainer, tiny_run: Path, data: bytes) -> None:
-    (expected,) = Pipeline.load(tiny_run).predict([data], top_k=3)
-    found = explainer.explain(data, top_k=3).prediction
-    assert isinstance(expected, Prediction)
-    assert (found.indices, found.labels) == (expected.indices, expected.labels)
-    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
-    assert (found.protected, found.estimated_quality) == (expected.protected, expected.estimated_quality)
-    assert found.drift == pytest.approx(expected.drift, abs=1e-4)
+def test_the_prediction_is_the_pipelines(explainer: Explainer, exported: Path, data: bytes) -> None:
+    assert [explainer.explain(data, top_k=3).prediction] == Pipeline.load(exported).predict([data], top_k=3)
+
+
+def test_an_exported_model_and_its_run_show_the_same_map(tiny_run: Path, exported: Path) -> None:
+    fitted, deployed = (Explainer.load(source).explain(POOR).map for source in (tiny_run, exported))
+    np.testing.assert_allclose(deployed, fitted, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_has_a_map(tiny: Backbone, preset: str) -> None:
-    found = Explainer(tiny, awakened(tiny, preset)).explain(POOR)
+def test_every_preset_has_a_map(tiny: Backbone, tmp_path: Path, preset: str) -> None:
+    save_afd(awakened(tiny, preset), tmp_path / "afd.safetensors")
+    found = Explainer.load(tmp_path).explain(POOR)
     assert found.map.shape == (8, 8)
     assert (found.map > 0).any()
-
-
-def test_the_backbone_is_not_changed(tiny: Backbone) -> None:
-    before = {name: value.clone() for name, value in tiny.module.state_dict().items()}
-    Explainer(tiny, awakened(tiny)).explain(POOR)
-    assert all(torch.equal(value, before[name]) for name, value in tiny.module.state_dict().items())
 
 
 def test_the_site_is_the_last_block_nearest_to_stride_8(tiny: Backbone) -> None:
@@ -118,11 +120,31 @@ def test_relative_distance_survives_cells_without_features() -> None:
     assert torch.isfinite(relative_distance(torch.ones(2, 2, 2), torch.zeros(2, 2, 2))).all()
 
 
-def test_what_cannot_be_explained_is_refused(explainer: Explainer, tiny_run: Path, tmp_path: Path) -> None:
+def test_what_is_no_picture_is_refused(explainer: Explainer) -> None:
     with pytest.raises(NotAnImageError):
         explainer.explain(b"no picture")
-    with pytest.raises(ConfigError, match="exported"):
-        explain(POOR, export_classifier(tiny_run, tmp_path).folder)
+
+
+def test_a_model_that_was_exported_without_features_says_what_to_do(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "old"))
+    values = json.loads((folder / SIGNATURE_NAME).read_text())
+    del values["features_sha256"]
+    (folder / SIGNATURE_NAME).write_text(json.dumps(values))
+    assert isinstance(Pipeline.load(folder).predict([POOR])[0], Prediction)
+    with pytest.raises(NotExplainableError, match="export the fitted run again"):
+        Explainer.load(folder)
+
+
+@pytest.mark.parametrize("content", [None, b"other features"])
+def test_features_that_are_not_the_exported_ones_are_refused(
+    exported: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "changed"))
+    (folder / FEATURES_NAME).unlink()
+    if content:
+        (folder / FEATURES_NAME).write_bytes(content)
+    with pytest.raises(CheckpointError, match=FEATURES_NAME):
+        Explainer.load(folder)
 
 
 def drawn(explanation: Explanation, top: float | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from afd_serve.errors import PackagingError
+from afd_serve.errors import CheckpointError, ExportError, PackagingError
 from afd_serve.export import export_classifier
 from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
 from afd_serve.servers import torchserve
@@ -27,12 +27,16 @@ def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
         assert content.namelist() == [
             "MAR-INF/MANIFEST.json",
             "afd_handler.py",
+            "features.pt",
+            "files.json",
             "model-config.yaml",
             "model.pt",
             "signature.json",
         ]
         assert content.read("model.pt") == (exported / "model.pt").read_bytes()
         manifest = json.loads(content.read("MAR-INF/MANIFEST.json"))
+        seal = json.loads(content.read("files.json"))
+        assert sorted([*seal, "files.json"]) == content.namelist()
     assert manifest["model"] == {
         "modelName": "clocks",
         "modelVersion": "2.1",
@@ -48,11 +52,33 @@ def test_the_same_exported_model_gives_the_same_bytes(exported: Path, tmp_path: 
     assert package_torchserve(exported, tmp_path / "b").read_bytes() == first
 
 
+def test_the_same_weights_give_the_same_bytes(tiny_run: Path, tmp_path: Path) -> None:
+    export_classifier(tiny_run, tmp_path / "before")  # what this process compiles must not show
+    first = package_torchserve(tiny_run, tmp_path / "a").read_bytes()
+    assert package_torchserve(tiny_run, tmp_path / "b").read_bytes() == first
+
+
+def test_what_cannot_be_exported_is_not_packaged(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a shipped model"):
+        package_torchserve(tmp_path / "none", tmp_path / "store")
+    broken = tmp_path / "afd.safetensors"
+    broken.write_bytes((tiny_run / "afd.safetensors").read_bytes()[:-8])
+    with pytest.raises(ExportError, match=r"cannot be exported: error: .*checkpoint"):
+        package_torchserve(broken, tmp_path / "store")
+    assert not list((tmp_path / "store").glob("*.mar"))
+
+
 def test_an_archive_is_replaced(exported: Path, tmp_path: Path) -> None:
     package_torchserve(exported, tmp_path)
     with zipfile.ZipFile(package_torchserve(exported, tmp_path, version="2.0")) as content:
         assert json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["modelVersion"] == "2.0"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["afd.mar"]
+
+
+def test_a_model_exported_without_features_is_packaged_as_it_is(exported: Path, tmp_path: Path) -> None:
+    (exported / "features.pt").unlink()
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as content:
+        assert "features.pt" not in content.namelist()
 
 
 def test_the_archivers_refusal_is_passed_on(exported: Path, tmp_path: Path) -> None:

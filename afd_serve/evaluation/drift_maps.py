@@ -86,11 +86,12 @@ def drift_example(
     data = picture.path.read_bytes()
     file = compress(data, condition, evaluation.preprocessing, picture_id=picture.id, seed=evaluation.seed)
     explanation = explainer.explain(file, top_k=1, crop=condition.crop)
-    prepared = explainer.prepare(file, crop=condition.crop)
-    _, clean = explainer.features(explainer.prepare(data), protected=False)
-    bare_logits, bare = explainer.features(prepared, protected=False)
-    _, corrected = explainer.features(prepared, protected=explanation.protected)
-    without, with_afd = labels[int(bare_logits.argmax())], explanation.prediction.labels[0]
+    prepared = explainer.pipeline.prepare(file, crop=condition.crop)
+    clean = explainer.features(explainer.pipeline.prepare(data), protected=False)
+    bare = explainer.features(prepared, protected=False)
+    corrected = explainer.features(prepared, protected=explanation.prediction.protected)
+    without = explainer.pipeline.classify(prepared, protect=False, top_k=1).labels[0]
+    with_afd = explanation.prediction.labels[0]
     return DriftExample(
         f"{labels[picture.label]}, {condition.title}\nwithout AFD: {without}\nwith AFD: {with_afd}",
         explanation.rgb,

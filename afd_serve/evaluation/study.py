@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afd_serve.checkpoint import weights_digest
-from afd_serve.errors import BackboneError, ConfigError, InputError
+from afd_serve.errors import BackboneError, InputError, NotExplainableError
 from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
 from afd_serve.evaluation.drift_maps import DriftExample, choose_examples, drift_example, example_condition
 from afd_serve.evaluation.latency import Latency, deployed_forms, measure
@@ -14,7 +14,7 @@ from afd_serve.evaluation.report import write_report
 from afd_serve.evaluation.runner import RESULTS_FILE, Answer, Evaluation, Key, Progress, evaluate
 from afd_serve.evaluation.summary import Report, summarize
 from afd_serve.explain import Explainer
-from afd_serve.export import Signature
+from afd_serve.export import Signature, load_features
 from afd_serve.pipeline import Pipeline
 
 __all__ = ["Study", "run_study"]
@@ -78,7 +78,7 @@ def run_study(study: Study, progress: Progress | None = None, *, fresh: bool = F
     answers = evaluate(pipeline, pictures, evaluation, study.out, progress)
     report = summarize(answers, pictures, evaluation, labels=signature.labels, latency=_latency(study))
     used = [picture for picture in pictures if picture.id not in report.failures]
-    examples = _drift_examples(study.model, answers, used, evaluation, signature.labels)
+    examples = _drift_examples(study.model, pipeline, answers, used, evaluation)
     return report, write_report(report, study.out, examples)
 
 
@@ -95,21 +95,21 @@ def _latency(study: Study) -> Latency | None:
 
 def _drift_examples(
     model: str,
+    pipeline: Pipeline,
     answers: dict[Key, Answer],
     pictures: Sequence[LabelledPicture],
     evaluation: Evaluation,
-    labels: Sequence[str],
 ) -> list[DriftExample]:
     """A few pictures' drift maps; none where nothing is compressed, or the model shows no features."""
     condition = example_condition(evaluation.protocols)
     try:
-        explainer = Explainer.load(model) if condition else None
-    except (BackboneError, ConfigError):  # exported, or its parts cannot be reached: the figures do without
+        explainer = Explainer(pipeline, load_features(model)) if condition else None
+    except (BackboneError, NotExplainableError):  # the figures do without
         return []
     if explainer is None or condition is None:
         return []
     examples = []
     for picture in choose_examples(answers, pictures, condition):
         with suppress(InputError, OSError):  # answers may be older than what became of the file
-            examples.append(drift_example(explainer, picture, condition, evaluation, labels))
+            examples.append(drift_example(explainer, picture, condition, evaluation, pipeline.signature.labels))
     return examples

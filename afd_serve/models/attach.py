@@ -122,6 +122,7 @@ def attach(
     inputs: Sequence[str] = (),
     taps: Sequence[str] = (),
     embedding: str | None = None,
+    until: str | None = None,
 ) -> fx.GraphModule:
     """A graph module that runs ``backbone`` with ``insertions`` on its way.
 
@@ -132,10 +133,12 @@ def attach(
         inputs: Names of the graph's extra inputs, tensors that insertions may ask for.
         taps: Modules whose outputs (after insertions) are returned, for fitting.
         embedding: The classifier layer whose input is the pooled embedding, returned after the taps.
+        until: A module whose output (after insertions) is returned instead of all else; what comes after it is cut off.
 
     Returns:
         A module ``(x, *inputs) -> logits``, or ``-> (logits, *taps, embedding)`` when taps or the embedding are asked
-        for. It holds the added modules as ``afd_0``, ``afd_1``, ... and shares every parameter with the backbone.
+        for, or ``-> features`` with ``until``. It holds the added modules as ``afd_0``, ``afd_1``, ... and shares every
+        parameter with the backbone.
 
     Raises:
         AttachError: The backbone cannot be recorded, or a site does not exist; the message names candidates.
@@ -153,6 +156,8 @@ def attach(
         _change_kernel(graph, _convolution(graph, convs, change.site), convs[change.site], f"afd_{index}")
     if taps or embedding is not None:
         _return_also(graph, outputs, taps, embedding)
+    if until is not None:
+        _cut_after(graph, _node(outputs, until))
     graph.lint()
     return _graph_module(backbone, graph, modules)
 
@@ -226,6 +231,15 @@ def _return_also(graph: fx.Graph, outputs: Mapping[str, fx.Node], taps: Sequence
     if embedding is not None:
         results.append(_node(outputs, embedding).args[0])
     output.args = (tuple(results),)
+
+
+def _cut_after(graph: fx.Graph, last: fx.Node) -> None:
+    *before, output = graph.nodes
+    output.args = (last,)
+    # From the end, so that nothing is erased before what uses it. Inputs stay: the call is the same for every trunk.
+    for node in reversed(before[before.index(last) + 1 :]):
+        if node.op != "placeholder":
+            graph.erase_node(node)
 
 
 def _graph_module(backbone: nn.Module, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> fx.GraphModule:

@@ -269,9 +269,14 @@ def _build(spec: str, choice: str, create: Callable[[], nn.Module]) -> nn.Module
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # the two readers' errors have no base class short of this one
+        raise ValueError(f"{path} holds no plain tensors: {error}") from error
     return state
 
 

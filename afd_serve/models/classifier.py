@@ -1,11 +1,12 @@
 """The deployed classifier: pixels and the JPEG's side in, logits out."""
 
-from collections.abc import Sequence
+import math
 from typing import Final
 
 import torch
 from torch import Tensor, fx, nn
 
+from afd_serve.dct import BLOCK
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.attach import Insertion, KernelChange, attach, probe_shapes
 from afd_serve.models.backbones import Backbone, Preprocessing
@@ -19,6 +20,7 @@ __all__ = [
     "Normalize",
     "insertions",
     "kernel_changes",
+    "map_site",
     "protected_trunk",
 ]
 
@@ -48,12 +50,26 @@ def kernel_changes(afd: AfdNet) -> list[KernelChange]:
     return [KernelChange(site.site, adapter) for site, adapter in zip(afd.config.adapters, afd.adapters, strict=True)]
 
 
-def protected_trunk(backbone: Backbone, afd: AfdNet, taps: Sequence[str] = ()) -> fx.GraphModule:
-    """A copy of the backbone with AFD in it, all that can be folded into its kernels; ``taps`` as in `attach`."""
+def map_site(backbone: Backbone) -> str:
+    """The module whose output is mapped: the last block at stride 8, or at the stride nearest to it.
+
+    The stem, where the backbone has no blocks that put out feature maps.
+    """
+    if not backbone.blocks:
+        return backbone.stem
+    shapes = probe_shapes(backbone.module, backbone.blocks, backbone.preprocessing.size)
+    away = {block: abs(math.log2(shapes[block].stride / BLOCK)) for block in backbone.blocks}
+    nearest = min(away.values())
+    return [block for block in backbone.blocks if away[block] == nearest][-1]
+
+
+def protected_trunk(backbone: Backbone, afd: AfdNet, until: str | None = None) -> fx.GraphModule:
+    """A copy of the backbone with AFD in it, all that can be folded into its kernels; ``until`` as in `attach`."""
     folded = fold_norms(backbone.module)
     fold_kernels(folded, kernel_changes(afd))
-    trunk = attach(folded, insertions(afd), inputs=GUIDES, taps=taps)
-    _sharpen(trunk, afd)
+    trunk = attach(folded, insertions(afd), inputs=GUIDES, until=until)
+    if until is None:
+        _sharpen(trunk, afd)
     size = backbone.preprocessing.size
     shapes = probe_shapes(backbone.module, [site.site for site in afd.config.gates], size)
     features = [shapes[site.site].channels * (size // shapes[site.site].stride) ** 2 for site in afd.config.gates]
@@ -98,14 +114,15 @@ class AfdClassifier(nn.Module):
     Args:
         backbone: Its module is shared, not changed; dropping the classifier detaches AFD.
         afd: The module for this backbone.
+        until: A module of the backbone at which both trunks end: its output takes the place of the logits.
     """
 
-    def __init__(self, backbone: Backbone, afd: AfdNet) -> None:
+    def __init__(self, backbone: Backbone, afd: AfdNet, *, until: str | None = None) -> None:
         super().__init__()
         self.normalize = Normalize(backbone.preprocessing)
         self.afd = afd
-        self.bare = attach(backbone.module)
-        self.protected = protected_trunk(backbone, afd)
+        self.bare = attach(backbone.module, until=until)
+        self.protected = protected_trunk(backbone, afd, until)
 
     def forward(
         self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor, gate: Tensor
@@ -122,8 +139,9 @@ class AfdClassifier(nn.Module):
             gate: float32 [N]: 1 protects, 0 gives the bare backbone's logits bit for bit.
 
         Returns:
-            Logits [N, K] and drift score [N], both float32. The drift score is the expected squared distance of the
-            unprotected embedding from the clean one, in units of the embedding's variance.
+            Logits [N, K], or features [N, C, H', W'] where the trunks end early, and drift score [N], both float32. The
+            drift score is the expected squared distance of the unprotected embedding from the clean one, in units of
+            the embedding's variance.
         """
         coefficients = dequantized.float()
         descriptor = self.afd.describe(coefficients, quant_tables, geometry)

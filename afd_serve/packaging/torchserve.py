@@ -1,4 +1,9 @@
-"""The TorchServe model archive (``.mar``): exported classifier, handler and settings in one file."""
+"""The TorchServe model archive (``.mar``): exported classifier, handler, settings and a seal in one file.
+
+Note [Exporting in a process of its own]
+    TorchScript numbers the types that it compiles, over all that a process has compiled before, and writes the numbers
+    into its files. Only the first export of a process gives the same bytes every time.
+"""
 
 import json
 import os
@@ -10,8 +15,10 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from afd_serve.errors import DependencyError, PackagingError
-from afd_serve.export import export_classifier, exported_files
+from afd_serve.checkpoint import find_weights
+from afd_serve.errors import DependencyError, ExportError, PackagingError
+from afd_serve.export import exported_files
+from afd_serve.packaging.seal import SEAL_NAME, make_seal
 
 __all__ = ["handlers_dir", "package_torchserve"]
 
@@ -40,12 +47,14 @@ def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", 
         version: The model's version.
 
     Returns:
-        The path of the archive. The same exported model gives the same bytes; exporting anew need not.
+        The path of the archive. The same source gives the same bytes, with the same version of torch on the same kind
+        of processor.
 
     Raises:
         DependencyError: ``torch-model-archiver`` is not installed.
         PackagingError: The archiver refused, with its own words.
-        ExportError: The export failed its check.
+        CheckpointError: There is no such source.
+        ExportError: The export failed, with its own words.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="afd-mar-") as scratch:
@@ -56,14 +65,24 @@ def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", 
 
 
 def _export(source: str | Path, out: Path) -> list[Path]:
-    """Copies of an exported model's files, the signature last."""
+    """Copies of an exported model's files, the classifier's first."""
     files = exported_files(source)
     if files is None:
-        exported = export_classifier(source, out)
-        return [exported.folder / name for name in exported_files(exported.folder) or ()]
+        _export_elsewhere(source, out)
+        return [out / name for name in exported_files(out) or ()]
     # A copy, because the archiver gives commas and wildcards in paths a meaning.
     out.mkdir()
     return [shutil.copyfile(Path(source) / name, out / name) for name in files]
+
+
+def _export_elsewhere(source: str | Path, out: Path) -> None:
+    # See Note [Exporting in a process of its own].
+    find_weights(source)
+    command = [sys.executable, "-c", "from afd_serve.cli import main; main()", "export"]
+    command += ["--model", str(source), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ExportError(f"{source} cannot be exported: {done.stderr.strip()[-2000:]}")
 
 
 def _run_archiver(files: list[Path], out: Path, name: str, version: str) -> None:
@@ -92,13 +111,16 @@ def _run_archiver(files: list[Path], out: Path, name: str, version: str) -> None
 
 
 def _rewrite(built: Path, target: Path) -> Path:
-    """Copy the archive with its entries sorted and without times, then put it in place in one step."""
+    """Copy the archive with its entries sorted, sealed and without times, then put it in place in one step."""
     partial = target.with_suffix(".mar.partial")
     try:
-        with zipfile.ZipFile(built) as old, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as new:
-            for entry in sorted(old.namelist()):
-                data = old.read(entry)
-                new.writestr(zipfile.ZipInfo(entry, _EPOCH), _without_time(data) if entry == _MANIFEST else data)
+        with zipfile.ZipFile(built) as old:
+            files = {entry: old.read(entry) for entry in old.namelist()}
+        files[_MANIFEST] = _without_time(files[_MANIFEST])
+        files[SEAL_NAME] = make_seal(files)
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as new:
+            for entry in sorted(files):
+                new.writestr(zipfile.ZipInfo(entry, _EPOCH), files[entry])
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)

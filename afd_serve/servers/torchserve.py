@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from afd_serve.errors import ServingError
 from afd_serve.servers.http import Answer, ask
@@ -54,7 +54,10 @@ class TorchServe:
     @property
     def url(self) -> str:
         """Where predictions are asked for."""
-        return f"http://127.0.0.1:{self.ports.inference}/predictions/{self.model}"
+        return self._url("predictions")
+
+    def _url(self, route: str) -> str:
+        return f"http://127.0.0.1:{self.ports.inference}/{route}/{self.model}"
 
     @property
     def header_file(self) -> Path:
@@ -76,19 +79,27 @@ class TorchServe:
         """Whether the frontend's process still runs."""
         return runs(self.pid, self.started)
 
-    def post(self, body: bytes, headers: Mapping[str, str] | None = None, *, timeout: float = 60) -> Answer:
-        """Ask for a prediction.
+    def post(
+        self,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        route: Literal["predictions", "explanations"] = "predictions",
+        timeout: float = 60,
+    ) -> Answer:
+        """Ask for a prediction or an explanation.
 
         Args:
             body: An encoded picture, or whatever ``headers`` say that it is.
             headers: Content type and options.
+            route: What to ask for.
             timeout: Seconds to wait.
 
         Raises:
             ServingError: The server cannot be reached.
         """
         own = {"Authorization": f"Bearer {self.token()}", "Content-Type": "application/octet-stream"}
-        return ask(urllib.request.Request(self.url, data=body, headers=own | dict(headers or {})), timeout)
+        return ask(urllib.request.Request(self._url(route), data=body, headers=own | dict(headers or {})), timeout)
 
     def get(self, kind: str, path: str, *, timeout: float = 60) -> Answer:
         """Read from the ``inference``, ``management`` or ``metrics`` address.
@@ -138,7 +149,8 @@ def start(
     ports = ports or Ports()
     check_ports(ports)
     state_dir = state_dir.resolve()
-    _remove(state_dir / "logs")
+    for name in ("logs", "workflow_store"):  # a workflow's archive is code, and the settings cannot forbid its API
+        _remove(state_dir / name)
     for name in ("model_store", "workflow_store", "logs"):
         (state_dir / name).mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=short_temporary_folder()))

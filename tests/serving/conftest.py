@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from afd_serve.export import export_classifier
+from afd_serve.packaging.seal import SEAL_NAME, make_seal
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.pipeline import Pipeline
 from afd_serve.sample import sample_picture
@@ -31,11 +32,12 @@ def archive(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive, but with batches large and slow enough that requests sent together meet in one."""
     built = package_torchserve(exported, tmp_path_factory.mktemp("built"))
     changed = tmp_path_factory.mktemp("store") / built.name
-    with zipfile.ZipFile(built) as old, zipfile.ZipFile(changed, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if name == "model-config.yaml":
-                data = yaml.safe_dump(yaml.safe_load(data) | {"batchSize": 8, "maxBatchDelay": 100}).encode()
+    with zipfile.ZipFile(built) as old:
+        files = {name: old.read(name) for name in old.namelist() if name != SEAL_NAME}
+    settings = yaml.safe_load(files["model-config.yaml"])
+    files["model-config.yaml"] = yaml.safe_dump(settings | {"batchSize": 8, "maxBatchDelay": 100}).encode()
+    with zipfile.ZipFile(changed, "w") as new:
+        for name, data in (files | {SEAL_NAME: make_seal(files)}).items():
             new.writestr(name, data)
     return changed
 

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import io
 import json
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from afd_serve.errors import ServingError
 from afd_serve.pipeline import Failure, Pipeline, Prediction
@@ -182,6 +184,44 @@ def test_a_clients_header_does_not_hijack_the_batch(
         assert_same(answer.json(), expected)
 
 
+def test_an_explanation_is_json_or_a_drawing(server: TorchServe, pipeline: Pipeline) -> None:
+    answer = server.post(GOOD["sample"], {"top_k": "3"}, route="explanations")
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    assert_same(answer.json(), pipeline.predict([GOOD["sample"]], top_k=3)[0])
+    side = pipeline.signature.preprocessing.size // 8
+    assert [len(row) for row in answer.json()["map"]] == [side] * side
+    body, headers = multipart({"picture": GOOD["sample"], "format": b"png"})
+    for drawn in (
+        server.post(GOOD["sample"], {"Accept": "image/png"}, route="explanations"),
+        server.post(body, headers, route="explanations"),
+    ):
+        assert (drawn.status, drawn.content_type) == (200, "image/png")
+        with Image.open(io.BytesIO(drawn.body)) as picture:
+            assert picture.format == "PNG"
+
+
+def test_explanations_and_predictions_sent_together_do_not_mix(server: TorchServe, pipeline: Pipeline) -> None:
+    (expected,) = pipeline.predict([GOOD["sample"]])
+
+    def ask(index: int) -> Answer:
+        route: Any = "explanations" if index % 2 else "predictions"
+        return server.post(GOOD["sample"] if index % 4 < 2 else BAD["truncated"], route=route)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(16)))
+    for index, answer in enumerate(answers):
+        if index % 4 < 2:
+            assert_same(answer.json(), expected)
+            assert ("map" in answer.json()) is bool(index % 2)
+        else:
+            assert_refused(answer)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_is_not_explained(server: TorchServe, name: str) -> None:
+    assert_refused(server.post(BAD[name], {"Accept": "image/png"}, route="explanations"))
+
+
 def test_the_management_api_describes_the_model(server: TorchServe) -> None:
     answer = server.get("management", "/models/afd?customized=true")
     assert answer.json()[0]["customizedMetadata"]["model"] == {"name": "afd", "version": "1.0"}
@@ -242,6 +282,7 @@ def test_a_request_above_the_limit_is_refused_by_the_frontend(server: TorchServe
 
 def test_every_declared_metric_arrives(server: TorchServe) -> None:
     server.post(GOOD["sample"])
+    server.post(GOOD["sample"], route="explanations")
     server.post(BAD["truncated"])
     text = server.get("metrics", "/metrics").body.decode()
     missing = [metric.name for metric in METRICS if metric.name not in text]

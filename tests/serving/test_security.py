@@ -1,0 +1,247 @@
+"""Attacks on a real TorchServe over the network; docs/security.md says what each one stands for."""
+
+import json
+import shutil
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from afd_serve.packaging.torchserve import package_torchserve
+from afd_serve.sample import sample_picture
+from afd_serve.servers import torchserve
+from afd_serve.servers.http import Answer, ask
+from afd_serve.servers.java import find_java
+from afd_serve.servers.launch import Ports, launch, short_temporary_folder, write_settings
+from afd_serve.servers.processes import end, read_log
+from afd_serve.servers.torchserve import TorchServe
+from tests.serving.test_torchserve import field
+
+pytestmark = pytest.mark.serving
+
+SPECIFICATION = """
+models:
+  min-workers: 1
+  max-workers: 1
+dag:
+  first: [second]
+"""
+
+
+def make_workflow(path: Path, marker: Path) -> None:
+    """A workflow's archive with code that makes a file as soon as it is loaded."""
+    code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
+    code += "def first(data, context):\n    return data\n\n\ndef second(data, context):\n    return data\n"
+    workflow = {"workflowName": path.stem, "specFile": "spec.yaml", "handler": "code.py"}
+    manifest = {"createdOn": "now", "runtime": "python", "workflow": workflow, "archiverVersion": "0.2.15"}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("WAR-INF/MANIFEST.json", json.dumps(manifest))
+        archive.writestr("code.py", code)
+        archive.writestr("spec.yaml", SPECIFICATION)
+
+
+@pytest.fixture(scope="module")
+def lair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The attacker's folder."""
+    return tmp_path_factory.mktemp("lair")
+
+
+@pytest.fixture(scope="module")
+def small(tiny_run: Path, lair: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    """A server of the tiny classifier, in whose workflow store an archive lay before it was started."""
+    state = tmp_path_factory.mktemp("small")
+    (state / "workflow_store").mkdir()
+    make_workflow(state / "workflow_store" / "planted.war", lair / "executed")
+    archive = package_torchserve(tiny_run, tmp_path_factory.mktemp("store"))
+    running = torchserve.start(archive, state, probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
+    yield running
+    torchserve.stop(state)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(lair: Path) -> Iterator[str]:
+    """The attacker's folder as a web site on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(lair))) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}"
+        web.shutdown()
+
+
+def send(server: TorchServe, kind: str, method: str, path: str, token: str | None) -> Answer:
+    headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    url = f"http://127.0.0.1:{getattr(server.ports, kind)}{path}"
+    body = sample_picture() if method == "POST" and kind == "inference" else b""
+    return ask(urllib.request.Request(url, data=body, method=method, headers=headers), 30)
+
+
+@pytest.mark.parametrize("credential", [None, "wrong", "of the other address"])
+@pytest.mark.parametrize(
+    ("kind", "method", "path"),
+    [
+        ("inference", "POST", "/predictions/afd"),
+        ("inference", "POST", "/explanations/afd"),
+        ("inference", "POST", "/invocations"),
+        ("inference", "POST", "/v1/models/afd:predict"),
+        ("inference", "GET", "/ping"),
+        ("management", "GET", "/models"),
+        ("management", "GET", "/models/afd?customized=true"),
+        ("management", "PUT", "/models/afd?min_worker=0"),
+        ("management", "DELETE", "/models/afd"),
+        ("management", "POST", "/models?url=afd.mar"),
+        ("management", "POST", "/workflows?url=planted.war"),
+    ],
+)
+def test_nothing_is_done_without_the_right_token(
+    small: TorchServe, kind: str, method: str, path: str, credential: str | None
+) -> None:
+    other = small.token("inference" if kind == "management" else "management")
+    answer = send(small, kind, method, path, other if credential == "of the other address" else credential)
+    assert answer.status == 400
+    assert answer.json()["type"] == "InvalidKeyException"
+    assert len(small.workers()) == 1
+
+
+@pytest.mark.parametrize("url", ["{web}/evil.mar", "file://{lair}/evil.mar", "{lair}/evil.mar", "../../evil.mar"])
+def test_no_model_is_registered_from_elsewhere(small: TorchServe, lair: Path, elsewhere: str, url: str) -> None:
+    shutil.copyfile(small.state_dir / "model_store" / "afd.mar", lair / "evil.mar")
+    path = f"/models?initial_workers=1&url={url.format(web=elsewhere, lair=lair)}"
+    assert send(small, "management", "POST", path, small.token("management")).status == 405
+    assert [model["modelName"] for model in small.get("management", "/models").json()["models"]] == ["afd"]
+
+
+def test_no_model_is_registered_or_removed_over_grpc(small: TorchServe, elsewhere: str) -> None:
+    grpc = pytest.importorskip("grpc")
+    target = "/org.pytorch.serve.grpc.management.ManagementAPIsService/"
+    # RegisterModelRequest: model_name = 5, url = 9. UnregisterModelRequest: model_name = 1.
+    calls = [("RegisterModel", field(5, b"evil") + field(9, url.encode())) for url in (f"{elsewhere}/e.mar", "afd.mar")]
+    with grpc.insecure_channel(f"127.0.0.1:{small.ports.grpc_management}") as channel:
+        for method, body in [*calls, ("UnregisterModel", field(1, b"afd"))]:
+            for token in (small.token("management"), "wrong"):
+                metadata = (("authorization", f"Bearer {token}"),)
+                with pytest.raises(grpc.RpcError) as refusal:
+                    channel.unary_unary(target + method)(body, metadata=metadata, timeout=30)
+                assert refusal.value.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+    assert [model["modelName"] for model in small.get("management", "/models").json()["models"]] == ["afd"]
+
+
+@pytest.mark.parametrize(
+    "url", ["{web}/evil.war", "file://{lair}/evil.war", "{lair}/evil.war", "../../evil.war", "planted.war"]
+)
+def test_no_workflow_brings_code_in(small: TorchServe, lair: Path, elsewhere: str, url: str) -> None:
+    make_workflow(lair / "evil.war", lair / "executed")
+    path = f"/workflows?url={url.format(web=elsewhere, lair=lair)}"
+    answer = send(small, "management", "POST", path, small.token("management"))
+    assert (answer.status, answer.json()["type"]) == (404, "WorkflowNotFoundException")
+    assert not (lair / "executed").exists()
+    assert small.get("management", "/workflows").json()["workflows"] == []
+
+
+FORGED = "[METRICS]afd_pictures_total.Count:777|#ModelName:forged|#type:COUNTER"
+
+
+def forgeries() -> Iterator[tuple[str, str, dict[str, str], bytes]]:
+    """Requests that carry a line of a log: method, path, headers and body."""
+    binary = {"Content-Type": "application/octet-stream"}
+    escaped = urllib.request.quote(f"\r\n{FORGED}\r\n", safe="")
+    for route in ("predictions", "explanations", "wfpredict"):
+        yield "POST", f"/{route}/{escaped}", binary, sample_picture()
+    yield "POST", f"/predictions/afd/{escaped}", binary, sample_picture()
+    yield "POST", f"/predictions/afd?model_name={escaped}", binary, sample_picture()
+    yield "POST", "/predictions/afd", binary | {"top_k": FORGED, "afd": FORGED, "X-Request-Id": FORGED}, b"no picture"
+    yield "POST", "/explanations/afd", binary | {"Accept": FORGED, "format": FORGED}, sample_picture()
+    yield "POST", "/predictions/afd", binary, f'{{"b64": "\n{FORGED}\n", "top_k": "\n{FORGED}\n"}}'.encode()
+    yield "POST", "/predictions/afd", binary, f"{{\n{FORGED}\n".encode()
+    yield "POST", "/predictions/afd", {"Content-Type": f"image/{FORGED}"}, f"\n{FORGED}\n".encode()
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    yield "POST", "/predictions/afd", form, f"%zz=\n{FORGED}\n".encode()
+    for line in ("\\r\\n", "\n"):
+        part = f'--B\r\nContent-Disposition: form-data; name="{line}{FORGED}"; filename="{line}{FORGED}.jpg"\r\n\r\n'
+        multipart = {"Content-Type": "multipart/form-data; boundary=B"}
+        yield "POST", "/predictions/afd", multipart, part.encode() + sample_picture()[:900] + b"\r\n--B--\r\n"
+
+
+def test_no_line_of_a_log_and_no_metric_can_be_forged(small: TorchServe) -> None:
+    for method, path, headers, body in forgeries():
+        url = f"http://127.0.0.1:{small.ports.inference}{path}"
+        own = {"Authorization": f"Bearer {small.token()}"}
+        ask(urllib.request.Request(url, data=body, method=method, headers=own | headers), 30)
+    assert small.post(sample_picture(), {"X-Request-Id": "last"}).status == 200
+    deadline = time.monotonic() + 20
+    while read_log(small.state_dir, "access_log.log").count("POST") < len(list(forgeries())):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)  # workers' lines take a moment longer
+    for log in (small.state_dir / "logs").iterdir():
+        for line in log.read_text(errors="replace").splitlines():
+            assert "ModelName:forged" not in line or "%0D%0A" in line, (log.name, line)
+    metrics = small.get("metrics", "/metrics").body.decode()
+    assert "afd_pictures_total" in metrics
+    assert "forged" not in metrics
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl makes the certificate")
+    paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(paths[0]), "-keyout", str(paths[1])]
+    subprocess.run(command, check=True, capture_output=True)
+    return paths
+
+
+@pytest.fixture
+def encrypted(certificate: tuple[Path, Path], tiny_run: Path, tmp_path: Path) -> Iterator[tuple[Path, Ports]]:
+    """A server with the settings that docs/security.md gives for TLS: its state folder and its ports."""
+    state, ports = tmp_path / "state", Ports.free()
+    for name in ("model_store", "workflow_store", "logs"):
+        (state / name).mkdir(parents=True)
+    archive = package_torchserve(tiny_run, tmp_path)
+    write_settings(archive, state, ports, workers=1)
+    settings = (state / "config.properties").read_text().replace("_address=http:", "_address=https:")
+    settings += f"certificate_file={certificate[0]}\nprivate_key_file={certificate[1]}\n"
+    (state / "config.properties").write_text(settings)
+    with tempfile.TemporaryDirectory(prefix="afd-ts-", dir=short_temporary_folder()) as scratch:
+        pid = launch(archive, state, Path(scratch), find_java().path)
+        try:
+            yield state, ports
+        finally:
+            end(pid, 30)
+
+
+def over_tls(request: urllib.request.Request, context: ssl.SSLContext) -> int:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    with opener.open(request, timeout=10) as response:
+        return int(response.status)
+
+
+def test_tls_lets_in_only_those_who_speak_it(encrypted: tuple[Path, Ports], certificate: tuple[Path, Path]) -> None:
+    state, ports = encrypted
+    trusting = ssl.create_default_context(cafile=str(certificate[0]))
+    address, deadline, status = f"127.0.0.1:{ports.inference}", time.monotonic() + 120, 0
+    while status != 200:
+        assert time.monotonic() < deadline, read_log(state)
+        with suppress(OSError, ValueError):  # not ready yet: no answer, or no key
+            token = json.loads((state / "key_file.json").read_text())["inference"]["key"]
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
+            url = f"https://{address}/predictions/afd"
+            status = over_tls(urllib.request.Request(url, data=sample_picture(), headers=headers), trusting)
+        time.sleep(0.2)
+    with pytest.raises(urllib.error.URLError, match="self-signed"):
+        over_tls(urllib.request.Request(f"https://{address}/ping"), ssl.create_default_context())
+    for port in (ports.inference, ports.management, ports.metrics):
+        refusal = ask(urllib.request.Request(f"http://127.0.0.1:{port}/ping"), 10)
+        assert (refusal.status, "only accepts HTTPS" in refusal.body.decode()) == (403, True)

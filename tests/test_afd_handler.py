@@ -1,0 +1,142 @@
+"""The TorchServe handler on batches as a worker hands them over, without a server."""
+
+import importlib.util
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from afd_serve.errors import CheckpointError
+from afd_serve.export import export_classifier
+from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
+from afd_serve.pipeline import Pipeline
+from afd_serve.response import prediction_from_dict
+from tests.conftest import encoded, scene
+
+ts_context = pytest.importorskip("ts.context")
+
+POOR = encoded(scene(90, 70), quality=10)
+EXPLAIN = {"explain": "True"}
+PREDICT = {"explain": "False"}
+
+
+class Metrics:
+    """Stands for TorchServe's: remembers what was counted."""
+
+    def __init__(self) -> None:
+        self.counted: list[str] = []
+
+    def get_metric(self, name: str, _kind: object) -> "Metrics._One":
+        return Metrics._One(self, name)
+
+    class _One:
+        def __init__(self, metrics: "Metrics", name: str) -> None:
+            self.metrics, self.name = metrics, name
+
+        def add_or_update(self, _value: float, _labels: list[str]) -> None:
+            self.metrics.counted.append(self.name)
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("afd_handler", handlers_dir() / "afd_handler.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+Handle = Callable[..., list[tuple[int, str, Any]]]
+
+
+@pytest.fixture
+def tiny_exported(tiny_run: Path, tmp_path: Path) -> Path:
+    return export_classifier(tiny_run, tmp_path / "exported").folder
+
+
+@pytest.fixture
+def archive_folder(tiny_exported: Path, tmp_path: Path) -> Path:
+    """An archive as TorchServe unpacks it."""
+    with zipfile.ZipFile(package_torchserve(tiny_exported, tmp_path / "store", name="tiny")) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    return tmp_path / "unpacked"
+
+
+@pytest.fixture
+def context(archive_folder: Path) -> Any:
+    manifest = json.loads((archive_folder / "MAR-INF" / "MANIFEST.json").read_text())
+    return ts_context.Context("tiny", str(archive_folder), manifest, 8, None, "0.12", metrics=Metrics())
+
+
+@pytest.fixture
+def handle(module: ModuleType, context: Any) -> Handle:
+    """Send one batch of (headers, parts) through a new handler: status, content type and body of each."""
+    handler = module.AfdHandler()
+    handler.initialize(context)
+
+    def call(*requests: tuple[dict[str, Any], dict[str, Any]]) -> list[tuple[int, str, Any]]:
+        context.request_processor = [ts_context.RequestProcessor(dict(headers)) for headers, _ in requests]
+        bodies = handler.handle([parts for _, parts in requests], context)
+        kinds = [context.get_response_content_type(index) for index in range(len(requests))]
+        return [(context.get_response_status(index)[0], kinds[index], body) for index, body in enumerate(bodies)]
+
+    return call
+
+
+def test_explanations_and_predictions_of_one_batch_do_not_mix(
+    handle: Handle, context: Any, tiny_exported: Path
+) -> None:
+    drawn, predicted, broken, explained, refused, last = handle(
+        (EXPLAIN | {"Accept": "image/png"}, {"body": POOR}),
+        (PREDICT | {"Accept": "image/png", "top_k": "2"}, {"body": POOR}),
+        (EXPLAIN, {"body": POOR[:300]}),
+        (EXPLAIN | {"top_k": "3"}, {"body": POOR}),
+        (PREDICT, {"body": b"no picture"}),
+        (PREDICT, {"body": POOR}),
+    )
+    pipeline = Pipeline.load(tiny_exported)
+    assert drawn[:2] == (200, "image/png")
+    assert drawn[2].startswith(b"\x89PNG")
+    assert [status for status, _, _ in (predicted, broken, explained, refused, last)] == [200, 400, 200, 415, 200]
+    assert {kind for _, kind, _ in (predicted, broken, explained, refused, last)} == {"application/json"}
+    for (_, _, body), top_k, has_map in ((predicted, 2, False), (explained, 3, True), (last, 5, False)):
+        answer = json.loads(body)
+        assert [prediction_from_dict(answer)] == pipeline.predict([POOR], top_k=top_k)
+        assert ("map" in answer) is has_map
+    assert context.metrics.counted.count("afd_explanations_total") == 2
+
+
+def test_an_archive_with_a_changed_file_is_not_loaded(module: ModuleType, context: Any, archive_folder: Path) -> None:
+    settings = archive_folder / "model-config.yaml"
+    settings.write_bytes(settings.read_bytes() + b"\n")
+    with pytest.raises(CheckpointError, match=r"model-config\.yaml is not the file that was packaged"):
+        module.AfdHandler().initialize(context)
+
+
+def test_a_worker_that_only_predicts_never_reads_the_features(handle: Handle, archive_folder: Path) -> None:
+    (archive_folder / "features.pt").unlink()  # after loading
+    ((predicted, _, _), (explained, _, body)) = handle((PREDICT, {"body": POOR}), (EXPLAIN, {"body": POOR}))
+    assert (predicted, explained) == (200, 500)
+    assert json.loads(body)["error"]["code"] == "internal"
+
+
+@pytest.fixture
+def exported_without_features(tiny_exported: Path) -> None:
+    """What earlier versions exported."""
+    (tiny_exported / "features.pt").unlink()
+    values = json.loads((tiny_exported / "signature.json").read_text())
+    del values["features_sha256"]
+    (tiny_exported / "signature.json").write_text(json.dumps(values))
+
+
+@pytest.mark.usefixtures("exported_without_features")
+def test_an_archive_without_features_says_what_to_do(handle: Handle) -> None:
+    ((predicted, _, _), (status, _, body)) = handle((PREDICT, {"body": POOR}), (EXPLAIN, {"body": POOR}))
+    assert (predicted, status) == (200, 501)
+    assert json.loads(body)["error"]["code"] == "not_supported"
+    assert "afd-serve export" in json.loads(body)["error"]["reason"]

@@ -1,0 +1,215 @@
+"""Attacks on files and on the package's own code; docs/security.md says what each one stands for."""
+
+import ast
+import hashlib
+import io
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from afd_serve.checkpoint import load_afd
+from afd_serve.errors import AfdError, CheckpointError
+from afd_serve.explain import Explainer
+from afd_serve.export import export_classifier, load_deployed
+from afd_serve.models.afd import AfdNet
+from afd_serve.models.backbones import Backbone, load_backbone
+from afd_serve.models.presets import preset_config
+from afd_serve.packaging.seal import SEAL_NAME, check_seal
+from afd_serve.packaging.torchserve import package_torchserve
+from afd_serve.training.state import load_state
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [path for folder in ("afd_serve", "handlers", "model_repository") for path in (ROOT / folder).rglob("*.py")]
+
+READERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+"""Modules whose readers run what a file tells them to."""
+
+
+def dangers(source: str) -> Iterator[str]:
+    """What in a module could run code out of a data file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in READERS)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in READERS:
+            yield str(node.module)
+        elif isinstance(node, ast.Call) and _is_danger(ast.unparse(node.func), node.keywords):
+            yield ast.unparse(node)
+
+
+def _is_danger(function: str, keywords: list[ast.keyword]) -> bool:
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
+    if function == "torch.load":
+        return given.get("weights_only") != "True"
+    if function in {"np.load", "numpy.load"}:
+        return given.get("allow_pickle", "False") != "False"
+    return function in {"eval", "exec", "yaml.load", "yaml.unsafe_load", "torch.package.PackageImporter"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_in_the_package_reads_pickles(path: Path) -> None:
+    assert not list(dangers(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, yaml.Loader)",
+        "eval(text)",
+    ],
+)
+def test_the_search_for_dangers_finds_them(source: str) -> None:
+    assert list(dangers(source))
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "executed"
+
+
+@pytest.fixture(params=["pickle", "torch.save", "zip"])
+def attack(request: pytest.FixtureRequest, marker: Path) -> bytes:
+    """A file that runs code in a reader of pickles; as TorchScript has them in the third form."""
+    out = io.BytesIO()
+    if request.param == "pickle":
+        return pickle.dumps(Payload(marker))
+    if request.param == "torch.save":
+        torch.save({"weight": Payload(marker)}, out)
+        return out.getvalue()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps(Payload(marker)))
+        archive.writestr("model/constants.pkl", pickle.dumps(Payload(marker)))
+        archive.writestr("model/version", "3\n")
+    return out.getvalue()
+
+
+def test_the_payload_works(marker: Path) -> None:
+    pickle.loads(pickle.dumps(Payload(marker)))
+    assert marker.exists()
+
+
+def assert_refused(read: Callable[[], object], marker: Path) -> None:
+    with pytest.raises(AfdError):
+        read()
+    assert not marker.exists()
+
+
+def test_a_pickle_in_the_place_of_fitted_weights(tmp_path: Path, tiny: Backbone, attack: bytes, marker: Path) -> None:
+    weights = tmp_path / "afd.safetensors"
+    weights.write_bytes(attack)
+    assert_refused(lambda: load_afd(weights, tiny), marker)
+    assert_refused(lambda: load_deployed(tmp_path), marker)
+
+
+def test_a_pickle_in_the_place_of_a_fits_state(tmp_path: Path, tiny: Backbone, attack: bytes, marker: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(attack)
+    afd, average = (AfdNet(preset_config("lite", tiny)) for _ in range(2))
+    assert_refused(lambda: load_state(path, afd, average, torch.optim.AdamW(afd.parameters())), marker)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_pickle_in_the_place_of_a_backbones_weights(tmp_path: Path, attack: bytes, marker: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(attack)
+    assert_refused(lambda: load_backbone(f"torchvision:mobilenet_v3_small@{tmp_path / name}"), marker)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "load"),
+    [("model.pt", "sha256", load_deployed), ("features.pt", "features_sha256", Explainer.load)],
+)
+def test_a_pickle_in_the_place_of_an_exported_file(
+    tiny_run: Path, tmp_path: Path, attack: bytes, marker: Path, name: str, digest: str, load: Callable[[Path], object]
+) -> None:
+    folder = export_classifier(tiny_run, tmp_path / "exported").folder
+    (folder / name).write_bytes(attack)
+    with pytest.raises(CheckpointError, match="not the file that was exported"):
+        load(folder)
+    # And where the attacker has changed the signature as well:
+    signature = json.loads((folder / "signature.json").read_text())
+    signature[digest] = hashlib.sha256(attack).hexdigest()
+    (folder / "signature.json").write_text(json.dumps(signature))
+    assert_refused(lambda: load(folder), marker)
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    """An archive as TorchServe unpacks it; packaging does not look into the files."""
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    for name in ("model.pt", "features.pt", "signature.json"):
+        (exported / name).write_text(f"content of {name}")
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    return tmp_path / "unpacked"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MAR-INF/MANIFEST.json", "afd_handler.py", "features.pt", "model-config.yaml", "model.pt", "signature.json"],
+)
+def test_a_changed_file_of_an_archive_is_refused(unpacked: Path, name: str) -> None:
+    check_seal(unpacked)
+    content = bytearray((unpacked / name).read_bytes())
+    content[-1] ^= 1
+    (unpacked / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        check_seal(unpacked)
+    (unpacked / name).unlink()
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        check_seal(unpacked)
+
+
+@pytest.mark.parametrize("seal", [None, "", "[]", "{}", "no json"])
+def test_an_archive_without_a_seal_is_refused(unpacked: Path, seal: str | None) -> None:
+    (unpacked / SEAL_NAME).unlink()
+    if seal is not None:
+        (unpacked / SEAL_NAME).write_text(seal)
+    with pytest.raises(CheckpointError, match=re.escape(SEAL_NAME)):
+        check_seal(unpacked)
+
+
+def requirements() -> set[str]:
+    """The packages that serving and asking need, by the names that pyproject.toml gives them."""
+    text = (ROOT / "pyproject.toml").read_text()
+    lists = [re.search(r"^dependencies = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)]
+    lists += [re.search(rf"^{name} = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL) for name in ("torchserve", "client")]
+    lists.append(re.search(r"^triton-server = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL))
+    words = [word for found in lists if found for word in re.findall(r'"([\w-]+)', found[1])]
+    return {word.lower().replace("_", "-") for word in words}
+
+
+def test_every_package_that_serving_needs_is_pinned() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in lines)
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
+    assert len(requirements()) > 15
+    assert requirements() - pinned == {"numpy"}
+
+
+def test_the_document_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`", text)
+    assert len(named) > 10
+    for file, test in named:
+        assert re.search(rf"def {test}\b", (ROOT / file).read_text()), (file, test)
