@@ -13,7 +13,9 @@ from typing import Any
 from ts.context import Context
 from ts.metrics.metric_type_enum import MetricTypes
 
+from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, Pipeline
+from afd_serve.request import read_mode
 from afd_serve.response import ModelInfo, Reply, refuse
 from afd_serve.sample import sample_picture
 from afd_serve.service import Call, Service
@@ -32,7 +34,8 @@ class AfdHandler:
         pipeline.warm_up()
         signature = json.loads(pipeline.signature.to_json())
         self._description = json.dumps({"model": model.to_dict(), "signature": signature}).encode()
-        self._service = Service(pipeline, model, len(pipeline.signature.labels))
+        mode = read_mode(context.model_yaml_config.get("afd", {}).get("mode", Mode.PROTECT.value))
+        self._service = Service(pipeline, model, len(pipeline.signature.labels), mode)
         (reply,) = self._service.answer([Call({"body": sample_picture()}, {})]).replies
         if reply.status is not HTTPStatus.OK:
             raise RuntimeError(f"the model cannot classify the sample picture: {reply.body.decode()}")

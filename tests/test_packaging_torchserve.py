@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from afd_serve.errors import PackagingError
+from afd_serve.mode import Mode
 from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
+from afd_serve.request import read_mode
 from afd_serve.servers import torchserve
 from afd_serve.telemetry import METRICS
 
@@ -43,6 +45,15 @@ def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
         "serializedFile": "model.pt",
         "configFile": "model-config.yaml",
     }
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_models_mode_is_in_its_settings(exported: Path, tmp_path: Path, mode: Mode) -> None:
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path / "store", mode=mode)) as content:
+        settings = content.read("model-config.yaml").decode()
+    assert read_mode(yaml.safe_load(settings)["afd"]["mode"]) is mode
+    template = (handlers_dir() / "model-config.yaml").read_text()
+    assert settings.replace(f'"{mode.value}"', '"protect"') == template
 
 
 def test_the_same_exported_model_gives_the_same_bytes(exported: Path, tmp_path: Path) -> None:

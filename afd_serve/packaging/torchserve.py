@@ -12,10 +12,13 @@ from typing import Final
 
 from afd_serve.errors import DependencyError, PackagingError
 from afd_serve.export import export_classifier
+from afd_serve.mode import Mode
 
 __all__ = ["handlers_dir", "package_torchserve"]
 
 _EXPORTED: Final = ("model.pt", "signature.json")
+_CONFIG: Final = "model-config.yaml"
+_DEFAULT_MODE: Final = f'mode: "{Mode.PROTECT.value}"'
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
 # The earliest time that a ZIP archive can hold: archives of equal content are then equal byte for byte.
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -30,7 +33,9 @@ def handlers_dir() -> Path:
     raise PackagingError(f"the TorchServe handler is missing from the installation in {package}")
 
 
-def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", version: str = "1.0") -> Path:
+def package_torchserve(
+    source: str | Path, out_dir: Path, *, name: str = "afd", version: str = "1.0", mode: Mode = Mode.PROTECT
+) -> Path:
     """Build a model archive that TorchServe can load.
 
     Args:
@@ -39,6 +44,7 @@ def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", 
         out_dir: The model store; made when missing. An archive of the same name there is replaced.
         name: The model's name in URLs, and the archive's file name.
         version: The model's version.
+        mode: For requests that name none.
 
     Returns:
         The path of the archive. The same exported model gives the same bytes; exporting anew need not.
@@ -52,6 +58,7 @@ def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", 
     with tempfile.TemporaryDirectory(prefix="afd-mar-") as scratch:
         exported, built = Path(scratch) / "exported", Path(scratch) / "built"
         _export(source, exported)
+        _write_config(exported / _CONFIG, mode)
         _run_archiver(exported, built, name, version)
         return _rewrite(built / f"{name}.mar", out_dir / f"{name}.mar")
 
@@ -66,8 +73,15 @@ def _export(source: str | Path, out: Path) -> None:
         shutil.copyfile(Path(source) / file, out / file)
 
 
+def _write_config(target: Path, mode: Mode) -> None:
+    """The handler's settings with this mode; in their own words, because operators read the comments."""
+    text = (handlers_dir() / _CONFIG).read_text()
+    if text.count(_DEFAULT_MODE) != 1:
+        raise PackagingError(f"{handlers_dir() / _CONFIG} has no line {_DEFAULT_MODE}")
+    target.write_text(text.replace(_DEFAULT_MODE, f'mode: "{mode.value}"'))
+
+
 def _run_archiver(exported: Path, out: Path, name: str, version: str) -> None:
-    handlers = handlers_dir()
     # The archiver works in <temporary folder>/<model name> and deletes what lies there: give it a folder of its own.
     work = out / "work"
     work.mkdir(parents=True)
@@ -76,8 +90,8 @@ def _run_archiver(exported: Path, out: Path, name: str, version: str) -> None:
         "--version": version,
         "--serialized-file": exported / "model.pt",
         "--extra-files": exported / "signature.json",
-        "--handler": handlers / "afd_handler.py",
-        "--config-file": handlers / "model-config.yaml",
+        "--handler": handlers_dir() / "afd_handler.py",
+        "--config-file": exported / _CONFIG,
         "--export-path": out,
         "--archive-format": "zip-store",
     }
