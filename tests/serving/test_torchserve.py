@@ -26,6 +26,7 @@ from afd_serve.servers import torchserve
 from afd_serve.servers.quickstart import show
 from afd_serve.servers.torchserve import Answer, TorchServe
 from afd_serve.telemetry import METRICS
+from tests.serving import prometheus
 from tests.serving.pictures import BAD, GOOD
 from tests.serving.scrape import names, total
 
@@ -304,6 +305,15 @@ def test_every_declared_metric_arrives(server: TorchServe) -> None:
     assert {name for metric in METRICS for name in metric.series} <= names(text)
     assert total(text, "afd_failures_total", ModelName="afd", code="truncated_jpeg") > 0
     assert total(text, "afd_estimated_quality_total", ModelName="afd", quality="08-10") > 0
+
+
+def test_prometheus_reads_the_server_and_answers_the_dashboard(server: TorchServe, tmp_path: Path) -> None:
+    def ask_all() -> None:
+        for mode in Mode:
+            assert server.post(GOOD["sample"], {"afd": mode.value}).status == 200
+        server.post(BAD["truncated"])
+
+    prometheus.check("torchserve", server.ports.metrics, tmp_path, ask_all)
 
 
 def test_a_second_server_in_the_same_place_is_refused(server: TorchServe, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ from afd_serve.servers.triton import Triton, TritonPorts
 from afd_serve.servers.triton_environment import SHARED_MEMORY
 from afd_serve.servers.triton_quickstart import serve_triton, show
 from afd_serve.telemetry import METRICS
+from tests.monitoring import TRITON_METRICS
+from tests.serving import prometheus
 from tests.serving.pictures import BAD, GOOD, drawing
 from tests.serving.scrape import names, total
 
@@ -296,7 +298,16 @@ def test_a_scrape_has_the_catalogues_series(server: Triton) -> None:
     with Client(server.grpc_url) as client:
         for mode in Mode:
             client.classify_many([GOOD["sample"], BAD["truncated"]], Options(mode))
-    assert {name for metric in METRICS for name in metric.series} <= names(settled(server))
+    assert {name for metric in METRICS for name in metric.series} | TRITON_METRICS <= names(settled(server))
+
+
+def test_prometheus_reads_the_server_and_answers_the_dashboard(server: Triton, tmp_path: Path) -> None:
+    def ask_all() -> None:
+        with Client(server.grpc_url) as client:
+            for mode in Mode:
+                client.classify_many([GOOD["sample"], BAD["truncated"]], Options(mode))
+
+    prometheus.check("triton", server.ports.metrics, tmp_path, ask_all)
 
 
 def test_a_mode_that_does_not_exist_is_refused(server: Triton) -> None:
