@@ -17,6 +17,7 @@
 #   VENV         where that environment lies
 #   VENV_TRITON  where Triton's lies: its Python backend needs an older NumPy
 #   TRITON       no leaves Triton's tests, and its environment, out of `make test`
+#   PROMETHEUS   no leaves out the tests with a real Prometheus, which is unpacked from Debian's package
 #   TORCH_SPEC   which torch to install; constraints.txt must allow it
 #   PIP_OPTIONS  options for every pip install, for example an index that holds CPU builds of torch
 #   MODEL        what to serve: a shipped name, a run's directory or an exported model's
@@ -27,6 +28,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_TRITON ?= .venv-triton
 TRITON ?= yes
+PROMETHEUS ?= yes
 TORCH_SPEC ?= torch==2.13.0
 PIP_OPTIONS ?=
 MODEL ?= efficientnet-lite0
@@ -40,6 +42,7 @@ PIP := $(BIN)/python $(PIP_INSTALL)
 PIP_TRITON := $(BIN_TRITON)/python $(PIP_INSTALL)
 STATE := .serve/torchserve
 STATE_TRITON := .serve/triton
+UNPACKED := .prometheus
 
 # An installation is out of date when what it is built from has changed; Python files are used from where they lie.
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
@@ -99,7 +102,9 @@ wheel: $(VENV)/.installed-dev
 TRITON_PYTHON := $(abspath $(BIN_TRITON))/python
 
 py-test: $(VENV)/.installed-dev $(if $(filter no,$(TRITON)),,$(VENV_TRITON)/.installed)
-	$(if $(filter no,$(TRITON)),,AFD_TRITON_PYTHON=$(TRITON_PYTHON)) $(BIN)/python -m pytest
+	@$(if $(filter no,$(PROMETHEUS)),,sh scripts/prometheus.sh $(UNPACKED))
+	PATH="$(abspath $(UNPACKED))/usr/bin:$$PATH" \
+	  $(if $(filter no,$(TRITON)),,AFD_TRITON_PYTHON=$(TRITON_PYTHON)) $(BIN)/python -m pytest
 
 test-triton: $(VENV)/.installed-dev $(VENV_TRITON)/.installed
 	AFD_TRITON_PYTHON=$(TRITON_PYTHON) $(BIN)/python -m pytest tests/serving/test_triton.py
@@ -118,7 +123,7 @@ format: $(VENV)/.installed-dev
 clean:
 	-@[ ! -x $(BIN)/afd-serve ] || $(BIN)/afd-serve stop --state-dir $(STATE)
 	-@[ ! -x $(BIN_TRITON)/afd-serve ] || $(BIN_TRITON)/afd-serve stop --state-dir $(STATE_TRITON)
-	rm -rf $(VENV) $(VENV_TRITON) build dist .serve .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(VENV_TRITON) $(UNPACKED) build dist .serve .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find afd_serve -name '*.so' -delete
 
 $(VENV)/.environment: scripts/bootstrap.sh

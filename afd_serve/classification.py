@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from afd_serve.mode import Mode
 from afd_serve.request import Options
 from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
-from afd_serve.results import Failure, Prediction
+from afd_serve.results import Failure, Prediction, Shadow
 
 __all__ = ["ask_server", "draw_explanation", "predict_here", "show", "wire_format"]
 
@@ -22,7 +23,8 @@ def predict_here(
     from afd_serve.pipeline import Pipeline
 
     pipeline = Pipeline.load(model)
-    results = pipeline.predict(pictures, top_k=options.top_k, afd=options.afd, crop=options.crop)
+    mode = options.mode or Mode.PROTECT
+    results = pipeline.predict(pictures, top_k=options.top_k, afd=mode, crop=options.crop)
     return results, ModelInfo(pipeline.signature.name, pipeline.signature.version)
 
 
@@ -51,7 +53,13 @@ def show(path: Path, result: Prediction) -> str:
     gate = "corrected" if result.protected else "not corrected"
     classes = zip(result.labels, result.probabilities, strict=True)
     lines = (f"  {probability:7.2%}  {label}" for label, probability in classes)
-    return "\n".join([f"{path}: {quality}, drift {result.drift:.2f}, {gate}", *lines])
+    shadow = [_show_shadow(result.shadow)] if isinstance(result.shadow, Shadow) else []
+    return "\n".join([f"{path}: {quality}, drift {result.drift:.2f}, {gate}", *lines, *shadow])
+
+
+def _show_shadow(shadow: Shadow) -> str:
+    verdict = "another class" if shadow.disagrees else "the same class"
+    return f"  with AFD: {verdict} first, its probability {shadow.confidence_change:+.2%}"
 
 
 def draw_explanation(model: str, data: bytes, options: Options, out: Path) -> str:

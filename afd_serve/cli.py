@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from afd_serve import __version__
-from afd_serve.errors import AfdError, InputError
+from afd_serve.errors import AfdError, ConfigError, InputError
+from afd_serve.mode import Mode
 
 if TYPE_CHECKING:
     from afd_serve.results import Failure, Prediction
@@ -37,6 +38,9 @@ app.add_typer(serve_app, name="serve")
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="A shipped model's name, a fitted run's folder or an exported model's folder.")
+]
+DefaultModeOption = Annotated[
+    Mode, typer.Option("--mode", help="For requests that name none: AFD answers, is off, or runs for the metrics only.")
 ]
 StateDirOption = Annotated[Path, typer.Option("--state-dir", help="Where the server's settings and logs lie.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -93,7 +97,12 @@ def inspect(
 def classify(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files.", exists=True, dir_okay=False)],
     model: ModelOption = _DEFAULT_MODEL,
-    afd: Annotated[bool, typer.Option("--afd/--no-afd", help="Correct for compression, or not at all.")] = True,
+    mode: Annotated[
+        Mode | None, typer.Option(help="Whether AFD answers, is off, or only runs as well; else as the model is set.")
+    ] = None,
+    afd: Annotated[
+        bool | None, typer.Option("--afd/--no-afd", help="The same as --mode protect, and --mode off.")
+    ] = None,
     crop: Annotated[bool, typer.Option("--crop/--no-crop", help="Crop, or take pictures as cropped already.")] = True,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many classes to name.")] = 5,
     as_json: JsonOption = False,
@@ -110,13 +119,13 @@ def classify(
 ) -> None:
     """Classify pictures here, or on a server."""
     from afd_serve import classification
-    from afd_serve.errors import ConfigError
     from afd_serve.request import Options
     from afd_serve.results import Failure
 
-    if explain and (server or not afd or len(pictures) > 1):
+    mode = _chosen_mode(mode, afd)
+    if explain and (server or mode not in (None, Mode.PROTECT) or len(pictures) > 1):
         raise ConfigError("--explain draws one picture, with AFD on and a model that is here")
-    data, options = [path.read_bytes() for path in pictures], Options(afd, top_k, crop)
+    data, options = [path.read_bytes() for path in pictures], Options(mode, top_k, crop)
     if server:
         results, model_info = classification.ask_server(server, token, data, options), None
     else:
@@ -133,6 +142,14 @@ def classify(
             typer.echo(f"{explained}\nwrote {explain}")
     if failed:
         raise typer.Exit(_BAD_INPUT)
+
+
+def _chosen_mode(mode: Mode | None, afd: bool | None) -> Mode | None:
+    if afd is None:
+        return mode
+    if mode not in (None, Mode.of(afd)):
+        raise ConfigError("--mode says one thing, and --afd or --no-afd another")
+    return Mode.of(afd)
 
 
 @app.command()
@@ -263,11 +280,12 @@ def package_torchserve(
     model: ModelOption = _DEFAULT_MODEL,
     name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "afd",
     version: Annotated[str, typer.Option(help="The model's version.")] = "1.0",
+    mode: DefaultModeOption = Mode.PROTECT,
 ) -> None:
     """Build a model archive (.mar) for TorchServe."""
     from afd_serve.packaging import torchserve
 
-    typer.echo(torchserve.package_torchserve(model, out, name=name, version=version))
+    typer.echo(torchserve.package_torchserve(model, out, name=name, version=version, mode=mode))
 
 
 @package_app.command("triton")
@@ -279,12 +297,13 @@ def package_triton(
     ] = "python",
     decoders: Annotated[int, typer.Option(min=1, help="Processes that read pictures.")] = 1,
     classifiers: Annotated[int, typer.Option(min=1, help="Classifier processes, per GPU where there are any.")] = 1,
+    mode: DefaultModeOption = Mode.PROTECT,
 ) -> None:
     """Build a model repository for Triton."""
     from afd_serve.packaging import triton
 
     limits = triton.TritonLimits(decoders=decoders, classifiers=classifiers)
-    typer.echo(triton.package_triton(model, out, platform=platform, limits=limits))
+    typer.echo(triton.package_triton(model, out, platform=platform, limits=limits, mode=mode))
 
 
 @serve_app.command("torchserve")
@@ -292,6 +311,7 @@ def serve_torchserve(
     model: ModelOption = _DEFAULT_MODEL,
     state_dir: StateDirOption = _DEFAULT_STATE,
     name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "afd",
+    mode: DefaultModeOption = Mode.PROTECT,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 for one per core.")] = 0,
     port: Annotated[int, typer.Option(help="For predictions.")] = 8080,
     management_port: Annotated[int, typer.Option(help="For management.")] = 8081,
@@ -304,7 +324,7 @@ def serve_torchserve(
     from afd_serve.servers.torchserve import Ports
 
     ports = Ports(port, management_port, metrics_port, grpc_port, grpc_management_port)
-    server = quickstart.serve_torchserve(model, state_dir, name=name, ports=ports, workers=workers)
+    server = quickstart.serve_torchserve(model, state_dir, name=name, mode=mode, ports=ports, workers=workers)
     typer.echo(quickstart.show(server))
 
 
@@ -315,6 +335,7 @@ def serve_triton(
     python: Annotated[
         Path | None, typer.Option(help="A Python with afd-serve[triton-server]; else this one, or a new one.")
     ] = None,
+    mode: DefaultModeOption = Mode.PROTECT,
     workers: Annotated[int, typer.Option(min=0, help="Classifier processes; 0 for one per core.")] = 0,
     port: Annotated[int, typer.Option(help="For HTTP.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="For gRPC.")] = 8001,
@@ -325,7 +346,7 @@ def serve_triton(
     from afd_serve.servers.triton import TritonPorts
 
     ports = TritonPorts(port, grpc_port, metrics_port)
-    server = triton_quickstart.serve_triton(model, state_dir, python=python, ports=ports, workers=workers)
+    server = triton_quickstart.serve_triton(model, state_dir, mode=mode, python=python, ports=ports, workers=workers)
     typer.echo(triton_quickstart.show(server))
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from afd_serve.errors import InputError, NotExplainableError
 from afd_serve.explain import Explainer, Explanation
+from afd_serve.mode import Mode
 from afd_serve.overlay import render
 from afd_serve.pipeline import Pipeline
 from afd_serve.request import BadOptionError, Request, RequestError, TooManyPicturesError, read_request
@@ -91,7 +92,7 @@ def explanation_to_dict(explanation: Explanation, model: ModelInfo) -> dict[str,
 def _only_picture(request: Request) -> bytes | bytearray | Failure:
     if len(request.pictures) > 1:
         raise TooManyPicturesError("an explanation is of one picture: send them one by one")
-    if not request.options.afd:
+    if request.options.mode is Mode.OFF:
         raise BadOptionError("there is nothing to explain with afd off")
     return request.pictures[0]
 

@@ -9,7 +9,7 @@ Note [One picture at a time]
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor
 from afd_serve.errors import ConfigError, InputError
 from afd_serve.export import Deployed, Signature, load_deployed
 from afd_serve.jpeg import JpegLimits
+from afd_serve.mode import Mode
 from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.results import Failure, Prediction
+from afd_serve.shadow import look
 
 __all__ = ["Failure", "Pipeline", "Prediction", "StageTimes", "make_prediction"]
 
@@ -31,6 +33,7 @@ class StageTimes:
 
     preprocess: float = 0.0
     inference: float = 0.0
+    shadow: float = 0.0
 
 
 class Pipeline:
@@ -67,7 +70,7 @@ class Pipeline:
         items: Sequence[Buffer],
         *,
         top_k: int = 5,
-        afd: bool | Sequence[bool] = True,
+        afd: Mode | bool | Sequence[Mode | bool] = Mode.PROTECT,
         crop: bool = True,
         times: StageTimes | None = None,
     ) -> list[Prediction | Failure]:
@@ -76,7 +79,8 @@ class Pipeline:
         Args:
             items: The bytes of each picture.
             top_k: How many classes to name, 1 to the number of classes.
-            afd: Whether to protect; one value, or one per item. False is the bare backbone, bit for bit.
+            afd: The mode, or whether to protect at all; one value, or one per item. Where AFD does not answer, the
+                answer is the bare backbone's, bit for bit.
             crop: False takes each picture as the model's crop already; it is resized only if its size differs.
             times: Where to add the time that each stage takes.
 
@@ -89,11 +93,12 @@ class Pipeline:
         classes = len(self.signature.labels)
         if not 1 <= top_k <= classes:
             raise ConfigError(f"top_k must be from 1 to {classes}, not {top_k}")
-        wanted = [afd] * len(items) if isinstance(afd, bool) else list(afd)
+        wanted = [afd] * len(items) if isinstance(afd, (Mode, bool)) else list(afd)
         if len(wanted) != len(items):
             raise ConfigError(f"afd has {len(wanted)} values for {len(items)} pictures")
         times = times or StageTimes()
-        return [self._predict_one(item, top_k, on, crop, times) for item, on in zip(items, wanted, strict=True)]
+        modes = [Mode.of(choice) for choice in wanted]
+        return [self._predict_one(item, top_k, mode, crop, times) for item, mode in zip(items, modes, strict=True)]
 
     def prepare(self, item: Buffer, *, crop: bool = True) -> PreparedPicture:
         """What `predict` does before the model, for one picture.
@@ -114,9 +119,9 @@ class Pipeline:
         picture = self.prepare(_grey_jpeg(self.signature.preprocessing.size))
         for _ in range(rounds):
             for is_open in (True, False):
-                self.classify(picture, protect=is_open, top_k=1)
+                self._run(picture, is_open)
 
-    def _predict_one(self, item: Buffer, top_k: int, afd: bool, crop: bool, times: StageTimes) -> Prediction | Failure:
+    def _predict_one(self, item: Buffer, top_k: int, mode: Mode, crop: bool, times: StageTimes) -> Prediction | Failure:
         start = time.perf_counter()
         try:
             picture = self.prepare(item, crop=crop)
@@ -125,21 +130,35 @@ class Pipeline:
         finally:
             ready = time.perf_counter()
             times.preprocess += ready - start
-        answer = self.classify(picture, protect=afd and not picture.good, top_k=top_k)
-        times.inference += time.perf_counter() - ready
+        is_open = mode is Mode.PROTECT and not picture.good
+        logits, drift = self._run(picture, is_open)
+        answer = self._prediction(picture, logits, drift, is_open, top_k)
+        answered = time.perf_counter()
+        times.inference += answered - ready
+        if mode is Mode.SHADOW and not picture.good:
+            (shadow,) = look(logits, lambda: self._run(picture, True)[0])
+            answer = replace(answer, shadow=shadow)
+            times.shadow += time.perf_counter() - answered
         return answer
 
     def classify(self, picture: PreparedPicture, *, protect: bool, top_k: int) -> Prediction:
         """What `predict` does after `prepare`; ``protect`` opens the gate."""
+        return self._prediction(picture, *self._run(picture, protect), protect, top_k)
+
+    def _run(self, picture: PreparedPicture, is_open: bool) -> tuple[Tensor, Tensor]:
         # See Note [One picture at a time].
-        logits, drift = self.logits(stack([picture], [protect]))
+        return self.logits(stack([picture], [is_open]))
+
+    def _prediction(
+        self, picture: PreparedPicture, logits: Tensor, drift: Tensor, protected: bool, top_k: int
+    ) -> Prediction:
         return make_prediction(
             logits[0].softmax(dim=0),
             float(drift[0]),
             labels=self.signature.labels,
             top_k=top_k,
             estimated_quality=picture.estimated_quality,
-            protected=protect,
+            protected=protected,
         )
 
 

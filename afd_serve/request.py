@@ -9,7 +9,7 @@ A part is what a server found in a request under one name: a raw body, a multipa
 
 Options come as JSON keys, as parts or as headers; where they disagree, the order of precedence is the same.
 
-- ``afd``: ``on`` (default) or ``off``: whether AFD may act.
+- ``afd``: ``protect`` (or ``on``), ``off`` or ``shadow``, see `Mode`; by default what the server's model is set to.
 - ``top_k``: how many classes to return, 5 by default.
 - ``crop``: ``on`` (default) or ``off``: with ``off`` the picture already is the model's crop.
 - ``format``: ``json`` or ``png``, of explanations only (`afd_serve.explanations`); predictions are JSON.
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
 
 from afd_serve.errors import InputError
+from afd_serve.mode import Mode
 from afd_serve.results import Failure
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Request",
     "RequestError",
     "TooManyPicturesError",
+    "read_mode",
     "read_options",
     "read_request",
 ]
@@ -76,9 +78,9 @@ class TooManyPicturesError(RequestError):
 
 @dataclass(frozen=True)
 class Options:
-    """What a client may choose per request."""
+    """What a client may choose per request; where ``mode`` is None, what the server's model is set to counts."""
 
-    afd: bool = True
+    mode: Mode | None = None
     top_k: int = DEFAULT_TOP_K
     crop: bool = True
 
@@ -177,10 +179,23 @@ def read_options(given: Mapping[str, object]) -> Options:
     """
     values = {name: _text(given[name]) for name in _OPTIONS if name in given}
     return Options(
-        afd=_switch("afd", values.get("afd", "on")),
+        mode=read_mode(values["afd"]) if "afd" in values else None,
         top_k=_count("top_k", values.get("top_k", str(DEFAULT_TOP_K))),
         crop=_switch("crop", values.get("crop", "on")),
     )
+
+
+def read_mode(value: object) -> Mode:
+    """The mode that an option ``afd`` or a model's setting names; a switch, as YAML makes one of ``off``, will do.
+
+    Raises:
+        BadOptionError: There is no such mode.
+    """
+    text = _text(value)
+    try:
+        return Mode.of(_SWITCH[text]) if text in _SWITCH else Mode(text)
+    except ValueError:
+        raise BadOptionError("afd is protect (or on), off or shadow") from None
 
 
 def _text(value: object) -> str:

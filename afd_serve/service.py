@@ -8,14 +8,16 @@ the one behind the fault gets the status 500.
 import logging
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.request import Options, Request, RequestError, read_request
 from afd_serve.response import ModelInfo, Reply, refuse, reply
-from afd_serve.telemetry import FAILURES, Sample, samples_of
+from afd_serve.telemetry import FAILURES, REQUESTS, UNREAD, Sample, samples_of
 
 __all__ = ["Answers", "Call", "Predictor", "Service", "internal_failure"]
 
@@ -32,7 +34,7 @@ class Predictor(Protocol):
         items: Sequence[bytes | bytearray],
         *,
         top_k: int,
-        afd: Sequence[bool],
+        afd: Sequence[Mode],
         crop: bool,
         times: StageTimes,
     ) -> list[Result]:
@@ -58,17 +60,19 @@ class Answers:
 class Service:
     """Answers batches of requests with one pipeline."""
 
-    def __init__(self, pipeline: Predictor, model: ModelInfo, classes: int) -> None:
+    def __init__(self, pipeline: Predictor, model: ModelInfo, classes: int, mode: Mode = Mode.PROTECT) -> None:
         """Make a service.
 
         Args:
             pipeline: Bytes in, predictions or failures out.
             model: The name and version that the answers carry.
             classes: How many classes the pipeline knows; a larger ``top_k`` asks for all of them.
+            mode: For requests that name none.
         """
         self._pipeline = pipeline
         self._model = model
         self._classes = classes
+        self._mode = mode
 
     def answer(self, calls: Sequence[Call]) -> Answers:
         """Answer every call; never raises for anything that a client can send."""
@@ -82,6 +86,8 @@ class Service:
             for request in requests
         ]
         samples = list(samples_of([result for per_request in results for result in per_request], times))
+        modes = Counter(UNREAD if isinstance(item, Failure) else self._mode_of(item.options).value for item in requests)
+        samples += [Sample(REQUESTS, count, (mode,)) for mode, count in modes.items()]
         samples += [Sample(FAILURES, 1, (request.code,)) for request in requests if isinstance(request, Failure)]
         return Answers(replies, samples)
 
@@ -113,6 +119,9 @@ class Service:
                 ]
         return results
 
+    def _mode_of(self, options: Options) -> Mode:
+        return options.mode or self._mode
+
     def _predict_isolated(
         self, items: Sequence[tuple[bytes | bytearray, Options]], crop: bool, times: StageTimes
     ) -> list[Result]:
@@ -123,7 +132,7 @@ class Service:
             return self._pipeline.predict(
                 [picture for picture, _ in items],
                 top_k=min(self._classes, max(options.top_k for _, options in items)),
-                afd=[options.afd for _, options in items],
+                afd=[self._mode_of(options) for _, options in items],
                 crop=crop,
                 times=times,
             )

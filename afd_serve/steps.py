@@ -11,7 +11,7 @@ Note [Blank rows]
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,13 +23,15 @@ from afd_serve.dct import BLOCK
 from afd_serve.errors import InputError
 from afd_serve.export import Deployed
 from afd_serve.jpeg import JpegLimits
+from afd_serve.mode import Mode
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.models.fde import FREQUENCIES, GEOMETRY
 from afd_serve.pipeline import Failure, Prediction, make_prediction
 from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.quality import CompressionHistory
-from afd_serve.request import Options
 from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
+from afd_serve.results import Shadow
+from afd_serve.shadow import look
 
 __all__ = ["Answered", "ClassifierStep", "Finding", "PreparedBatch", "PreparingStep", "make_answers"]
 
@@ -44,11 +46,13 @@ class Finding:
     Attributes:
         estimated_quality: QF of the heaviest compression found, 1..100; None where nothing tells, or on failure.
         protected: Whether the gate is open.
+        shadowed: Whether it would be open if the mode were not shadow.
         failure: Why the picture's row is blank; None where it is not.
     """
 
     estimated_quality: int | None = None
     protected: bool = False
+    shadowed: bool = False
     failure: Failure | None = None
 
     def to_json(self) -> bytes:
@@ -77,20 +81,23 @@ class PreparingStep:
         self._preprocessing = preprocessing
         self._limits = limits or JpegLimits()
 
-    def prepare(self, items: Sequence[Buffer], options: Options) -> PreparedBatch:
+    def prepare(self, items: Sequence[Buffer], *, mode: Mode = Mode.PROTECT, crop: bool = True) -> PreparedBatch:
         """Prepare pictures; the row of one that cannot be read is blank, and its finding says why."""
-        pairs = [self._prepare_one(item, options) for item in items]
+        pairs = [self._prepare_one(item, mode, crop) for item in items]
         findings = [finding for _, finding in pairs]
         inputs = stack([picture for picture, _ in pairs], [finding.protected for finding in findings])
         return PreparedBatch(inputs, findings)
 
-    def _prepare_one(self, item: Buffer, options: Options) -> tuple[PreparedPicture, Finding]:
+    def _prepare_one(self, item: Buffer, mode: Mode, crop: bool) -> tuple[PreparedPicture, Finding]:
         try:
-            picture = prepare(item, self._preprocessing, crop=options.crop, limits=self._limits)
+            picture = prepare(item, self._preprocessing, crop=crop, limits=self._limits)
         except InputError as error:
             return self._blank, Finding(failure=Failure(error.code, str(error)))
-        protected = options.afd and not picture.good
-        return picture, Finding(picture.estimated_quality, protected)
+        return picture, Finding(
+            estimated_quality=picture.estimated_quality,
+            protected=mode is Mode.PROTECT and not picture.good,
+            shadowed=mode is Mode.SHADOW and not picture.good,
+        )
 
     @cached_property
     def _blank(self) -> PreparedPicture:
@@ -135,6 +142,26 @@ class ClassifierStep:
         ends = np.cumsum([len(inputs.gate) for inputs in batches])[:-1].tolist()
         return list(zip(logits.tensor_split(ends), drift.tensor_split(ends), strict=True))
 
+    def shadow(self, batches: Sequence[PreparedBatch], given: Sequence[Tensor]) -> list[list[Shadow | Failure | None]]:
+        """Classify once more, with AFD, the pictures that are answered without it in shadow mode. Never raises.
+
+        Args:
+            batches: Several requests' pictures.
+            given: For each batch the logits [N, K] that `classify` gave.
+
+        Returns:
+            For each batch a `Prediction.shadow` per picture.
+        """
+        chosen = [[row for row, finding in enumerate(batch.findings) if finding.shadowed] for batch in batches]
+
+        def protect() -> Tensor:
+            opened = [_opened(batch.inputs, rows) for batch, rows in zip(batches, chosen, strict=True)]
+            return torch.cat([logits for logits, _ in self.classify(opened)])
+
+        bare = torch.cat([logits[rows] for logits, rows in zip(given, chosen, strict=True)])
+        found = iter(look(bare, protect))
+        return [[next(found) if finding.shadowed else None for finding in batch.findings] for batch in batches]
+
     def _upload(self, tensors: Sequence[Tensor]) -> Tensor:
         """Join tensors [N, ...] on the device; for a GPU in memory that it can read while this process goes on."""
         rows, first = sum(len(tensor) for tensor in tensors), tensors[0]
@@ -153,6 +180,12 @@ class ClassifierStep:
         with torch.inference_mode():
             logits, drift = self._module(*inputs)
         return logits.cpu(), drift.cpu()
+
+
+def _opened(inputs: ClassifierInputs, rows: Sequence[int]) -> ClassifierInputs:
+    """Some rows, with the gate open."""
+    chosen = ClassifierInputs(*(tensor[rows] for tensor in inputs))
+    return chosen._replace(gate=torch.ones_like(chosen.gate))
 
 
 @dataclass(frozen=True)
@@ -184,6 +217,7 @@ def make_answers(
     labels: Sequence[str],
     model: ModelInfo,
     top_k: int,
+    shadows: Sequence[Shadow | Failure | None] | None = None,
 ) -> Answered:
     """Put what the classifier says and what preparing found together.
 
@@ -194,13 +228,16 @@ def make_answers(
         labels: The names of the K classes.
         model: Which model answers.
         top_k: How many classes the bodies name, at most; from 1 on.
+        shadows: N of what `ClassifierStep.shadow` gives; None where there is nothing of the kind.
     """
     failed = torch.tensor([finding.failure is not None for finding in findings])
     probabilities = torch.stack([row.softmax(dim=0) for row in logits]).masked_fill(failed[:, None], 0.0)
     drift = drift.masked_fill(failed, 0.0)
     results = [
-        finding.failure or _prediction(row, float(score), finding, labels, top_k)
-        for row, score, finding in zip(probabilities, drift, findings, strict=True)
+        finding.failure or replace(_prediction(row, float(score), finding, labels, top_k), shadow=shadow)
+        for row, score, finding, shadow in zip(
+            probabilities, drift, findings, shadows or [None] * len(findings), strict=True
+        )
     ]
     return Answered(
         results=results,

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from afd_serve.pipeline import Failure, Prediction, StageTimes
+from afd_serve.results import Shadow
 
-__all__ = ["METRICS", "Metric", "Sample", "quality_bucket", "samples_of"]
+__all__ = ["METRICS", "UNREAD", "Metric", "Sample", "quality_bucket", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,15 @@ class Metric:
     unit: str
     labels: tuple[str, ...] = ()
 
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The names that every server publishes; of a histogram, Triton knows no buckets."""
+        return (self.name,) if self.kind == "counter" else (f"{self.name}_sum", f"{self.name}{COUNT}")
+
+
+COUNT: Final = "_count"
+"""What the name of a series ends with that counts a histogram's observations."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -33,6 +43,10 @@ class Sample:
     labels: tuple[str, ...] = ()
 
 
+REQUESTS: Final = Metric("afd_requests_total", "counter", "count", ("mode",))
+UNREAD: Final = "none"
+"""The label ``mode`` of a request that is refused before it has one."""
+
 PICTURES: Final = Metric("afd_pictures_total", "counter", "count")
 FAILURES: Final = Metric("afd_failures_total", "counter", "count", ("code",))
 PROTECTED: Final = Metric("afd_protected_total", "counter", "count")
@@ -42,7 +56,30 @@ DRIFT: Final = Metric("afd_drift", "histogram", "score")
 PREPROCESS: Final = Metric("afd_preprocess_seconds", "histogram", "seconds")
 INFERENCE: Final = Metric("afd_inference_seconds", "histogram", "seconds")
 
-METRICS: Final = (PICTURES, FAILURES, PROTECTED, QUALITY, EXPLANATIONS, DRIFT, PREPROCESS, INFERENCE)
+# Of pictures that were classified twice: in shadow mode, where the gate would have opened. A change of confidence has a
+# sign, and a counter only grows: so what goes up and what goes down are added up apart.
+SHADOW: Final = Metric("afd_shadow_total", "counter", "count")
+SHADOW_DISAGREEMENTS: Final = Metric("afd_shadow_disagreements_total", "counter", "count")
+SHADOW_CHANGE: Final = Metric("afd_shadow_confidence_change_total", "counter", "probability", ("direction",))
+SHADOW_FAILURES: Final = Metric("afd_shadow_failures_total", "counter", "count")
+SHADOW_TIME: Final = Metric("afd_shadow_seconds", "histogram", "seconds")
+
+METRICS: Final = (
+    REQUESTS,
+    PICTURES,
+    FAILURES,
+    PROTECTED,
+    QUALITY,
+    EXPLANATIONS,
+    DRIFT,
+    PREPROCESS,
+    INFERENCE,
+    SHADOW,
+    SHADOW_DISAGREEMENTS,
+    SHADOW_CHANGE,
+    SHADOW_FAILURES,
+    SHADOW_TIME,
+)
 
 _QUALITY_STEPS: Final = (7, 10, 15, 18, 25, 40, 60, 75, 90, 100)
 
@@ -79,3 +116,18 @@ def samples_of(results: Sequence[Prediction | Failure], times: StageTimes) -> It
         yield Sample(QUALITY, count, (bucket,))
     for prediction in predictions:
         yield Sample(DRIFT, round(prediction.drift, 6))
+    shadows = [prediction.shadow for prediction in predictions if prediction.shadow is not None]
+    if shadows:
+        yield Sample(SHADOW_TIME, round(times.shadow, 6))
+        yield from _shadow_samples(shadows)
+
+
+def _shadow_samples(shadows: Sequence[Shadow | Failure]) -> Iterator[Sample]:
+    """Zeros as well: a series that is not there cannot be told from one that nobody counts."""
+    compared = [shadow for shadow in shadows if isinstance(shadow, Shadow)]
+    changes = [shadow.confidence_change for shadow in compared]
+    yield Sample(SHADOW, len(compared))
+    yield Sample(SHADOW_FAILURES, len(shadows) - len(compared))
+    yield Sample(SHADOW_DISAGREEMENTS, sum(shadow.disagrees for shadow in compared))
+    yield Sample(SHADOW_CHANGE, round(sum(max(change, 0) for change in changes), 6), ("up",))
+    yield Sample(SHADOW_CHANGE, round(sum(max(-change, 0) for change in changes), 6), ("down",))

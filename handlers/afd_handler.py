@@ -16,8 +16,10 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from afd_serve.explanations import ExplanationService
 from afd_serve.export import load_features
+from afd_serve.mode import Mode
 from afd_serve.packaging.seal import check_seal
 from afd_serve.pipeline import Pipeline
+from afd_serve.request import read_mode
 from afd_serve.response import ModelInfo, Reply
 from afd_serve.sample import sample_picture
 from afd_serve.service import Call, Service
@@ -37,7 +39,8 @@ class AfdHandler:
         pipeline.warm_up()
         signature = json.loads(pipeline.signature.to_json())
         self._description = json.dumps({"model": model.to_dict(), "signature": signature}).encode()
-        self._service = Service(pipeline, model, len(pipeline.signature.labels))
+        mode = read_mode(context.model_yaml_config.get("afd", {}).get("mode", Mode.PROTECT.value))
+        self._service = Service(pipeline, model, len(pipeline.signature.labels), mode)
         self._explanations = ExplanationService(pipeline, partial(load_features, model_dir), model)
         (reply,) = self._service.answer([Call({"body": sample_picture()}, {})]).replies
         if reply.status is not HTTPStatus.OK:

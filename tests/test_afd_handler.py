@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from afd_serve.errors import CheckpointError
 from afd_serve.export import export_classifier
@@ -70,7 +71,9 @@ def archive_folder(tiny_exported: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def context(archive_folder: Path) -> Any:
     manifest = json.loads((archive_folder / "MAR-INF" / "MANIFEST.json").read_text())
-    return ts_context.Context("tiny", str(archive_folder), manifest, 8, None, "0.12", metrics=Metrics())
+    context = ts_context.Context("tiny", str(archive_folder), manifest, 8, None, "0.12", metrics=Metrics())
+    context.model_yaml_config = yaml.safe_load((archive_folder / "model-config.yaml").read_text())
+    return context
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from PIL import Image
 
 from afd_serve.cli import main
 from afd_serve.export import export_classifier
+from afd_serve.mode import Mode
 from afd_serve.pipeline import Pipeline, Prediction
+from afd_serve.results import Shadow
 from tests import tiny_backbone
 from tests.conftest import encoded, recompressed, scene
 
@@ -122,14 +124,37 @@ def test_classify_as_json_is_the_wire_format(run: Run, picture: Path, damaged: P
     one = json.loads(run("classify", picture, "--model", tiny_run, "--json", "--top-k", 2)[1])
     assert [set(item) for item in one["predictions"]] == [{"index", "label", "probability"}] * 2
     assert (one["estimated_quality"], one["protected"]) == (10, True)
-    bare = json.loads(run("classify", picture, "--model", tiny_run, "--json", "--no-afd", "--top-k", 2)[1])
+    arguments = ("classify", picture, "--model", tiny_run, "--json", "--top-k", 2)
+    bare = json.loads(run(*arguments, "--no-afd")[1])
     assert bare["protected"] is False
     assert bare["predictions"] != one["predictions"]
+    for mode in ("off", "shadow"):
+        assert json.loads(run(*arguments, "--mode", mode)[1]) == bare
     status, out, _ = run("classify", picture, damaged, "--model", tiny_run, "--json", "--top-k", 2)
     assert status == 1
     several = json.loads(out)
     assert several[0] == one
     assert several[1]["error"]["code"] == "truncated_jpeg"
+
+
+def test_classify_in_shadow_mode_tells_what_afd_would_change(run: Run, picture: Path, tiny_run: Path) -> None:
+    (expected,) = Pipeline.load(tiny_run).predict([picture.read_bytes()], afd=Mode.SHADOW)
+    assert isinstance(expected, Prediction)
+    assert isinstance(expected.shadow, Shadow)
+    *_, last = run("classify", picture, "--model", tiny_run, "--mode", "shadow")[1].splitlines()
+    assert ("another class" if expected.shadow.disagrees else "the same class") in last
+    assert f"{expected.shadow.confidence_change:+.2%}" in last
+
+
+def test_a_mode_and_its_shorthand_may_not_disagree(run: Run, picture: Path, tiny_run: Path) -> None:
+    arguments = ("classify", picture, "--model", tiny_run)
+    assert run(*arguments, "--mode", "off", "--no-afd")[0] == 0
+    for contradiction in (("--mode", "shadow", "--no-afd"), ("--mode", "off", "--afd")):
+        status, _, err = run(*arguments, *contradiction)
+        assert (status, "--mode" in err) == (2, True)
+    status, _, err = run(*arguments, "--mode", "dim")
+    assert status == 2
+    assert "shadow" in err
 
 
 def test_classify_without_crop(run: Run, picture: Path, tiny_run: Path) -> None:
@@ -155,7 +180,12 @@ def test_classify_explains_one_readable_picture_here(
     run: Run, picture: Path, damaged: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     drawing = tmp_path / "heat.png"
-    for wrong in ((picture, picture), (picture, "--no-afd"), (picture, "--server", "grpc://127.0.0.1:1")):
+    for wrong in (
+        (picture, picture),
+        (picture, "--no-afd"),
+        (picture, "--mode", "shadow"),
+        (picture, "--server", "grpc://127.0.0.1:1"),
+    ):
         status, _, err = run("classify", *wrong, "--model", tiny_run, "--explain", drawing)
         assert (status, "--explain draws one picture" in err) == (2, True)
     status, _, err = run("classify", damaged, "--model", tiny_run, "--explain", drawing)

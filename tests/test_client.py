@@ -28,7 +28,7 @@ from afd_serve.results import Failure, Prediction
 grpc = pytest.importorskip("grpc")
 service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
 
-from afd_serve.client import AsyncClient, Client, Options, detect_server  # noqa: E402
+from afd_serve.client import AsyncClient, Client, Mode, Options, detect_server  # noqa: E402
 from afd_serve.client.channels import Call, Reply  # noqa: E402
 from afd_serve.client.conversation import Exchange, Pause, Settings, Talk  # noqa: E402
 from afd_serve.client.dialects import (  # noqa: E402
@@ -63,11 +63,11 @@ def test_nothing_of_torch_is_needed() -> None:
 
 
 def test_triton_over_http() -> None:
-    call = TritonHttp("m").ask(question(b"one", b"", afd=False, top_k=3))
+    call = TritonHttp("m").ask(question(b"one", b"", mode=Mode.SHADOW, top_k=3))
     length = int(call.headers["Inference-Header-Content-Length"])
     header = json.loads(call.body[:length])
     assert call.target == "/v2/models/m/infer"
-    assert header["parameters"] == {"afd": "off", "top_k": "3", "crop": "on", "timeout": 2_500_000}
+    assert header["parameters"] == {"afd": "shadow", "top_k": "3", "crop": "on", "timeout": 2_500_000}
     assert header["inputs"][0]["shape"] == [2, 1]
     assert call.body[length:] == b"\x03\0\0\0one\0\0\0\0"
     data = [json.dumps(wire(CLOCK)), json.dumps(wire(CUT))]
@@ -80,6 +80,7 @@ def test_triton_over_grpc() -> None:
     request = service_pb2.ModelInferRequest.FromString(call.body)
     assert (request.model_name, request.id) == ("m", "id 7")
     assert request.parameters["crop"].string_param == "off"
+    assert "afd" not in request.parameters, "the mode is the model's to choose"
     assert request.parameters["timeout"].int64_param == 2_500_000
     assert list(request.raw_input_contents) == [serialize([b"one"])]
     response = service_pb2.ModelInferResponse()
@@ -94,7 +95,7 @@ def field(number: int, value: bytes) -> bytes:
 @pytest.mark.parametrize("over_grpc", [False, True])
 def test_torchserve_reads_what_the_client_writes(over_grpc: bool) -> None:
     pictures = [bytes(range(256)) * 200, b"", b"{not json"]
-    asked = question(*pictures, afd=False, top_k=2)
+    asked = question(*pictures, mode=Mode.OFF, top_k=2)
     if over_grpc:
         call = TorchServeGrpc("afd", "secret").ask(asked)
         part = call.body[call.body.index(b"{") :]
@@ -105,7 +106,7 @@ def test_torchserve_reads_what_the_client_writes(over_grpc: bool) -> None:
         assert call.headers["Authorization"] == "Bearer secret"
     request = read_request({"data": part}, {})
     assert list(request.pictures) == pictures
-    assert request.options == Options(afd=False, top_k=2)
+    assert request.options == Options(Mode.OFF, top_k=2)
     assert not request.single
     body = json.dumps([wire(CLOCK), wire(CUT), wire(CUT)]).encode()
     dialect = TorchServeGrpc("afd", None) if over_grpc else TorchServeHttp("afd", None)

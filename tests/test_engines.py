@@ -9,7 +9,14 @@ import torch
 
 from afd_serve.engines import ENGINES
 from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
-from afd_serve.export import eager_classifier, export_classifier, exported_files, load_deployed
+from afd_serve.export import (
+    FEATURES_NAME,
+    SIGNATURE_NAME,
+    eager_classifier,
+    export_classifier,
+    exported_files,
+    load_deployed,
+)
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.packaging.triton import package_triton
 from tests.test_classifier import batch
@@ -82,7 +89,7 @@ def test_changed_graphs_are_refused(tiny_run: Path, tmp_path: Path, name: str) -
 def test_a_missing_graph_is_named(tiny_run: Path, tmp_path: Path) -> None:
     export_classifier(tiny_run, tmp_path, engine="onnxruntime")
     (tmp_path / "protected.onnx").unlink()
-    with pytest.raises(CheckpointError, match=r"no protected\.onnx"):
+    with pytest.raises(CheckpointError, match=r"protected\.onnx"):
         load_deployed(tmp_path)
 
 
@@ -104,11 +111,11 @@ def test_graphs_run_on_the_cpu_only(tiny_run: Path, tmp_path: Path) -> None:
 
 def test_archives_and_repositories_carry_the_engines_files(tiny_run: Path, tmp_path: Path) -> None:
     exported = export_classifier(tiny_run, tmp_path / "exported", engine="onnxruntime").folder
-    files = exported_files(exported)
-    assert files is not None
+    assert exported_files(exported) == (*ENGINES["onnxruntime"].files, FEATURES_NAME, SIGNATURE_NAME)
+    files = {*ENGINES["onnxruntime"].files, SIGNATURE_NAME}
     with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as archive:
-        assert set(files) <= set(archive.namelist())
+        assert files <= set(archive.namelist())
     version = package_triton(exported, tmp_path / "models", platform="python_cpu") / "afd_classify" / "1"
-    assert set(files) <= {path.name for path in version.iterdir()}
+    assert files <= {path.name for path in version.iterdir()}
     with pytest.raises(PackagingError, match="runs TorchScript"):
         package_triton(exported, tmp_path / "other", platform="pytorch_libtorch")

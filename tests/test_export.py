@@ -87,7 +87,7 @@ def test_a_changed_model_file_is_refused(tiny_run: Path, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="not the files that were exported"):
         load_deployed(folder)
     (folder / MODEL_NAME).unlink()
-    with pytest.raises(CheckpointError, match="no model"):
+    with pytest.raises(CheckpointError, match="a file is missing"):
         load_deployed(folder)
 
 

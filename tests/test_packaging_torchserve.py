@@ -10,7 +10,9 @@ import yaml
 
 from afd_serve.errors import CheckpointError, ExportError, PackagingError
 from afd_serve.export import export_classifier
+from afd_serve.mode import Mode
 from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
+from afd_serve.request import read_mode
 from afd_serve.servers import torchserve
 from afd_serve.telemetry import METRICS
 
@@ -46,6 +48,15 @@ def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("mode", Mode)
+def test_the_models_mode_is_in_its_settings(exported: Path, tmp_path: Path, mode: Mode) -> None:
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path / "store", mode=mode)) as content:
+        settings = content.read("model-config.yaml").decode()
+    assert read_mode(yaml.safe_load(settings)["afd"]["mode"]) is mode
+    template = (handlers_dir() / "model-config.yaml").read_text()
+    assert settings.replace(f'"{mode.value}"', '"protect"') == template
+
+
 def test_the_same_exported_model_gives_the_same_bytes(exported: Path, tmp_path: Path) -> None:
     first = package_torchserve(exported, tmp_path / "a").read_bytes()
     (exported / "model.pt").touch()
@@ -76,8 +87,11 @@ def test_an_archive_is_replaced(exported: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_exported_without_features_is_packaged_as_it_is(exported: Path, tmp_path: Path) -> None:
-    (exported / "features.pt").unlink()
-    with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as content:
+    earlier = shutil.copytree(exported, tmp_path / "earlier")
+    (earlier / "features.pt").unlink()
+    signature = json.loads((earlier / "signature.json").read_text())
+    (earlier / "signature.json").write_text(json.dumps(signature | {"features_sha256": ""}))
+    with zipfile.ZipFile(package_torchserve(earlier, tmp_path / "store")) as content:
         assert "features.pt" not in content.namelist()
 
 

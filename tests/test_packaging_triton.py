@@ -9,6 +9,7 @@ import torch
 from afd_serve.cli import main
 from afd_serve.errors import PackagingError
 from afd_serve.export import Signature, export_classifier, load_deployed
+from afd_serve.mode import Mode
 from afd_serve.packaging.triton import TritonLimits, check_repository, package_triton
 from afd_serve.pipeline import Pipeline
 from afd_serve.request import MAX_PICTURES
@@ -101,6 +102,29 @@ def test_limits_go_into_the_configuration(repository: Path) -> None:
     policy = classifier.dynamic_batching.default_queue_policy
     assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 250_000)
     assert policy.timeout_action == model_config.ModelQueuePolicy.REJECT
+
+
+@pytest.mark.parametrize(
+    ("platform", "mode", "modes"),
+    [
+        ("python_cpu", Mode.PROTECT, "protect off shadow"),
+        ("python_cpu", Mode.SHADOW, "protect off shadow"),
+        ("python", Mode.SHADOW, "protect off shadow"),
+        ("pytorch_libtorch", Mode.OFF, "protect off"),
+    ],
+)
+def test_the_models_mode_is_in_its_parameters(
+    exported: Path, tmp_path: Path, platform: str, mode: Mode, modes: str
+) -> None:
+    package_triton(exported, tmp_path, platform=platform, mode=mode)
+    model = "afd_classify" if platform == "python_cpu" else "jpeg_coefficients"
+    parameters = config_of(tmp_path, model).parameters
+    assert {name: value.string_value for name, value in parameters.items()} == {"afd": mode.value, "afd_modes": modes}
+
+
+def test_tritons_own_backend_has_no_shadow_mode(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(PackagingError, match="one of protect, off, not shadow"):
+        package_triton(exported, tmp_path, platform="pytorch_libtorch", mode=Mode.SHADOW)
 
 
 def tensors_of(repository: Path, batch: int) -> list[torch.Tensor]:

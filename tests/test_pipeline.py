@@ -8,9 +8,11 @@ import torch
 
 from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.export import export_classifier
+from afd_serve.mode import Mode
 from afd_serve.models.backbones import Backbone
 from afd_serve.pipeline import Failure, Pipeline, Prediction, StageTimes
-from afd_serve.preprocess import prepare, stack
+from afd_serve.preprocess import ClassifierInputs, prepare, stack
+from afd_serve.results import Shadow
 from afd_serve.sample import sample_picture
 from tests.conftest import encoded, recompressed, scene
 from tests.tiny_backbone import CLASSES, SIZE
@@ -72,6 +74,58 @@ def test_good_pictures_and_unprotected_ones_get_the_bare_backbones_answer(tiny: 
     assert predictions(pipeline.predict([GOOD], afd=False, top_k=CLASSES)) == [good]
 
 
+@pytest.fixture
+def passes(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The gate of every pass through the model so far."""
+    gates: list[float] = []
+    logits = pipeline.logits
+
+    def counted(inputs: ClassifierInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        gates.append(inputs.gate.item())
+        return logits(inputs)
+
+    monkeypatch.setattr(pipeline, "logits", counted)
+    return gates
+
+
+def test_shadow_answers_without_afd_and_compares(pipeline: Pipeline, passes: list[float]) -> None:
+    bare, shadowed, protected = predictions(
+        pipeline.predict([POOR] * 3, afd=[Mode.OFF, Mode.SHADOW, Mode.PROTECT], top_k=CLASSES)
+    )
+    assert passes == [0, 0, 1, 1]
+    assert shadowed == bare
+    assert shadowed.protected is False
+    assert bare.shadow is protected.shadow is None
+    assert isinstance(shadowed.shadow, Shadow)
+    assert shadowed.shadow.disagrees is (protected.indices[0] != bare.indices[0])
+    change = protected.probabilities[0] - bare.probabilities[0]
+    assert shadowed.shadow.confidence_change == pytest.approx(change, abs=1e-6)
+    assert change != 0
+
+
+def test_shadow_costs_one_pass_where_the_gate_is_closed(pipeline: Pipeline, passes: list[float]) -> None:
+    times = StageTimes()
+    (shadowed,) = predictions(pipeline.predict([GOOD], afd=Mode.SHADOW, times=times))
+    assert passes == [0]
+    assert shadowed.shadow is None
+    assert times.shadow == 0
+
+
+def test_a_failing_shadow_pass_harms_no_answer(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = pipeline.predict([POOR], afd=Mode.OFF)
+    logits = pipeline.logits
+
+    def failing(inputs: ClassifierInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        if inputs.gate.any():
+            raise RuntimeError("no memory for AFD")
+        return logits(inputs)
+
+    monkeypatch.setattr(pipeline, "logits", failing)
+    shadowed = predictions(pipeline.predict([POOR], afd=Mode.SHADOW))
+    assert shadowed == bare
+    assert isinstance(shadowed[0].shadow, Failure)
+
+
 def test_a_resaved_picture_is_protected_though_its_table_is_good(pipeline: Pipeline) -> None:
     (prediction,) = predictions(pipeline.predict([recompressed(scene(SIZE, SIZE), 10, 95)], crop=False))
     assert prediction.protected
@@ -103,6 +157,9 @@ def test_stage_times_add_up(pipeline: Pipeline) -> None:
     pipeline.predict([POOR, b""], times=times)
     assert times.preprocess > once[0] > 0
     assert times.inference > once[1] > 0
+    assert times.shadow == 0
+    pipeline.predict([POOR], afd=Mode.SHADOW, times=times)
+    assert times.shadow > 0
 
 
 @pytest.mark.parametrize("arguments", [{"top_k": 0}, {"top_k": CLASSES + 1}, {"afd": [True]}])

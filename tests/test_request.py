@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure
 from afd_serve.request import (
     MAX_PICTURES,
@@ -17,6 +18,7 @@ from afd_serve.request import (
     Request,
     RequestError,
     TooManyPicturesError,
+    read_mode,
     read_request,
 )
 
@@ -36,14 +38,14 @@ def test_raw_bytes_under_any_name(name: str, kind: Callable[[bytes], object]) ->
 
 def test_multipart_fields_are_pictures_in_order() -> None:
     request = read({"b": b"first", "a": b"second", "afd": bytearray(b"off"), "top_k": bytearray(b"3")})
-    assert request == Request((b"first", b"second"), single=False, options=Options(afd=False, top_k=3))
+    assert request == Request((b"first", b"second"), single=False, options=Options(Mode.OFF, top_k=3))
 
 
 @pytest.mark.parametrize("encode", [lambda value: value, lambda value: json.dumps(value, indent=1).encode()])
 class TestJson:
     def test_one_picture(self, encode: Callable[[Any], Any]) -> None:
         request = read({"body": encode({"b64": TEXT, "afd": False, "top_k": 7, "crop": "off"})})
-        assert request == Request((PICTURE,), single=True, options=Options(afd=False, top_k=7, crop=False))
+        assert request == Request((PICTURE,), single=True, options=Options(Mode.OFF, top_k=7, crop=False))
 
     def test_instances_are_answered_by_a_list_even_when_there_is_one(self, encode: Callable[[Any], Any]) -> None:
         assert read({"body": encode({"instances": [{"b64": TEXT}]})}) == Request((PICTURE,), False, Options())
@@ -81,7 +83,7 @@ def test_parsed_json_that_is_no_object(body: Any) -> None:
 
 def test_options_from_headers_in_any_case_and_their_precedence() -> None:
     body = {"b64": TEXT}
-    assert read({"body": body}, AFD="Off", Top_K=" 2 ").options == Options(afd=False, top_k=2)
+    assert read({"body": body}, AFD="Off", Top_K=" 2 ").options == Options(Mode.OFF, top_k=2)
     assert read({"body": body, "top_k": b"3"}, top_k="2").options.top_k == 3
     assert read({"body": body | {"top_k": 4}, "top_k": b"3"}, top_k="2").options.top_k == 4
 
@@ -89,6 +91,28 @@ def test_options_from_headers_in_any_case_and_their_precedence() -> None:
 def test_what_a_server_puts_among_the_headers_is_no_option() -> None:
     # TorchServe lists the content type of each part under the part's name.
     assert read({"x": PICTURE}, top_k={"content-type": "text/plain"}).options == Options()
+
+
+@pytest.mark.parametrize(
+    ("mode", "spellings"),
+    [
+        (Mode.PROTECT, ["protect", "Protect ", b"on", "true", True, "1", 1]),
+        (Mode.OFF, ["off", bytearray(b"OFF"), "false", False, "0", 0]),
+        (Mode.SHADOW, ["shadow", b" SHADOW"]),
+    ],
+)
+def test_spellings_of_the_modes(mode: Mode, spellings: list[object]) -> None:
+    assert [read_mode(spelling) for spelling in spellings] == [mode] * len(spellings)
+    assert read({"x": PICTURE, "afd": spellings[0]}).options == Options(mode)
+
+
+def test_a_request_that_names_no_mode_leaves_it_to_the_model() -> None:
+    assert read({"x": PICTURE}).options.mode is None
+
+
+def test_a_mode_that_does_not_exist_is_answered_by_those_that_do() -> None:
+    with pytest.raises(BadOptionError, match=r"^afd is protect \(or on\), off or shadow$"):
+        read({"x": PICTURE}, afd="shade")
 
 
 @pytest.mark.parametrize("header", [{"afd": "perhaps"}, {"crop": ""}, {"top_k": "0"}, {"top_k": "101"}])

@@ -7,37 +7,53 @@ from typing import Any
 
 import pytest
 
+from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.preprocess import Buffer
 from afd_serve.response import ModelInfo
+from afd_serve.results import Shadow
 from afd_serve.service import Call, Service
-from afd_serve.telemetry import METRICS, Sample, quality_bucket
+from afd_serve.telemetry import METRICS, REQUESTS, Sample
 
 Ask = Callable[..., tuple[list[tuple[int, Any]], list[Sample]]]
 
 
 class ScriptedPipeline:
-    """Answers by the first byte of an item: ``b`` is a bad picture, ``!`` a fault of ours, ``n`` no number."""
+    """Answers by the first byte of an item: ``b`` is a bad picture, ``!`` a fault of ours, ``n`` no number.
+
+    With AFD, the first class would be another one, with more confidence for ``a`` and less for all else; for ``?`` that
+    cannot be told.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, bool]] = []
 
     def predict(
-        self, items: Sequence[Buffer], *, top_k: int, afd: Sequence[bool], crop: bool, times: StageTimes
+        self, items: Sequence[Buffer], *, top_k: int, afd: Sequence[Mode], crop: bool, times: StageTimes
     ) -> list[Prediction | Failure]:
         self.calls.append((len(items), crop))
         times.preprocess += 0.25
         times.inference += 0.5
-        return [self._one(bytes(item), top_k, on, crop) for item, on in zip(items, afd, strict=True)]
+        times.shadow += 0.75 * sum(mode is Mode.SHADOW for mode in afd)
+        return [self._one(bytes(item), top_k, mode, crop) for item, mode in zip(items, afd, strict=True)]
 
-    def _one(self, item: bytes, top_k: int, afd: bool, crop: bool) -> Prediction | Failure:
+    def _one(self, item: bytes, top_k: int, mode: Mode, crop: bool) -> Prediction | Failure:
         if item.startswith(b"!"):
             raise RuntimeError("broken\n[METRICS]forged.count:1|#|#type:COUNTER")
         if item.startswith(b"b"):
             return Failure("corrupt_jpeg", "bad")
         probability = float("nan") if item.startswith(b"n") else 1.0
         label = f"{item.decode()}{'' if crop else ' uncropped'}"
-        return Prediction(tuple(range(top_k)), (label,) * top_k, (probability,) * top_k, 10, 0.5, afd)
+        shadow = Failure("internal", "?") if item == b"?" else Shadow(True, 0.25 if item == b"a" else -0.125)
+        return Prediction(
+            indices=tuple(range(top_k)),
+            labels=(label,) * top_k,
+            probabilities=(probability,) * top_k,
+            estimated_quality=10,
+            drift=0.5,
+            protected=mode is Mode.PROTECT,
+            shadow=shadow if mode is Mode.SHADOW else None,
+        )
 
 
 @pytest.fixture
@@ -132,12 +148,29 @@ def test_samples(answer: Ask) -> None:
         ("afd_pictures_total", (), 3),
         ("afd_preprocess_seconds", (), 0.25),
         ("afd_protected_total", (), 1),
+        ("afd_requests_total", ("none",), 1),
+        ("afd_requests_total", ("off",), 1),
+        ("afd_requests_total", ("protect",), 2),
     ]
     assert {sample.metric for sample in samples} <= set(METRICS)
 
 
-@pytest.mark.parametrize(
-    ("quality", "bucket"), [(None, "none"), (1, "01-07"), (7, "01-07"), (8, "08-10"), (91, "91-100"), (100, "91-100")]
-)
-def test_quality_buckets(quality: int | None, bucket: str) -> None:
-    assert quality_bucket(quality) == bucket
+def test_in_shadow_mode_the_client_gets_the_bare_answer_and_the_metrics_the_difference(answer: Ask) -> None:
+    (shadowed, bare), samples = answer(({"body": b"a"}, {"afd": "shadow"}), ({"body": b"a"}, {"afd": "off"}))
+    assert shadowed == bare
+    assert shadowed[1]["protected"] is False
+    counted = {(sample.metric.name, sample.labels): sample.value for sample in samples}
+    assert counted["afd_requests_total", ("shadow",)] == 1
+    assert counted["afd_shadow_total", ()] == 1
+    assert counted["afd_shadow_confidence_change_total", ("up",)] == 0.25
+    assert counted["afd_shadow_seconds", ()] == 0.75
+    assert ("afd_protected_total", ()) not in counted
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_models_mode_is_for_requests_that_name_none(pipeline: ScriptedPipeline, mode: Mode) -> None:
+    service = Service(pipeline, ModelInfo("afd", "1.0"), 20, mode)
+    answers = service.answer([Call({"body": b"a"}, {}), Call({"body": b"a"}, {"afd": "on"})])
+    requests = {sample.labels: sample.value for sample in answers.samples if sample.metric is REQUESTS}
+    assert requests == ({("protect",): 2} if mode is Mode.PROTECT else {(mode.value,): 1, ("protect",): 1})
+    assert [json.loads(reply.body)["protected"] for reply in answers.replies] == [mode is Mode.PROTECT, True]

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from afd_serve.export import Deployed, deploy
+from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, Pipeline, Prediction
 from afd_serve.preprocess import ClassifierInputs
-from afd_serve.request import Options
 from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
+from afd_serve.results import Shadow
 from afd_serve.steps import Answered, ClassifierStep, Finding, PreparedBatch, PreparingStep, make_answers
 from tests.conftest import encoded, recompressed, scene
 
@@ -30,23 +31,51 @@ def deployed(tiny_run: Path) -> Deployed:
     return deploy(tiny_run)
 
 
-def prepared(deployed: Deployed, pictures: list[bytes], options: Options | None = None) -> PreparedBatch:
-    return PreparingStep(deployed.signature.preprocessing).prepare(pictures, options or Options())
+def prepared(
+    deployed: Deployed, pictures: list[bytes], mode: Mode = Mode.PROTECT, *, crop: bool = True
+) -> PreparedBatch:
+    return PreparingStep(deployed.signature.preprocessing).prepare(pictures, mode=mode, crop=crop)
 
 
 def answered(deployed: Deployed, batch: PreparedBatch, *, together: bool = False, top_k: int = 5) -> Answered:
     step = ClassifierStep(deployed, torch.device("cpu"), together=together)
-    ((logits, drift),) = step.classify([batch.inputs])
     # Between the steps, findings are text.
-    findings = [Finding.from_json(finding.to_json()) for finding in batch.findings]
-    return make_answers(logits, drift, findings, labels=deployed.signature.labels, model=MODEL, top_k=top_k)
+    batch = batch._replace(findings=[Finding.from_json(finding.to_json()) for finding in batch.findings])
+    ((logits, drift),) = step.classify([batch.inputs])
+    (shadows,) = step.shadow([batch], [logits])
+    labels = deployed.signature.labels
+    return make_answers(logits, drift, batch.findings, labels=labels, model=MODEL, top_k=top_k, shadows=shadows)
 
 
-@pytest.mark.parametrize("options", [Options(), Options(afd=False, top_k=3), Options(crop=False, top_k=100)])
-def test_the_steps_together_are_the_pipeline(deployed: Deployed, options: Options) -> None:
-    top_k = min(options.top_k, len(deployed.signature.labels))
-    expected = Pipeline(deployed).predict(PICTURES, afd=options.afd, crop=options.crop, top_k=top_k)
-    assert answered(deployed, prepared(deployed, PICTURES, options), top_k=options.top_k).results == expected
+def shadows_of(results: list[Prediction | Failure]) -> list[Shadow | Failure | None]:
+    return [result.shadow if isinstance(result, Prediction) else None for result in results]
+
+
+@pytest.mark.parametrize(
+    ("mode", "crop", "top_k"),
+    [(Mode.PROTECT, True, 5), (Mode.OFF, True, 3), (Mode.SHADOW, True, 3), (Mode.PROTECT, False, 100)],
+)
+def test_the_steps_together_are_the_pipeline(deployed: Deployed, mode: Mode, crop: bool, top_k: int) -> None:
+    most = min(top_k, len(deployed.signature.labels))
+    expected = Pipeline(deployed).predict(PICTURES, afd=mode, crop=crop, top_k=most)
+    results = answered(deployed, prepared(deployed, PICTURES, mode, crop=crop), top_k=top_k).results
+    assert results == expected
+    assert shadows_of(results) == shadows_of(expected)
+    assert any(shadows_of(results)) is (mode is Mode.SHADOW)
+
+
+def test_a_pass_for_all_shadows_of_several_requests_as_on_a_gpu(deployed: Deployed) -> None:
+    parts, modes = (PICTURES[:3], PICTURES[2:3], PICTURES[3:]), (Mode.SHADOW, Mode.SHADOW, Mode.PROTECT)
+    batches = [prepared(deployed, part, mode) for part, mode in zip(parts, modes, strict=True)]
+    step = ClassifierStep(deployed, torch.device("cpu"), together=True)
+    given = [logits for logits, _ in step.classify([batch.inputs for batch in batches])]
+    first, good, protected = step.shadow(batches, given)
+    (expected,) = shadows_of(Pipeline(deployed).predict(PICTURES[:1], afd=Mode.SHADOW))
+    assert isinstance(expected, Shadow)
+    assert isinstance(first[0], Shadow)
+    assert first[0].disagrees is expected.disagrees
+    assert first[0].confidence_change == pytest.approx(expected.confidence_change, abs=1e-4)
+    assert [first[1:], good, protected] == [[None, None], [None], [None] * 3]
 
 
 def test_the_tensors_say_what_the_results_say(deployed: Deployed) -> None:

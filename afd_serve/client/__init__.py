@@ -18,12 +18,13 @@ from typing import Any, Literal
 from afd_serve.client.channels import Channel, open_async_channel, open_channel
 from afd_serve.client.conversation import Conversation, Pause, Settings, Talk, identify
 from afd_serve.errors import ClientError
+from afd_serve.mode import Mode
 from afd_serve.request import Options
 from afd_serve.results import Failure, Prediction
 from afd_serve.sample import sample_picture
 from afd_serve.triton_protocol import PROBE_ID
 
-__all__ = ["AsyncClient", "Client", "Failure", "Options", "Prediction", "Server", "detect_server"]
+__all__ = ["AsyncClient", "Client", "Failure", "Mode", "Options", "Prediction", "Server", "detect_server"]
 
 Server = Literal["triton", "torchserve"]
 Result = Prediction | Failure

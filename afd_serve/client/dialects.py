@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from afd_serve.client.channels import Call, Reply
@@ -72,10 +72,9 @@ def serialize(pictures: Sequence[bytes]) -> bytes:
 
 
 def _options(options: Options) -> dict[str, str]:
-    return {
-        name: ("on" if value else "off") if isinstance(value, bool) else str(value)
-        for name, value in asdict(options).items()
-    }
+    """The options on the wire; a mode that is left to the model is left out."""
+    given = {"top_k": str(options.top_k), "crop": "on" if options.crop else "off"}
+    return given if options.mode is None else given | {"afd": options.mode.value}
 
 
 def _microseconds(question: Question) -> int:

@@ -18,10 +18,13 @@ from typing import Final
 from afd_serve.checkpoint import find_weights
 from afd_serve.errors import DependencyError, ExportError, PackagingError
 from afd_serve.export import exported_files
+from afd_serve.mode import Mode
 from afd_serve.packaging.seal import SEAL_NAME, make_seal
 
 __all__ = ["handlers_dir", "package_torchserve"]
 
+_CONFIG: Final = "model-config.yaml"
+_DEFAULT_MODE: Final = f'mode: "{Mode.PROTECT.value}"'
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
 # The earliest time that a ZIP archive can hold: archives of equal content are then equal byte for byte.
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
@@ -36,7 +39,9 @@ def handlers_dir() -> Path:
     raise PackagingError(f"the TorchServe handler is missing from the installation in {package}")
 
 
-def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", version: str = "1.0") -> Path:
+def package_torchserve(
+    source: str | Path, out_dir: Path, *, name: str = "afd", version: str = "1.0", mode: Mode = Mode.PROTECT
+) -> Path:
     """Build a model archive that TorchServe can load.
 
     Args:
@@ -45,6 +50,7 @@ def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", 
         out_dir: The model store; made when missing. An archive of the same name there is replaced.
         name: The model's name in URLs, and the archive's file name.
         version: The model's version.
+        mode: For requests that name none.
 
     Returns:
         The path of the archive. The same source gives the same bytes, with the same version of torch on the same kind
@@ -60,7 +66,8 @@ def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", 
     with tempfile.TemporaryDirectory(prefix="afd-mar-") as scratch:
         exported, built = Path(scratch) / "exported", Path(scratch) / "built"
         files = _export(source, exported)
-        _run_archiver(files, built, name, version)
+        _write_config(exported / _CONFIG, mode)
+        _run_archiver(files, exported / _CONFIG, built, name, version)
         return _rewrite(built / f"{name}.mar", out_dir / f"{name}.mar")
 
 
@@ -85,8 +92,15 @@ def _export_elsewhere(source: str | Path, out: Path) -> None:
         raise ExportError(f"{source} cannot be exported: {done.stderr.strip()[-2000:]}")
 
 
-def _run_archiver(files: list[Path], out: Path, name: str, version: str) -> None:
-    handlers = handlers_dir()
+def _write_config(target: Path, mode: Mode) -> None:
+    """The handler's settings with this mode; in their own words, because operators read the comments."""
+    text = (handlers_dir() / _CONFIG).read_text()
+    if text.count(_DEFAULT_MODE) != 1:
+        raise PackagingError(f"{handlers_dir() / _CONFIG} has no line {_DEFAULT_MODE}")
+    target.write_text(text.replace(_DEFAULT_MODE, f'mode: "{mode.value}"'))
+
+
+def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version: str) -> None:
     # The archiver works in <temporary folder>/<model name> and deletes what lies there: give it a folder of its own.
     work = out / "work"
     work.mkdir(parents=True)
@@ -95,8 +109,8 @@ def _run_archiver(files: list[Path], out: Path, name: str, version: str) -> None
         "--version": version,
         "--serialized-file": files[0],
         "--extra-files": ",".join(map(str, files[1:])),
-        "--handler": handlers / "afd_handler.py",
-        "--config-file": handlers / "model-config.yaml",
+        "--handler": handlers_dir() / "afd_handler.py",
+        "--config-file": config,
         "--export-path": out,
         "--archive-format": "zip-store",
     }

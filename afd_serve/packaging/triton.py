@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -10,9 +11,10 @@ from typing import Any, Final, Literal, get_args
 from afd_serve.engines import ENGINES
 from afd_serve.errors import DependencyError, PackagingError
 from afd_serve.export import SIGNATURE_NAME, Signature, TensorSpec, export_classifier, exported_files
+from afd_serve.mode import Mode
 from afd_serve.models.classifier import INPUTS
 from afd_serve.models.fde import FREQUENCIES
-from afd_serve.request import MAX_PICTURES, Options
+from afd_serve.request import MAX_PICTURES
 from afd_serve.sample import sample_picture
 from afd_serve.steps import PreparingStep
 from afd_serve.triton_protocol import ENSEMBLE, PICTURE
@@ -66,7 +68,12 @@ def repository_templates() -> Path:
 
 
 def package_triton(
-    source: str | Path, out_dir: Path, *, platform: str = "python", limits: TritonLimits | None = None
+    source: str | Path,
+    out_dir: Path,
+    *,
+    platform: str = "python",
+    limits: TritonLimits | None = None,
+    mode: Mode = Mode.PROTECT,
 ) -> Path:
     """Build a model repository that Triton can serve.
 
@@ -78,16 +85,21 @@ def package_triton(
             one, in others; ``python_cpu`` does both in one process per core; ``pytorch_libtorch`` is as ``python``, but
             leaves the classifier to the backend of that name, which NVIDIA's container has.
         limits: How much work the models take on.
+        mode: For requests that name none. ``pytorch_libtorch`` has no shadow mode: there, nobody can run the
+            classifier twice for some pictures only.
 
     Returns:
         ``out_dir``.
 
     Raises:
         ExportError: The export failed its check.
-        PackagingError: The repository does not agree with the classifier, or cannot be written.
+        PackagingError: The repository does not agree with the classifier, cannot be written, or has no such mode.
     """
     if platform not in get_args(Platform):
         raise PackagingError(f"the platform is one of {', '.join(get_args(Platform))}, not {platform!r}")
+    modes = [known for known in Mode if known is not Mode.SHADOW or platform != "pytorch_libtorch"]
+    if mode not in modes:
+        raise PackagingError(f"on {platform} the mode is one of {', '.join(modes)}, not {mode.value}")
     with tempfile.TemporaryDirectory(prefix="afd-triton-") as scratch:
         exported, built = Path(scratch) / "exported", Path(scratch) / "built"
         if exported_files(source):
@@ -98,15 +110,15 @@ def package_triton(
         if platform == "pytorch_libtorch" and signature.engine != "torchscript":
             raise PackagingError(f"{platform} runs TorchScript; the model was exported for {signature.engine}")
         for part in ("python_cpu",) if platform == "python_cpu" else ("common", platform):
-            _complete(repository_templates() / part, built, signature, limits or TritonLimits())
+            _complete(repository_templates() / part, built, _values(signature, limits or TritonLimits(), mode, modes))
         _add_models(built, exported, signature)
         check_repository(built, signature)
         return _put_in_place(built, out_dir)
 
 
-def _complete(templates: Path, out: Path, signature: Signature, limits: TritonLimits) -> None:
-    """Copy a folder of templates with the values for this classifier."""
-    values = {
+def _values(signature: Signature, limits: TritonLimits, mode: Mode, modes: Sequence[Mode]) -> dict[str, object]:
+    """What the templates leave open."""
+    return {
         "max_batch_size": MAX_PICTURES,
         "size": signature.preprocessing.size,
         "grid": _spec(signature.inputs, "dequantized").shape[1],
@@ -116,7 +128,13 @@ def _complete(templates: Path, out: Path, signature: Signature, limits: TritonLi
         "classifiers": limits.classifiers,
         "max_queue_size": limits.max_queue_size,
         "queue_timeout_microseconds": round(limits.queue_timeout * 1e6),
+        "mode": mode.value,
+        "known_modes": " ".join(modes),
     }
+
+
+def _complete(templates: Path, out: Path, values: Mapping[str, object]) -> None:
+    """Copy a folder of templates with the values that they leave open."""
     for path in sorted(templates.rglob("*")):
         target = out / path.relative_to(templates)
         if path.name == "config.pbtxt":
@@ -145,7 +163,7 @@ def _add_models(built: Path, exported: Path, signature: Signature) -> None:
         shutil.copyfile(exported / name, built / (_CLASSIFIER if steps else ENSEMBLE) / _VERSION / name)
     _write_warm_up(built / (_PREPARING if steps else ENSEMBLE), {PICTURE: _text(sample_picture())})
     if steps:
-        inputs, (finding,) = PreparingStep(signature.preprocessing).prepare([sample_picture()], Options())
+        inputs, (finding,) = PreparingStep(signature.preprocessing).prepare([sample_picture()])
         data = {name: tensor.numpy().tobytes() for name, tensor in zip(INPUTS, inputs, strict=True)}
         _write_warm_up(built / _CLASSIFIER, data | {"finding": _text(finding.to_json())})
 

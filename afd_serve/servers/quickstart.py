@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from afd_serve.errors import ServingError
+from afd_serve.mode import Mode
 from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
 from afd_serve.response import prediction_from_dict
 from afd_serve.sample import SAMPLE_NAME, sample_picture
@@ -18,6 +19,7 @@ def serve_torchserve(
     *,
     name: str = "afd",
     version: str = "1.0",
+    mode: Mode = Mode.PROTECT,
     ports: Ports | None = None,
     workers: int = 0,
 ) -> TorchServe:
@@ -31,6 +33,7 @@ def serve_torchserve(
         state_dir: Where archive, settings and logs go.
         name: The model's name in URLs.
         version: The model's version.
+        mode: For requests that name none.
         ports: Where to listen.
         workers: How many worker processes; 0 stands for one per core.
 
@@ -39,14 +42,15 @@ def serve_torchserve(
         DependencyError: Java, TorchServe or the archiver is missing.
     """
     ports = ports or Ports()
-    fingerprint = fingerprint_of(source, handlers_dir(), f"{source}|{name}|{version}|{ports}|{workers}")
+    settings = f"{source}|{name}|{version}|{mode.value}|{ports}|{workers}"
+    fingerprint = fingerprint_of(source, handlers_dir(), settings)
     running = find(state_dir)
     if running is not None:
         if running.fingerprint == fingerprint and _answers(running):
             return running
         stop(state_dir)
     return start(
-        _archive(source, state_dir / "archives", name, version),
+        _archive(source, state_dir / "archives", name, version, mode),
         state_dir,
         probe=sample_picture(),
         fingerprint=fingerprint,
@@ -84,11 +88,11 @@ def _answers(server: TorchServe) -> bool:
         return False
 
 
-def _archive(source: str | Path, folder: Path, name: str, version: str) -> Path:
+def _archive(source: str | Path, folder: Path, name: str, version: str, mode: Mode) -> Path:
     """The archive of the source as it is now; built when the one at hand is of other sources."""
     archive, stamp = folder / f"{name}.mar", folder / f"{name}.sources"
-    sources = fingerprint_of(source, handlers_dir(), f"{source}|{name}|{version}")
+    sources = fingerprint_of(source, handlers_dir(), f"{source}|{name}|{version}|{mode.value}")
     if not archive.is_file() or not stamp.is_file() or stamp.read_text() != sources:
-        package_torchserve(source, folder, name=name, version=version)
+        package_torchserve(source, folder, name=name, version=version, mode=mode)
         stamp.write_text(sources)
     return archive

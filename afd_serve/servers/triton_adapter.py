@@ -9,9 +9,9 @@ import time
 import traceback
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,15 +21,31 @@ from torch import Tensor
 
 from afd_serve.errors import InputError
 from afd_serve.export import Signature
+from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, StageTimes
-from afd_serve.request import Options, read_options
+from afd_serve.request import BadOptionError, Options, read_mode, read_options
 from afd_serve.response import ModelInfo
-from afd_serve.steps import Finding, PreparedBatch, PreparingStep, make_answers
-from afd_serve.telemetry import FAILURES, INFERENCE, METRICS, PREPROCESS, Metric, Sample, samples_of
+from afd_serve.results import Shadow
+from afd_serve.steps import ClassifierStep, Finding, PreparedBatch, PreparingStep, make_answers
+from afd_serve.telemetry import (
+    COUNT,
+    FAILURES,
+    INFERENCE,
+    METRICS,
+    PREPROCESS,
+    REQUESTS,
+    SHADOW_TIME,
+    UNREAD,
+    Metric,
+    Sample,
+    samples_of,
+)
 from afd_serve.triton_protocol import ENSEMBLE, MODEL_CPU_METRIC, PICTURE, PROBE_ID, error_message
 
 __all__ = [
     "Answers",
+    "Classified",
+    "Classifying",
     "FailedRequestError",
     "Metrics",
     "Preparing",
@@ -41,7 +57,6 @@ __all__ = [
     "respond_together",
     "tensor_of",
     "text_output",
-    "timed",
     "version_folder",
 ]
 
@@ -135,22 +150,25 @@ def _refuse(failure: Failure, status: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error_message(failure.code, failure.reason), status))
 
 
-def timed(classify: Callable[[], Said]) -> tuple[Said, dict[Metric, float]]:
-    """What the classifier says, and what that took."""
-    wall, cpu = time.perf_counter(), time.thread_time()
-    said = classify()
-    return said, {INFERENCE: time.perf_counter() - wall, MODEL_CPU: time.thread_time() - cpu}
-
-
 class Preparing:
-    """The pictures of a request prepared; what fails the request as a whole is counted here and nowhere else."""
+    """The pictures of a request prepared; what fails the request as a whole is counted here and nowhere else.
 
-    def __init__(self, step: PreparingStep, metrics: "Metrics") -> None:
+    Args:
+        step: Prepares them.
+        args: The arguments of ``initialize``; the model's parameters say which mode requests have that name none, and
+            which modes there are.
+        metrics: Where failures go.
+    """
+
+    def __init__(self, step: PreparingStep, args: dict[str, str], metrics: "Metrics") -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._mode = read_mode(parameters["afd"]["string_value"])
+        self._modes = [Mode(name) for name in parameters["afd_modes"]["string_value"].split()]
         self._step = step
         self._metrics = metrics
 
-    def prepare(self, request: Any) -> tuple[PreparedBatch, dict[Metric, float]]:
-        """The prepared pictures, and what that took.
+    def prepare(self, request: Any) -> tuple[PreparedBatch, list[Sample]]:
+        """The prepared pictures, and what is to be counted.
 
         Raises:
             BadOptionError: An option has an impossible value.
@@ -158,16 +176,71 @@ class Preparing:
         """
         try:
             options = options_of(request)
+            mode = self._known(options.mode or self._mode)
         except InputError as error:
-            self._metrics.record(request, [Sample(FAILURES, 1, (error.code,))])
+            self._metrics.record(request, [Sample(REQUESTS, 1, (UNREAD,)), Sample(FAILURES, 1, (error.code,))])
             raise
+        asked = Sample(REQUESTS, 1, (mode.value,))
         start = time.perf_counter()
-        batch = self._step.prepare(bytes_of(request, PICTURE), options)
+        batch = self._step.prepare(bytes_of(request, PICTURE), mode=mode, crop=options.crop)
         seconds = time.perf_counter() - start
         if len(batch.findings) == 1 and (failure := batch.findings[0].failure):
-            self._metrics.record(request, samples_of([failure], StageTimes(preprocess=seconds)))
+            self._metrics.record(request, [asked, *samples_of([failure], StageTimes(preprocess=seconds))])
             raise FailedRequestError(failure)
-        return batch, {PREPROCESS: seconds}
+        return batch, [asked, Sample(PREPROCESS, seconds)]
+
+    def _known(self, mode: Mode) -> Mode:
+        if mode not in self._modes:
+            raise BadOptionError(f"on this platform afd is one of {', '.join(self._modes)}")
+        return mode
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What the classifier says of one request's pictures.
+
+    Attributes:
+        logits: float32 [N, K].
+        drift: float32 [N].
+        shadows: N of what `ClassifierStep.shadow` gives; None where nobody looked.
+        samples: What that took.
+    """
+
+    logits: Tensor
+    drift: Tensor
+    shadows: Sequence[Shadow | Failure | None] | None = None
+    samples: Sequence[Sample] = ()
+
+
+class Classifying:
+    """The classifier's passes over prepared requests: one that answers and, in shadow mode, one that does not."""
+
+    def __init__(self, step: ClassifierStep) -> None:
+        self._step = step
+
+    def classify(self, batches: Sequence[PreparedBatch]) -> list[Classified]:
+        """Classify several requests' pictures; times are shared out among the requests."""
+        said, times = _timed(INFERENCE, lambda: self._step.classify([batch.inputs for batch in batches]))
+        samples = _shared(times, len(batches))
+        classified = [Classified(logits, drift, samples=samples) for logits, drift in said]
+        shadowed = [index for index, batch in enumerate(batches) if any(item.shadowed for item in batch.findings)]
+        if shadowed:
+            chosen, given = [batches[index] for index in shadowed], [said[index][0] for index in shadowed]
+            shadows, times = _timed(SHADOW_TIME, lambda: self._step.shadow(chosen, given))
+            more = [*samples, *_shared(times, len(shadowed))]
+            for index, found in zip(shadowed, shadows, strict=True):
+                classified[index] = replace(classified[index], shadows=found, samples=more)
+        return classified
+
+
+def _timed(metric: Metric, classify: Callable[[], Said]) -> tuple[Said, list[Sample]]:
+    wall, cpu = time.perf_counter(), time.thread_time()
+    said = classify()
+    return said, [Sample(metric, time.perf_counter() - wall), Sample(MODEL_CPU, time.thread_time() - cpu)]
+
+
+def _shared(samples: Iterable[Sample], parts: int) -> list[Sample]:
+    return [replace(sample, value=sample.value / parts) for sample in samples]
 
 
 class Answers:
@@ -182,23 +255,28 @@ class Answers:
         self,
         request: Any,
         findings: Sequence[Finding],
-        logits: Tensor,
-        drift: Tensor,
-        spent: Mapping[Metric, float] = MappingProxyType({}),
+        classified: Classified,
+        samples: Sequence[Sample] = (),
     ) -> list[Any]:
         """Make the outputs for one request and count them.
 
         Args:
             request: With the options.
             findings: N of them.
-            logits: float32 [N, K].
-            drift: float32 [N].
-            spent: Times that nobody else counts.
+            classified: Of the same pictures.
+            samples: Of the steps before, where these count nothing themselves.
         """
-        top_k = options_of(request).top_k
-        answered = make_answers(logits, drift, findings, labels=self._labels, model=self._model, top_k=top_k)
-        samples = [item for item in samples_of(answered.results, StageTimes()) if item.metric not in _TIMES]
-        self._metrics.record(request, samples + [Sample(metric, seconds) for metric, seconds in spent.items()])
+        answered = make_answers(
+            classified.logits,
+            classified.drift,
+            findings,
+            labels=self._labels,
+            model=self._model,
+            top_k=options_of(request).top_k,
+            shadows=classified.shadows,
+        )
+        own = [item for item in samples_of(answered.results, StageTimes()) if item.metric not in _TIMES]
+        self._metrics.record(request, [*samples, *classified.samples, *own])
         return [
             output("probabilities", answered.probabilities),
             output("drift", answered.drift),
@@ -222,7 +300,7 @@ class Metrics:
     """
 
     def __init__(self, args: dict[str, str]) -> None:
-        self._families = {name: _family(name, metric) for metric in _METRICS for name in _series(metric)}
+        self._families = {name: _family(name, metric) for metric in _METRICS for name in metric.series}
         self._metrics: dict[_Series, Any] = {}
         self._sums: dict[_Series, float] = defaultdict(float)
         self._uncounted = _warm_up_requests(args)
@@ -239,8 +317,8 @@ class Metrics:
             return
         with self._lock:
             for sample in samples:
-                for name in _series(sample.metric):
-                    value = 1 if name.endswith(_COUNT) else sample.value
+                for name in sample.metric.series:
+                    value = 1 if name.endswith(COUNT) else sample.value
                     self._sums[name, sample.metric, sample.labels] += value
         self._news.set()
 
@@ -268,20 +346,15 @@ class Metrics:
             self._metrics[series].increment(value)
 
 
-_COUNT: Final = "_count"
 _PUSH_EVERY: Final = 0.5
 _METRICS: Final = (*METRICS, MODEL_CPU)
-_TIMES: Final = (PREPROCESS, INFERENCE)
+_TIMES: Final = (PREPROCESS, INFERENCE, SHADOW_TIME)
 _Series: TypeAlias = tuple[str, Metric, tuple[str, ...]]  # a counter's name, its metric, the values of its labels
 
 
 def _warm_up_requests(args: dict[str, str]) -> int:
     """How many requests each instance gets before any client's: the model is not ready before they are answered."""
     return sum(warm_up.get("count") or 1 for warm_up in json.loads(args["model_config"]).get("model_warmup", ()))
-
-
-def _series(metric: Metric) -> tuple[str, ...]:
-    return (metric.name,) if metric.kind == "counter" else (f"{metric.name}_sum", f"{metric.name}{_COUNT}")
 
 
 def _family(name: str, metric: Metric) -> Any:

@@ -7,6 +7,7 @@ import torch
 
 from afd_serve.client import Client, Options
 from afd_serve.errors import ServingError
+from afd_serve.mode import Mode
 from afd_serve.packaging.triton import TritonLimits, package_triton, repository_templates
 from afd_serve.results import Failure
 from afd_serve.sample import SAMPLE_NAME, sample_picture
@@ -22,6 +23,7 @@ def serve_triton(
     source: str | Path,
     state_dir: Path,
     *,
+    mode: Mode = Mode.PROTECT,
     python: Path | None = None,
     ports: TritonPorts | None = None,
     workers: int = 0,
@@ -33,6 +35,7 @@ def serve_triton(
     Args:
         source: A shipped name, a run's directory, or the directory of an exported model.
         state_dir: Where the model repository, settings and logs go.
+        mode: For requests that name none.
         python: A Python whose environment has ``nvidia-pytriton``; where left out, the running one if it has, or else
             one whose environment is made in ``state_dir``.
         ports: Where to listen.
@@ -44,7 +47,8 @@ def serve_triton(
     """
     ports, python = ports or TritonPorts(), python or suitable_python(state_dir)
     platform = "python" if torch.cuda.is_available() else "python_cpu"
-    fingerprint = fingerprint_of(source, repository_templates(), f"{source}|{python}|{ports}|{workers}|{platform}")
+    settings = f"{source}|{mode.value}|{python}|{ports}|{workers}|{platform}"
+    fingerprint = fingerprint_of(source, repository_templates(), settings)
     running = find(state_dir)
     if running is not None:
         if running.fingerprint == fingerprint and probe(running, timeout=10) is None:
@@ -52,7 +56,7 @@ def serve_triton(
         stop(state_dir)
     classifiers = workers or os.cpu_count() or 1
     limits = TritonLimits(decoders=classifiers, classifiers=classifiers)
-    repository = package_triton(source, state_dir / "model_repository", platform=platform, limits=limits)
+    repository = package_triton(source, state_dir / "model_repository", platform=platform, limits=limits, mode=mode)
     return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports)
 
 
@@ -65,8 +69,8 @@ def show(server: Triton) -> str:
     """
     lines = [f"Triton answers at {server.url} and {server.grpc_url}", f"The sample, {SAMPLE_NAME}:"]
     with Client(server.grpc_url) as client:
-        for title, afd in (("with AFD", True), ("without AFD", False)):
-            result = client.classify(sample_picture(), Options(afd=afd, top_k=3))
+        for title, mode in (("with AFD", Mode.PROTECT), ("without AFD", Mode.OFF)):
+            result = client.classify(sample_picture(), Options(mode, top_k=3))
             if isinstance(result, Failure):
                 raise ServingError(f"the sample picture was answered {result.code}: {result.reason}")
             lines.append(f"  {title:<12} {result.summary()}")
@@ -78,6 +82,6 @@ def show(server: Triton) -> str:
             f"  afd-serve classify --server {server.grpc_url} PICTURE.jpg",
             f"  {raw} \\",
             f"    --data-binary @PICTURE.jpg {server.url}/v2/models/{ENSEMBLE}/infer | grep -ao '{{\"predictions.*}}'",
-            "and add --no-afd, or -H 'afd: off', for the bare classifier.",
+            "and add --mode off, or -H 'afd: off', for the bare classifier.",
         ]
     )

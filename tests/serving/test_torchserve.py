@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -17,14 +18,19 @@ import pytest
 from PIL import Image
 
 from afd_serve.errors import ServingError
+from afd_serve.mode import Mode
+from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.pipeline import Failure, Pipeline, Prediction
 from afd_serve.request import MAX_PICTURES
+from afd_serve.results import Shadow
 from afd_serve.sample import sample_picture
 from afd_serve.servers import torchserve
 from afd_serve.servers.quickstart import show
 from afd_serve.servers.torchserve import Answer, TorchServe
 from afd_serve.telemetry import METRICS
+from tests.serving import prometheus
 from tests.serving.pictures import BAD, GOOD
+from tests.serving.scrape import names, total
 
 pytestmark = pytest.mark.serving
 
@@ -74,11 +80,22 @@ def pids(server: TorchServe) -> list[int]:
     return sorted(worker["pid"] for worker in server.workers())
 
 
+def scraped(server: TorchServe) -> str:
+    return server.get("metrics", "/metrics").body.decode()
+
+
 def batches(server: TorchServe) -> float:
     """How many batches the worker has answered so far; it tells a moment after the answers."""
-    text = server.get("metrics", "/metrics").body.decode()
-    counts = [line.split()[-1] for line in text.splitlines() if line.startswith("afd_preprocess_seconds_count")]
-    return float(counts[0]) if counts else 0.0
+    return total(scraped(server), "afd_preprocess_seconds_count")
+
+
+def wait_for(server: TorchServe, name: str, value: float) -> str:
+    """A scrape in which the series have reached a value: the worker tells a moment after the answers."""
+    limit = time.monotonic() + 20
+    while total(text := scraped(server), name) < value:
+        assert time.monotonic() < limit, f"{name} never reached {value}"
+        time.sleep(0.2)
+    return text
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -163,6 +180,46 @@ def test_headers_choose_per_request(server: TorchServe, pipeline: Pipeline) -> N
     for header, answer in zip(headers, answers, strict=True):
         (expected,) = pipeline.predict([GOOD["sample"]], afd=header["afd"] == "on", top_k=int(header["top_k"]))
         assert_same(answer.json(), expected)
+
+
+def test_in_shadow_mode_the_answer_is_the_bare_one_and_the_metrics_tell_the_rest(
+    server: TorchServe, pipeline: Pipeline
+) -> None:
+    server.post(GOOD["sample"], {"afd": "shadow"})
+    before = wait_for(server, "afd_shadow_total", 1)
+    for name in ("sample", "fine"):
+        (expected,) = pipeline.predict([GOOD[name]], afd=Mode.OFF)
+        assert_same(server.post(GOOD[name], {"afd": "shadow"}).json(), expected)
+    body, headers = multipart({"picture": GOOD["gray"], "afd": b"shadow"})
+    assert server.post(body, headers).json()["protected"] is False
+    (sample, gray) = pipeline.predict([GOOD["sample"], GOOD["gray"]], afd=Mode.SHADOW)
+    after = wait_for(server, "afd_shadow_total", total(before, "afd_shadow_total") + 2)
+
+    def grown(name: str, **labels: str) -> float:
+        return total(after, name, **labels) - total(before, name, **labels)
+
+    assert grown("afd_shadow_total") == 2, "the gate of the fine picture stays closed"
+    assert grown("afd_requests_total", mode="shadow") == 3
+    assert grown("afd_shadow_failures_total") == 0
+    shadows = [result.shadow for result in (sample, gray) if isinstance(result, Prediction)]
+    assert grown("afd_shadow_disagreements_total") == sum(isinstance(s, Shadow) and s.disagrees for s in shadows)
+    net = grown("afd_shadow_confidence_change_total", direction="up")
+    net -= grown("afd_shadow_confidence_change_total", direction="down")
+    changes = [shadow.confidence_change for shadow in shadows if isinstance(shadow, Shadow)]
+    assert net == pytest.approx(sum(changes), abs=1e-5)
+
+
+def test_the_archive_says_which_mode_requests_have_that_name_none(exported: Path, tmp_path: Path) -> None:
+    archive = package_torchserve(exported, tmp_path, mode=Mode.SHADOW)
+    state, ports = tmp_path / "state", torchserve.Ports.free()
+    shadowing = torchserve.start(archive, state, probe=sample_picture(), ports=ports, workers=1)
+    try:
+        assert shadowing.post(GOOD["sample"]).json()["protected"] is False
+        assert shadowing.post(GOOD["sample"], {"afd": "on"}).json()["protected"] is True
+        text = wait_for(shadowing, "afd_protected_total", 1)
+        assert total(text, "afd_shadow_total") == 2, "the probe and the picture"
+    finally:
+        torchserve.stop(state)
 
 
 @pytest.mark.parametrize("header", [{"afd": "perhaps"}, {"top_k": "0"}, {"top_k": "many"}])
@@ -283,12 +340,22 @@ def test_a_request_above_the_limit_is_refused_by_the_frontend(server: TorchServe
 def test_every_declared_metric_arrives(server: TorchServe) -> None:
     server.post(GOOD["sample"])
     server.post(GOOD["sample"], route="explanations")
+    server.post(GOOD["sample"], {"afd": "shadow"})
     server.post(BAD["truncated"])
-    text = server.get("metrics", "/metrics").body.decode()
-    missing = [metric.name for metric in METRICS if metric.name not in text]
-    assert not missing
-    assert 'afd_failures_total{ModelName="afd",code="truncated_jpeg"' in text
-    assert 'afd_estimated_quality_total{ModelName="afd",quality="08-10"' in text
+    text = wait_for(server, "afd_shadow_seconds_count", 1)
+    assert {name for metric in METRICS for name in metric.series} <= names(text)
+    assert total(text, "afd_failures_total", ModelName="afd", code="truncated_jpeg") > 0
+    assert total(text, "afd_estimated_quality_total", ModelName="afd", quality="08-10") > 0
+
+
+def test_prometheus_reads_the_server_and_answers_the_dashboard(server: TorchServe, tmp_path: Path) -> None:
+    def ask_all() -> None:
+        for mode in Mode:
+            assert server.post(GOOD["sample"], {"afd": mode.value}).status == 200
+        server.post(GOOD["sample"], route="explanations")
+        server.post(BAD["truncated"])
+
+    prometheus.check("torchserve", server.ports.metrics, tmp_path, ask_all)
 
 
 def test_a_second_server_in_the_same_place_is_refused(server: TorchServe, tmp_path: Path) -> None:

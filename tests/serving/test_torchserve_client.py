@@ -11,7 +11,7 @@ from tests.serving.pictures import BAD, GOOD
 
 pytest.importorskip("tritonclient.grpc")
 
-from afd_serve.client import AsyncClient, Client, Options, detect_server
+from afd_serve.client import AsyncClient, Client, Mode, Options, detect_server
 
 pytestmark = pytest.mark.serving
 
@@ -25,10 +25,11 @@ def url_of(server: TorchServe, transport: str) -> str:
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 def test_the_clients_get_the_pipelines_answers(server: TorchServe, pipeline: Pipeline, transport: str) -> None:
     url = url_of(server, transport)
-    options = Options(afd=False, top_k=3)
+    options = Options(Mode.OFF, top_k=3)
     with Client(url, server="torchserve", token=server.token()) as client:
         assert client.healthy(timeout=30)
         assert client.classify_many(MIXED, options) == pipeline.predict(MIXED, afd=False, top_k=3)
+        assert client.classify_many(MIXED, Options(Mode.SHADOW)) == pipeline.predict(MIXED, afd=Mode.OFF)
         assert [client.classify(picture) for picture in MIXED] == pipeline.predict(MIXED)
 
     async def ask() -> object:

@@ -23,19 +23,22 @@ import psutil
 import pytest
 
 from afd_serve.cli import main
-from afd_serve.client import AsyncClient, Client, Options, detect_server
+from afd_serve.client import AsyncClient, Client, Mode, Options, detect_server
 from afd_serve.errors import ClientError, RequestRefusedError, ServerUnavailableError, ServingError
 from afd_serve.packaging.triton import TritonLimits, package_triton
 from afd_serve.pipeline import Failure, Pipeline, Prediction
 from afd_serve.request import MAX_PICTURES
 from afd_serve.response import read_result
+from afd_serve.results import Shadow
 from afd_serve.sample import sample_picture
 from afd_serve.servers import triton
 from afd_serve.servers.triton import Triton, TritonPorts
 from afd_serve.servers.triton_environment import SHARED_MEMORY
 from afd_serve.servers.triton_quickstart import serve_triton, show
-from afd_serve.telemetry import METRICS
+from tests.monitoring import TRITON_METRICS
+from tests.serving import prometheus
 from tests.serving.pictures import BAD, GOOD, drawing
+from tests.serving.scrape import names, total
 
 pytestmark = pytest.mark.serving
 
@@ -175,11 +178,13 @@ def test_more_pictures_than_fit_into_one_request(server: Triton, pipeline: Pipel
 
 
 def test_options_are_each_requests_own(server: Triton, pipeline: Pipeline) -> None:
-    options = [Options(afd=bool(index % 2), top_k=index % 5 + 1, crop=index % 3 > 0) for index in range(12)]
+    modes = [None, *Mode]
+    options = [Options(modes[index % 4], top_k=index % 5 + 1, crop=index % 3 > 0) for index in range(12)]
     with Client(server.grpc_url, timeout=60) as client, ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda option: client.classify(GOOD["sample"], option), options))
     for option, answer in zip(options, answers, strict=True):
-        assert [answer] == pipeline.predict([GOOD["sample"]], afd=option.afd, top_k=option.top_k, crop=option.crop)
+        afd = option.mode in (None, Mode.PROTECT)
+        assert [answer] == pipeline.predict([GOOD["sample"]], afd=afd, top_k=option.top_k, crop=option.crop)
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
@@ -234,17 +239,19 @@ def test_labels_through_the_classification_extension(server: Triton) -> None:
     assert re.fullmatch(r"0\.\d+:\d+:[\w ]+", second)
 
 
-def counted(server: Triton, series: str) -> float:
-    """The sum over a series; the server's processes tell each other within a second."""
+def settled(server: Triton) -> str:
+    """A scrape with all that was counted so far; the server's processes tell each other within a second."""
     time.sleep(1)
-    values = [float(line.split()[-1]) for line in server.metrics().splitlines() if line.startswith(series)]
-    return sum(values)
+    return server.metrics()
+
+
+def counted(server: Triton, name: str, **labels: str) -> float:
+    return total(settled(server), name, **labels)
 
 
 def test_metrics_have_the_catalogues_names_and_leave_probes_out(server: Triton) -> None:
     with Client(server.grpc_url) as client:
         pictures, failures = counted(server, "afd_pictures_total"), counted(server, "afd_failures_total")
-        truncated = 'afd_failures_total{ModelName="afd_classify",code="truncated_jpeg"}'
         client.classify_many([GOOD["sample"], BAD["truncated"]])
         client.classify(BAD["truncated"])
         assert client.healthy(timeout=30)
@@ -252,10 +259,61 @@ def test_metrics_have_the_catalogues_names_and_leave_probes_out(server: Triton) 
             client.classify(GOOD["sample"], Options(top_k=0))
     assert counted(server, "afd_pictures_total") == pictures + 3
     assert counted(server, "afd_failures_total") == failures + 3
-    assert counted(server, truncated) >= 2
-    for metric in METRICS:
-        assert metric.name in server.metrics()
+    assert counted(server, "afd_failures_total", ModelName="afd_classify", code="truncated_jpeg") >= 2
     assert counted(server, "afd_inference_seconds_sum") > 0
+
+
+@pytest.mark.parametrize("shared", ["alone", "among others"])
+def test_in_shadow_mode_the_answer_is_the_bare_one_and_the_metrics_tell_the_rest(
+    server: Triton, pipeline: Pipeline, shared: str
+) -> None:
+    pictures = [GOOD["sample"], GOOD["fine"], GOOD["gray"]]
+    requests = [pictures] if shared == "among others" else [[picture] for picture in pictures]
+    before = settled(server)
+    with Client(server.grpc_url) as client:
+        answers = [answer for request in requests for answer in client.classify_many(request, Options(Mode.SHADOW))]
+    assert answers == pipeline.predict(pictures, afd=Mode.OFF)
+    after = settled(server)
+
+    def grown(name: str, **labels: str) -> float:
+        return total(after, name, **labels) - total(before, name, **labels)
+
+    shadows = [
+        result.shadow
+        for result in pipeline.predict(pictures, afd=Mode.SHADOW)
+        if isinstance(result, Prediction) and isinstance(result.shadow, Shadow)
+    ]
+    assert grown("afd_shadow_total") == len(shadows) == 2, "the gate of the fine picture stays closed"
+    assert grown("afd_requests_total", mode="shadow") == len(requests)
+    assert grown("afd_shadow_seconds_count") == (1 if shared == "among others" else 2)
+    assert grown("afd_shadow_failures_total") == grown("afd_protected_total") == 0
+    assert grown("afd_shadow_disagreements_total") == sum(shadow.disagrees for shadow in shadows)
+    net = grown("afd_shadow_confidence_change_total", direction="up")
+    net -= grown("afd_shadow_confidence_change_total", direction="down")
+    assert net == pytest.approx(sum(shadow.confidence_change for shadow in shadows), abs=1e-5)
+
+
+def test_a_scrape_has_the_catalogues_series(server: Triton) -> None:
+    with Client(server.grpc_url) as client:
+        for mode in Mode:
+            client.classify_many([GOOD["sample"], BAD["truncated"]], Options(mode))
+    assert prometheus.catalogue("triton") | TRITON_METRICS <= names(settled(server))
+
+
+def test_prometheus_reads_the_server_and_answers_the_dashboard(server: Triton, tmp_path: Path) -> None:
+    def ask_all() -> None:
+        with Client(server.grpc_url) as client:
+            for mode in Mode:
+                client.classify_many([GOOD["sample"], BAD["truncated"]], Options(mode))
+
+    prometheus.check("triton", server.ports.metrics, tmp_path, ask_all)
+
+
+def test_a_mode_that_does_not_exist_is_refused(server: Triton) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        ask_raw(server, GOOD["sample"], {"afd": "shade"})
+    with refusal.value as response:
+        assert "bad_option: afd is protect (or on), off or shadow" in json.loads(response.read())["error"]
 
 
 def test_nothing_but_inference_is_open(server: Triton) -> None:
@@ -397,6 +455,8 @@ def test_the_libtorch_repository_with_a_stand_in_for_its_backend_and_small_queue
         mixed = [GOOD["sample"], BAD["random"], GOOD["png"]]
         with Client(server.grpc_url) as client:
             assert [client.classify(picture) for picture in mixed] == pipeline.predict(mixed)
+            with pytest.raises(RequestRefusedError, match=r"afd is one of protect, off"):
+                client.classify(GOOD["sample"], Options(Mode.SHADOW))
             together = client.classify_many(mixed)
         assert together[1] == pipeline.predict([BAD["random"]])[0]
         for ours, theirs in zip(together, pipeline.predict(mixed), strict=True):
@@ -422,10 +482,15 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
     exported: Path, triton_python: Path, tmp_path: Path
 ) -> None:
     ports = TritonPorts.free()
-    first = serve_triton(exported, tmp_path, python=triton_python, ports=ports, workers=1)
+    first = serve_triton(exported, tmp_path, mode=Mode.SHADOW, python=triton_python, ports=ports, workers=1)
     try:
-        assert serve_triton(exported, tmp_path, python=triton_python, ports=ports, workers=1) == first
+        assert serve_triton(exported, tmp_path, mode=Mode.SHADOW, python=triton_python, ports=ports, workers=1) == first
         assert counted(first, "afd_pictures_total") == counted(first, "afd_inference_seconds_count") == 0
+        with Client(first.grpc_url) as client:
+            asked = (Options(), Options(Mode.PROTECT))
+            answers = [client.classify(GOOD["sample"], options) for options in asked]
+        assert [isinstance(answer, Prediction) and answer.protected for answer in answers] == [False, True]
+        assert counted(first, "afd_shadow_total") == 1
         family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
         assert list(SHARED_MEMORY.glob(f"{first.prefix}*"))
         os.kill(first.pid, signal.SIGKILL)

@@ -8,7 +8,6 @@ from afd_serve.export import SIGNATURE_NAME, Signature
 from afd_serve.models.classifier import INPUTS
 from afd_serve.servers import triton_adapter as triton
 from afd_serve.steps import PreparingStep
-from afd_serve.telemetry import Sample
 
 
 class TritonPythonModel:
@@ -18,14 +17,14 @@ class TritonPythonModel:
         torch.set_num_threads(1)
         signature = Signature.from_json((triton.version_folder(args) / SIGNATURE_NAME).read_text())
         self._metrics = triton.Metrics(args)
-        self._preparing = triton.Preparing(PreparingStep(signature.preprocessing), self._metrics)
+        self._preparing = triton.Preparing(PreparingStep(signature.preprocessing), args, self._metrics)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton.respond(requests, self._answer)
 
     def _answer(self, request: Any) -> list[Any]:
-        (inputs, findings), spent = self._preparing.prepare(request)
-        self._metrics.record(request, [Sample(metric, seconds) for metric, seconds in spent.items()])
+        (inputs, findings), samples = self._preparing.prepare(request)
+        self._metrics.record(request, samples)
         tensors = [triton.output(name, tensor) for name, tensor in zip(INPUTS, inputs, strict=True)]
         return [*tensors, triton.text_output("finding", [finding.to_json() for finding in findings])]
 

@@ -9,7 +9,7 @@ from afd_serve.export import load_deployed
 from afd_serve.models.classifier import INPUTS
 from afd_serve.preprocess import ClassifierInputs
 from afd_serve.servers import triton_adapter as triton
-from afd_serve.steps import ClassifierStep
+from afd_serve.steps import ClassifierStep, PreparedBatch
 
 
 class TritonPythonModel:
@@ -20,7 +20,7 @@ class TritonPythonModel:
         gpu = args["model_instance_kind"] == "GPU"
         device = torch.device("cuda", int(args["model_instance_device_id"])) if gpu else torch.device("cpu")
         deployed = load_deployed(triton.version_folder(args), device)
-        self._step = ClassifierStep(deployed, device, together=gpu)
+        self._classifying = triton.Classifying(ClassifierStep(deployed, device, together=gpu))
         self._metrics = triton.Metrics(args)
         self._answers = triton.Answers(deployed.signature, args, self._metrics)
 
@@ -28,11 +28,14 @@ class TritonPythonModel:
         return triton.respond_together(requests, self._answer)
 
     def _answer(self, requests: Sequence[Any]) -> Iterator[list[Any]]:
-        batches = [ClassifierInputs(*(triton.tensor_of(request, name) for name in INPUTS)) for request in requests]
-        said, spent = triton.timed(lambda: self._step.classify(batches))
-        each = {metric: seconds / len(requests) for metric, seconds in spent.items()}
-        for request, (logits, drift) in zip(requests, said, strict=True):
-            yield self._answers.outputs(request, triton.findings_of(request), logits, drift, each)
+        batches = [_batch_of(request) for request in requests]
+        for request, batch, classified in zip(requests, batches, self._classifying.classify(batches), strict=True):
+            yield self._answers.outputs(request, batch.findings, classified)
 
     def finalize(self) -> None:
         self._metrics.close()
+
+
+def _batch_of(request: Any) -> PreparedBatch:
+    inputs = ClassifierInputs(*(triton.tensor_of(request, name) for name in INPUTS))
+    return PreparedBatch(inputs, triton.findings_of(request))

@@ -17,17 +17,17 @@ class TritonPythonModel:
         device = torch.device("cpu")
         deployed = load_deployed(triton.version_folder(args), device)
         self._metrics = triton.Metrics(args)
-        self._preparing = triton.Preparing(PreparingStep(deployed.signature.preprocessing), self._metrics)
-        self._step = ClassifierStep(deployed, device, together=False)
+        self._preparing = triton.Preparing(PreparingStep(deployed.signature.preprocessing), args, self._metrics)
+        self._classifying = triton.Classifying(ClassifierStep(deployed, device, together=False))
         self._answers = triton.Answers(deployed.signature, args, self._metrics)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton.respond(requests, self._answer)
 
     def _answer(self, request: Any) -> list[Any]:
-        (inputs, findings), preparing = self._preparing.prepare(request)
-        ((logits, drift),), classifying = triton.timed(lambda: self._step.classify([inputs]))
-        return self._answers.outputs(request, findings, logits, drift, preparing | classifying)
+        batch, samples = self._preparing.prepare(request)
+        (classified,) = self._classifying.classify([batch])
+        return self._answers.outputs(request, batch.findings, classified, samples)
 
     def finalize(self) -> None:
         self._metrics.close()

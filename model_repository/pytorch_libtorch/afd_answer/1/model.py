@@ -22,7 +22,7 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> list[Any]:
         logits, drift = triton.tensor_of(request, "logits"), triton.tensor_of(request, "drift")
-        return self._answers.outputs(request, triton.findings_of(request), logits, drift)
+        return self._answers.outputs(request, triton.findings_of(request), triton.Classified(logits, drift))
 
     def finalize(self) -> None:
         self._metrics.close()
