@@ -507,7 +507,7 @@ def test_a_model_that_cannot_be_loaded_is_reported(exported: Path, triton_python
     repository = package_triton(exported, tmp_path / "repository")
     (repository / "afd_classifier" / "1" / "model.pt").write_bytes(b"no model")
     before = set(SHARED_MEMORY.glob("afd_triton_*"))
-    with pytest.raises(ServingError, match="not the file that was exported"):
+    with pytest.raises(ServingError, match="not the files that were exported"):
         triton.start(repository, tmp_path / "state", python=triton_python, ports=TritonPorts.free())
     assert triton.find(tmp_path / "state") is None
     assert set(SHARED_MEMORY.glob("afd_triton_*")) <= before
