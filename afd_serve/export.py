@@ -4,6 +4,7 @@ import copy
 import hashlib
 import io
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from afd_serve import __version__
-from afd_serve.checkpoint import find_weights, load_afd, read_config, write_atomically
+from afd_serve.checkpoint import find_weights, load_afd, read_config
 from afd_serve.dct import BLOCK
 from afd_serve.engines import ENGINES, Engine
 from afd_serve.engines.graphs import write_graphs
@@ -196,17 +197,31 @@ def export_classifier(
     Raises:
         CheckpointError: There are no such weights, or they are another backbone's.
         DependencyError: The engine is not installed.
-        ExportError: The engine does not agree with the eager classifier, or there is no such engine or precision.
+        ExportError: The engine does not agree with the eager classifier, there is no such engine or precision, or the
+            files cannot be written; what was in the folder before is then still there.
     """
     _check_choice(engine, precision)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
+            signature = _write_files(source, Path(folder), engine, precision)
+            for name in (*ENGINES[engine].files, SIGNATURE_NAME):
+                (Path(folder) / name).replace(out / name)
+    except OSError as error:
+        raise ExportError(f"the exported model cannot be written to {out}: {error}") from error
+    return ExportedModel(out, signature)
+
+
+def _write_files(source: str | Path, folder: Path, engine: str, precision: str) -> Signature:
     if engine == "torchscript":
         module, signature = _script(source, precision)
-        write_atomically(out / MODEL_NAME, lambda path: module.save(str(path)))
+        # Not `module.save`: where a disk is full, it ends the whole process (SIGABRT).
+        (folder / MODEL_NAME).write_bytes(module.save_to_buffer())
     else:
-        signature = _write_graphs(source, out, engine, precision)
-    signature = replace(signature, sha256=hashlib.sha256(_read_files(out, engine)).hexdigest())
-    write_atomically(out / SIGNATURE_NAME, lambda path: path.write_text(signature.to_json()))
-    return ExportedModel(out, signature)
+        signature = _write_graphs(source, folder, engine, precision)
+    signature = replace(signature, sha256=hashlib.sha256(_read_files(folder, engine)).hexdigest())
+    (folder / SIGNATURE_NAME).write_text(signature.to_json())
+    return signature
 
 
 def exported_files(folder: str | Path) -> tuple[str, ...] | None:

@@ -44,7 +44,8 @@ def package_torchserve(source: str | Path, out_dir: Path, *, name: str = "afd", 
 
     Raises:
         DependencyError: ``torch-model-archiver`` is not installed.
-        PackagingError: The archiver refused, with its own words.
+        PackagingError: The archiver refused, with its own words, or something cannot be written; an archive that was
+            there is then still there.
         ExportError: The export failed its check.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -62,8 +63,11 @@ def _export(source: str | Path, out: Path) -> list[Path]:
         exported = export_classifier(source, out)
         return [exported.folder / name for name in exported_files(exported.folder) or ()]
     # A copy, because the archiver gives commas and wildcards in paths a meaning.
-    out.mkdir()
-    return [shutil.copyfile(Path(source) / name, out / name) for name in files]
+    try:
+        out.mkdir()
+        return [shutil.copyfile(Path(source) / name, out / name) for name in files]
+    except OSError as error:
+        raise PackagingError(f"the exported model cannot be copied to {out}: {error}") from error
 
 
 def _run_archiver(files: list[Path], out: Path, name: str, version: str) -> None:
