@@ -1,10 +1,20 @@
 """Prediction requests as bytes for connections that stay open; an HTTP library would cost more than it measures."""
 
 import asyncio
+from dataclasses import dataclass
 
 from afd_serve.servers.torchserve import TorchServe
 
-__all__ = ["prediction_request", "read_answer"]
+__all__ = ["Answer", "prediction_request", "read_answer"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``last`` says that the server closes the connection: TorchServe does so behind every status of failure."""
+
+    status: int
+    body: bytes
+    last: bool
 
 
 def prediction_request(
@@ -16,8 +26,8 @@ def prediction_request(
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Status and body of the next answer."""
+async def read_answer(reader: asyncio.StreamReader) -> Answer:
+    """The next answer."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     body = await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
-    return int(head.split(None, 2)[1]), body
+    return Answer(int(head.split(None, 2)[1]), body, b"connection: close" in head)

@@ -178,8 +178,8 @@ class Load:
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, index: int) -> None:
         writer.write(self.requests[index % len(self.requests)])
-        status, _ = await read_answer(reader)
-        self.failed += status != 200
+        answer = await read_answer(reader)
+        self.failed += answer.status != 200
 
 
 def cpu_seconds(server: torchserve.TorchServe) -> float:
