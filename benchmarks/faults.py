@@ -5,8 +5,8 @@
 
 Each answer is compared with what `Pipeline` says in this process for the same bytes, bit for bit; bad input must get
 its own refusal. "right", "refused" (bad input, as it should be), "WRONG", "failed" (good input, by HTTP status) and
-"lost" (no answer) are numbers of requests; "recovery" is the time from the last fault until all workers are ready and
-answer right; "MiB" says how far the memory of the server's processes rose together (proportional set size). Requests
+"lost" (no answer) are numbers of requests; "recovery" is the time in seconds from the last fault until all workers are
+ready and answer right; "MiB" says how far the memory of the server's processes rose (proportional set size). Requests
 come from 4 connections in a closed loop. One server is asked in all scenarios, except for the update, which starts its
 own, and the full disk, which needs none.
 
@@ -66,7 +66,7 @@ Row = dict[str, object]
 def run(bench: Bench, name: str) -> Row:
     """One scenario, as it goes into the report."""
     pid = bench.endpoint.server.pid
-    before, start = sum(memory(pid).values()), time.monotonic()
+    before, start = parts(pid), time.monotonic()
     outcome = asyncio.run(SCENARIOS[name](bench))  # type: ignore[arg-type]
     tally = outcome.tally
     return {
@@ -77,7 +77,7 @@ def run(bench: Bench, name: str) -> Row:
         "failed": {str(status): count for status, count in sorted(tally.failed.items())},
         "lost": tally.lost,
         "recovery": outcome.recovery if outcome.recovery is None else round(outcome.recovery, 2),
-        "memory": round(sum(memory(pid).values()) - before, 1),
+        "memory": {part: round(size - before[part], 1) for part, size in parts(pid).items()} if outcome.shared else {},
         "seconds": round(time.monotonic() - start, 1),
         "figures": outcome.figures,
         "complaints": outcome.all_complaints(),
@@ -85,13 +85,22 @@ def run(bench: Bench, name: str) -> Row:
     }
 
 
+def parts(pid: int) -> dict[str, float]:
+    """MiB of the frontend, and of its workers together."""
+    sizes = memory(pid)
+    return {"frontend": sizes.pop(pid), "workers": sum(sizes.values())}
+
+
 def show(rows: dict[str, Row], console: Console) -> None:
-    table = Table("scenario", "requests", "right", "refused", "WRONG", "failed", "lost", "recovery, s", "MiB")
+    table = Table(
+        "scenario", "requests", "right", "refused", "WRONG", "failed", "lost", "recovery, s", "MiB frontend", "workers"
+    )
     for name, row in rows.items():
         failed = ", ".join(f"{count} x {status}" for status, count in row["failed"].items()) or "0"  # type: ignore[attr-defined]
         values = [row[key] for key in ("requests", "right", "refused", "wrong")]
+        memory_columns = [f"{size:+}" for size in row["memory"].values()] or ["-", "-"]  # type: ignore[attr-defined]
         recovery = "never" if row["recovery"] is None else row["recovery"]
-        table.add_row(name, *map(str, values), failed, str(row["lost"]), str(recovery), f"{row['memory']:+}")
+        table.add_row(name, *map(str, values), failed, str(row["lost"]), str(recovery), *memory_columns)
     console.print(table)
     for name, row in rows.items():
         console.print(f"{name}: " + "; ".join(f"{key} {value}" for key, value in row["figures"].items()))  # type: ignore[attr-defined]
@@ -125,16 +134,9 @@ def serving(arguments: argparse.Namespace, scratch: Path, say: Callable[[str], N
     try:
         pipeline = Pipeline.load(exported, threads=1)
         endpoint = endpoint_of(server, pipeline)
+        seconds, soak_seconds = arguments.seconds, arguments.soak_seconds
         bench = Bench(
-            endpoint,
-            workers,
-            pipeline,
-            exported,
-            scratch,
-            arguments.out,
-            arguments.seconds,
-            arguments.soak_seconds,
-            say,
+            endpoint, workers, pipeline, exported, archive, scratch, arguments.out, seconds, soak_seconds, say
         )
         asyncio.run(_warm_up(bench))
         yield bench

@@ -21,6 +21,7 @@ class Bench:
         workers: How many worker processes it has.
         pipeline: The same model in this process: what it says is right.
         exported: The exported model's folder.
+        archive: What the server runs.
         scratch: A folder for files.
         out: Where results go.
         seconds: How long a fault lasts.
@@ -32,6 +33,7 @@ class Bench:
     workers: int
     pipeline: Pipeline
     exported: Path
+    archive: Path
     scratch: Path
     out: Path
     seconds: float
@@ -54,12 +56,14 @@ class Outcome:
     recovery: Seconds until all was well again; None where it was never.
     figures: What else was measured, for the report.
     complaints: What should not be, besides wrong answers, lost requests and no recovery.
+    shared: Whether it was the bench's server that was asked, whose memory then says something.
     """
 
     tally: Tally
     recovery: float | None
     figures: dict[str, float | int | str] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
+    shared: bool = True
 
     def all_complaints(self) -> list[str]:
         found = list(self.complaints)

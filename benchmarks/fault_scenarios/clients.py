@@ -13,11 +13,12 @@ from http_load import prediction_request
 from afd_serve.request import MAX_PICTURES, MAX_TOP_K
 from afd_serve.sample import sample_picture
 from fault_scenarios.bench import Bench, Outcome
-from fault_scenarios.traffic import Connection, Tally, Traffic, recovered, under_load
+from fault_scenarios.traffic import Connection, Tally, Traffic, milliseconds, recovered, under_load
 
 __all__ = ["idle_connections", "poisoned_mix", "queue_overflow", "slow_clients"]
 
-SLOW = 20
+SENDERS = 20
+READERS = 8
 IDLE = 1_000
 BURST = 300
 
@@ -25,7 +26,7 @@ Disturbance = Callable[[Bench, dict[str, float | int | str]], AbstractAsyncConte
 
 
 async def slow_clients(bench: Bench) -> Outcome:
-    """Twenty clients that send one byte per second, and twenty that stop reading the largest answer."""
+    """Twenty clients that send one byte per second, and eight that stop reading the largest answer."""
     return await _compare(bench, _slow)
 
 
@@ -46,35 +47,30 @@ async def _compare(bench: Bench, disturbance: Disturbance) -> Outcome:
         recovery = await recovered(bench.endpoint, bench.workers)
     for title, index in (("p50", 0.5), ("p99", 0.99)):
         for disturbed in (False, True):
-            figures[f"{title} {'with' if disturbed else 'without'}, ms"] = round(_quantile(spans[disturbed], index), 1)
+            figures[f"{title} {'with' if disturbed else 'without'}, ms"] = milliseconds(spans[disturbed], index)
     figures["right answers with / without"] = round(len(spans[True]) / len(spans[False]), 2)
-    figures["still open"] = figures.pop("still open", 0)
     return Outcome(traffic.tally, recovery, figures)
-
-
-def _quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] * 1e3
 
 
 async def _latencies(bench: Bench, traffic: Traffic, what: str) -> list[float]:
     start = time.monotonic()
-    await bench.wait(bench.seconds / 4, what)
+    await bench.wait(bench.seconds / 2, what)
     return [seconds for moment, seconds in traffic.tally.answered if moment - seconds >= start]
 
 
 @asynccontextmanager
 async def _slow(bench: Bench, figures: dict[str, float | int | str]) -> AsyncIterator[None]:
     request = prediction_request(bench.endpoint.server, sample_picture())
-    sockets = [await _deaf(bench) for _ in range(SLOW)]
+    sockets = await asyncio.gather(*(_deaf(bench) for _ in range(READERS)))
     connection = Connection(bench.endpoint)
     for _ in range(2 * bench.workers):  # the queue is first come, first served: behind this, the large ones are done
         await connection.ask(bench.endpoint.good[0], Tally())
     connection.close()
-    tasks = [asyncio.create_task(_dribble(bench.endpoint.port, request)) for _ in range(SLOW)]
+    tasks = [asyncio.create_task(_dribble(bench.endpoint.port, request)) for _ in range(SENDERS)]
     try:
         yield
     finally:
-        figures["still open"] = f"{sum(not task.done() for task in tasks)} of {SLOW} senders"
+        figures["still open"] = f"{sum(not task.done() for task in tasks)} of {SENDERS} senders"
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -132,7 +128,7 @@ async def queue_overflow(bench: Bench) -> Outcome:
         one, sent = Tally(), time.monotonic()
         await connections[index].ask(good[index % len(good)], one)
         refused_after.extend([time.monotonic() - sent] * one.failed[503])
-        _add(tally, one)
+        tally.add(one)
 
     bench.say(f"{BURST} requests at once")
     await asyncio.gather(*map(ask, range(BURST)))
@@ -141,22 +137,13 @@ async def queue_overflow(bench: Bench) -> Outcome:
         connection.close()
     figures: dict[str, float | int | str] = {
         "at once": BURST,
-        "slowest 503, ms": round(max(refused_after, default=0) * 1e3),
-        "slowest right answer, ms": round(tally.latency(1)),
+        "slowest 503, ms": milliseconds(refused_after, 1),
+        "slowest right answer, ms": tally.latency(1),
     }
     complaints = [] if refused_after else ["the queue did not overflow"]
     if others := tally.failed.total() - tally.failed[503]:
         complaints.append(f"{others} requests failed otherwise than with 503")
     return Outcome(tally, recovery, figures, complaints)
-
-
-def _add(total: Tally, one: Tally) -> None:
-    total.right += one.right
-    total.wrong += one.wrong
-    total.lost += one.lost
-    total.failed += one.failed
-    total.answered += one.answered
-    total.examples += one.examples[: max(0, 20 - len(total.examples))]
 
 
 async def poisoned_mix(bench: Bench) -> Outcome:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,40 +27,36 @@ async def full_disk(bench: Bench) -> Outcome:
     """`afd-serve export` and `package torchserve` onto a full disk, without and with an earlier result there."""
     tally, figures, complaints = Tally(), dict[str, float | int | str](), list[str]()
     commands = {
-        "package": ["package", "torchserve", "--model", str(bench.exported)],
-        "export": ["export", "--model", "efficientnet-lite0"],
+        "package": (["package", "torchserve", "--model", str(bench.exported)], [bench.archive]),
+        "export": (["export", "--model", "efficientnet-lite0"], list(bench.exported.iterdir())),
     }
-    for name, command in commands.items():
-        for earlier in (False, True):
-            title = f"{name}, {'with an earlier result' if earlier else 'nothing there yet'}"
+    for name, (command, results) in commands.items():
+        for earlier in ([], results):
+            title = f"{name} {'over an earlier result' if earlier else 'into an empty folder'}"
             bench.say(title)
-            said, found = await asyncio.to_thread(_run, bench, command, earlier)
+            said, found = await asyncio.to_thread(_run, bench.scratch, command, earlier)
             figures[title] = said
             complaints += [f"{title}: {problem}" for problem in found]
-    return Outcome(tally, 0.0, figures, complaints)
+    return Outcome(tally, 0.0, figures, complaints, shared=False)
 
 
-def _run(bench: Bench, command: list[str], earlier: bool) -> tuple[str, list[str]]:
+def _run(scratch: Path, command: list[str], earlier: list[Path]) -> tuple[str, list[str]]:
     """What the command said on the full disk, and what is wrong with what it did."""
-    size = sum(file.stat().st_size for file in bench.exported.iterdir())
-    with _small_disk(Path(tempfile.mkdtemp(dir=bench.scratch)), ROOM + size * earlier) as (folder, limit):
-        if earlier:
-            subprocess.run(_words(command, folder), check=True, capture_output=True)
-        before = _content(folder)
-        # Without a mount, no file may grow to the size of a model: the earlier result was written without that limit.
-        done = subprocess.run(
-            _words(command, folder), capture_output=True, text=True, check=False, preexec_fn=limit and _limit_files
-        )
+    size = sum(file.stat().st_size for file in earlier)
+    with _small_disk(Path(tempfile.mkdtemp(dir=scratch)), ROOM + size) as (folder, limited):
+        for file in earlier:
+            shutil.copyfile(file, folder / file.name)
+        # Without a mount, no file may grow to the size of a model.
+        limit = _limit_files if limited else None
+        words = [sys.executable, "-c", "from afd_serve.cli import main; main()", *command, "--out", str(folder)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, preexec_fn=limit)
+        lines = done.stderr.strip().splitlines()
         problems = [] if done.returncode == TYPED else [f"exit status {done.returncode}"]
-        if len(done.stderr.strip().splitlines()) != 1:
-            problems.append("the message is not one line")
-        if _content(folder) != before:
+        if len(lines) != 1:
+            problems.append(f"the message has {len(lines)} lines")
+        if _content(folder) != {file.name: file.read_bytes() for file in earlier}:
             problems.append(f"the folder changed: {sorted(_content(folder))}")
-    return f"{done.returncode}: {done.stderr.strip().splitlines()[-1][-200:]}", problems
-
-
-def _words(command: list[str], folder: Path) -> list[str]:
-    return [sys.executable, "-c", "from afd_serve.cli import main; main()", *command, "--out", str(folder / "out")]
+    return f"{done.returncode}: {lines[-1] if lines else ''}", problems
 
 
 def _content(folder: Path) -> dict[str, bytes]:

@@ -29,8 +29,8 @@ async def soak(bench: Bench) -> Outcome:
         recovery = await recovered(bench.endpoint, bench.workers, ())
     series = {pid: points for pid, points in series.items() if pid in names}
     figures: dict[str, float | int | str] = {
-        "p50, ms": round(traffic.tally.latency(0.5), 1),
-        "p99, ms": round(traffic.tally.latency(0.99), 1),
+        "p50, ms": traffic.tally.latency(0.5),
+        "p99, ms": traffic.tally.latency(0.99),
     }
     for pid, points in series.items():
         figures[f"{names[pid]}: MiB at first, at last"] = f"{points[0][1]:.0f}, {points[-1][1]:.0f}"

@@ -15,11 +15,16 @@ from afd_serve.errors import ServingError
 from afd_serve.servers.torchserve import TorchServe
 from fault_scenarios.questions import Endpoint, Question
 
-__all__ = ["Connection", "Tally", "Traffic", "ready_workers", "recovered", "under_load"]
+__all__ = ["Connection", "Tally", "Traffic", "milliseconds", "ready_workers", "recovered", "under_load"]
 
 TIMEOUT = 60.0
 PATIENCE = 120.0
 """Seconds until a request counts as lost, and until a server counts as not recovered."""
+
+
+def milliseconds(seconds: Sequence[float], share: float) -> float:
+    """What this share of some times is at most."""
+    return round(float(np.quantile(seconds, share)) * 1e3, 1) if seconds else float("nan")
 
 
 @dataclass
@@ -71,10 +76,20 @@ class Tally:
         if len(self.examples) < 20:
             self.examples.append(example)
 
-    def latency(self, share: float, since: float = 0, until: float = float("inf")) -> float:
+    def add(self, other: "Tally") -> None:
+        """Count another's requests as well."""
+        self.right += other.right
+        self.refused += other.refused
+        self.wrong += other.wrong
+        self.failed += other.failed
+        self.lost += other.lost
+        self.answered += other.answered
+        for example in other.examples:
+            self._keep(example)
+
+    def latency(self, share: float) -> float:
         """Milliseconds that this share of the right answers took at most."""
-        times = [seconds for moment, seconds in self.answered if since <= moment < until]
-        return float(np.quantile(times, share)) * 1e3 if times else float("nan")
+        return milliseconds([seconds for _, seconds in self.answered], share)
 
 
 class Connection:

@@ -31,7 +31,7 @@ async def update_and_roll_back(bench: Bench) -> Outcome:
     finally:
         await asyncio.to_thread(_stop_all, bench)
     complaints = [f"{traffic.tally.failed.total()} failed"] if traffic.tally.failed else []
-    return Outcome(traffic.tally, recovery, figures, complaints)
+    return Outcome(traffic.tally, recovery, figures, complaints, shared=False)
 
 
 async def _replace(bench: Bench, traffic: Traffic, old: Endpoint, version: str) -> Endpoint:

@@ -71,10 +71,10 @@ async def out_of_memory(bench: Bench) -> Outcome:
         "workers replaced": replaced,
         "first right answer after, s": round(_next_right(traffic.tally, lifted), 2),
     }
-    traffic.tally.wrong += starved.wrong + fed.wrong
-    traffic.tally.lost += starved.lost + fed.lost
-    traffic.tally.examples += starved.examples[:3] + fed.examples[:3]
-    complaints = [] if fed.right == fed.requests else ["a large picture failed when there was memory again"]
+    complaints = [f"{traffic.tally.failed.total()} neighbours failed"] if traffic.tally.failed else []
+    complaints += [] if fed.right == fed.requests else ["a large picture failed when there was memory again"]
+    traffic.tally.add(starved)
+    traffic.tally.add(fed)
     return Outcome(traffic.tally, recovery, figures, complaints)
 
 
