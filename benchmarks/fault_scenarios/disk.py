@@ -56,7 +56,8 @@ def _run(scratch: Path, command: list[str], earlier: list[Path]) -> tuple[str, l
             problems.append(f"the message has {len(lines)} lines")
         if _content(folder) != {file.name: file.read_bytes() for file in earlier}:
             problems.append(f"the folder changed: {sorted(_content(folder))}")
-    return f"{done.returncode}: {lines[-1] if lines else ''}", problems
+    said = lines[-1].replace(str(folder), "OUT") if lines else ""
+    return f"{done.returncode}: {said}", problems
 
 
 def _content(folder: Path) -> dict[str, bytes]:
