@@ -38,11 +38,18 @@ def save_afd(afd: AfdNet, path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path`` and then rename it, so that ``path`` is never half a file."""
+    """Let ``write`` fill a file beside ``path`` and then rename it, so that ``path`` is never half a file.
+
+    Where that fails, as on a full disk, nothing is left but what was there before.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_config(path: Path) -> AfdConfig:

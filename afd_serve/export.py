@@ -12,6 +12,7 @@ import copy
 import hashlib
 import io
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from afd_serve import __version__
-from afd_serve.checkpoint import find_weights, load_afd, read_config, write_atomically
+from afd_serve.checkpoint import find_weights, load_afd, read_config
 from afd_serve.dct import BLOCK
 from afd_serve.engines import ENGINES, Engine
 from afd_serve.engines.graphs import write_graphs
@@ -219,24 +220,37 @@ def export_classifier(
     Raises:
         CheckpointError: There are no such weights, or they are another backbone's.
         DependencyError: The engine is not installed.
-        ExportError: The engine does not agree with the eager classifier, or there is no such engine or precision.
+        ExportError: The engine does not agree with the eager classifier, there is no such engine or precision, or the
+            files cannot be written; what was in the folder before is then still there.
     """
     _check_choice(engine, precision)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
+            signature = _write_files(source, Path(folder), engine, precision)
+            for name in (*ENGINES[engine].files, FEATURES_NAME, SIGNATURE_NAME):
+                (Path(folder) / name).replace(out / name)
+    except OSError as error:
+        raise ExportError(f"the exported model cannot be written to {out}: {error}") from error
+    return ExportedModel(out, signature)
+
+
+def _write_files(source: str | Path, folder: Path, engine: str, precision: str) -> Signature:
     backbone, afd = _fitted(source)
     if engine == "torchscript":
         module, signature = _script(source, backbone, afd, precision)
-        _save(module, out / MODEL_NAME)
+        _save(module, folder / MODEL_NAME)
     else:
-        signature = _write_graphs(source, backbone, afd, out, engine, precision)
+        signature = _write_graphs(source, backbone, afd, folder, engine, precision)
     # TorchScript in float32 whatever runs the classifier: explanations are asked for seldom.
-    _save(_frozen(_features(backbone, afd), backbone.preprocessing.size, "float32"), out / FEATURES_NAME)
+    _save(_frozen(_features(backbone, afd), backbone.preprocessing.size, "float32"), folder / FEATURES_NAME)
     signature = replace(
         signature,
-        sha256=_digest(out, *ENGINES[engine].files),
-        features_sha256=_digest(out, FEATURES_NAME),
+        sha256=_digest(folder, *ENGINES[engine].files),
+        features_sha256=_digest(folder, FEATURES_NAME),
     )
-    write_atomically(out / SIGNATURE_NAME, lambda path: path.write_text(signature.to_json()))
-    return ExportedModel(out, signature)
+    (folder / SIGNATURE_NAME).write_text(signature.to_json())
+    return signature
 
 
 def exported_files(folder: str | Path) -> tuple[str, ...] | None:
@@ -317,7 +331,8 @@ def _read_signature(folder: Path) -> Signature:
 
 
 def _save(module: torch.jit.ScriptModule, path: Path) -> None:
-    write_atomically(path, lambda partial: module.save(str(partial)))
+    # Not `module.save`: where a disk is full, it ends the whole process (SIGABRT).
+    path.write_bytes(module.save_to_buffer())
 
 
 def _digest(folder: Path, *names: str) -> str:

@@ -30,8 +30,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
+from http_load import prediction_request, read_answer
+from machine import cpu_name, family, memory
 from matplotlib.figure import Figure
 from pictures import made_pictures
 from rich.console import Console
@@ -137,9 +138,7 @@ class Load:
 
     def __init__(self, server: torchserve.TorchServe, header: str, pictures: Sequence[bytes]) -> None:
         self.port = server.ports.inference
-        head = f"POST /predictions/{server.model} HTTP/1.1\r\nHost: localhost\r\n{header}"
-        head += f"Authorization: Bearer {server.token()}\r\nContent-Type: application/octet-stream\r\n"
-        self.requests = [f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data for data in pictures]
+        self.requests = [prediction_request(server, data, header) for data in pictures]
         self.failed = 0
 
     async def closed(self, count: int, concurrency: int) -> float:
@@ -179,25 +178,18 @@ class Load:
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, index: int) -> None:
         writer.write(self.requests[index % len(self.requests)])
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
-        self.failed += b" 200 " not in head.split(b"\r\n")[0]
-
-
-def family(server: torchserve.TorchServe) -> list[psutil.Process]:
-    frontend = psutil.Process(server.pid)
-    return [frontend, *frontend.children(recursive=True)]
+        answer = await read_answer(reader)
+        self.failed += answer.status != 200
 
 
 def cpu_seconds(server: torchserve.TorchServe) -> float:
-    return sum(times.user + times.system for times in (process.cpu_times() for process in family(server)))
+    return sum(times.user + times.system for times in (process.cpu_times() for process in family(server.pid)))
 
 
 def worker_memory(server: torchserve.TorchServe) -> float:
     """MiB that a worker holds for itself and its share of what it shares with others."""
     pids = {int(worker["pid"]) for worker in server.workers()}
-    sizes = [process.memory_full_info().pss for process in family(server) if process.pid in pids]
-    return float(np.mean(sizes)) / 2**20
+    return float(np.mean([size for pid, size in memory(server.pid).items() if pid in pids]))
 
 
 def measure(server: torchserve.TorchServe, load: Load, requests: int, concurrency: int) -> Measured:
@@ -216,7 +208,7 @@ def median(rounds: Sequence[Measured]) -> Measured:
     return Measured(**values | {"failed": sum(one.failed for one in rounds)})  # type: ignore[arg-type]
 
 
-def show(found: dict[str, Measured], memory: dict[str, float]) -> Table:
+def show(found: dict[str, Measured], sizes: dict[str, float]) -> Table:
     stock = found.get("stock")
     table = Table(
         "TorchServe with", "pictures/s", "x stock", "CPU ms", "p50 ms", "p95", "p99", "p99/p50", "MiB", "failed"
@@ -230,7 +222,7 @@ def show(found: dict[str, Measured], memory: dict[str, float]) -> Table:
             times,
             *milliseconds,
             f"{row.p99 / row.p50:.1f}",
-            f"{memory[name]:.0f}",
+            f"{sizes[name]:.0f}",
             str(row.failed),
         )
     return table
@@ -252,11 +244,6 @@ def draw(found: dict[str, Measured], path: Path) -> None:
     right.set_xlabel("latency at 70 % of that load, ms")
     right.legend()
     figure.savefig(path, dpi=120)
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -286,7 +273,7 @@ def main() -> None:
             for name in names:
                 rounds[name].append(measure(servers[name], loads[name], arguments.requests, arguments.concurrency))
             print(f"round {number + 1} of {arguments.rounds}", flush=True)
-        memory = {name: worker_memory(servers[name]) for name in names}
+        sizes = {name: worker_memory(servers[name]) for name in names}
     found = {name: median(measured) for name, measured in rounds.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -297,12 +284,12 @@ def main() -> None:
         "python": platform.python_version(),
         "pictures": len(pictures),
     }
-    rows = {name: asdict(row) | {"memory": memory[name]} for name, row in found.items()}
+    rows = {name: asdict(row) | {"memory": sizes[name]} for name, row in found.items()}
     (arguments.out / "serving.json").write_text(json.dumps(facts | {"systems": rows}, indent=1))
     draw(found, arguments.out / "serving.png")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
-    console.print(show(found, memory))
+    console.print(show(found, sizes))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What several test modules need: the tiny backbone, AFD modules with something to say, and pictures."""
 
 import io
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,17 @@ def tiny_run(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     save_afd(awakened(tiny), run / "afd.safetensors")
     return run
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing more than ``size`` bytes into one file fails, as it does on a full disk; for child processes as well."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def scene(width: int = 96, height: int = 80, seed: int = 0) -> Image.Image:

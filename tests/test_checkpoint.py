@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from afd_serve.checkpoint import load_afd, read_config, save_afd
+from afd_serve.checkpoint import load_afd, read_config, save_afd, write_atomically
 from afd_serve.config import AfdConfig
 from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
+from tests.conftest import largest_file
 
 
 def test_what_is_saved_is_loaded(tiny: Backbone, awake: AfdNet, tmp_path: Path) -> None:
@@ -50,3 +51,12 @@ def test_the_configuration_survives_json(awake: AfdNet) -> None:
     assert AfdConfig.from_json(awake.config.to_json()) == awake.config
     with pytest.raises(ConfigError):
         AfdConfig.from_json('{"preset": "default"}')
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with largest_file(1_000), pytest.raises(OSError, match="too large"):
+        write_atomically(path, lambda target: target.write_bytes(bytes(2_000)))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"before"

@@ -334,6 +334,14 @@ def classify_both_ways(url: str, timeout: float = 20, **settings: Any) -> list[R
     return ended
 
 
+@pytest.mark.parametrize("status", [500, 507])
+def test_a_request_that_went_down_with_its_worker_may_be_sent_again(status: int) -> None:
+    with pytest.raises(ServerUnavailableError, match="Worker died"):
+        TorchServeHttp("m", None).read(Reply(status, b'{"message": "Worker died."}'), 1)
+    with pytest.raises(ServerUnavailableError, match="Worker died"):
+        TorchServeGrpc("m", None).read(Reply(500, b"", "INTERNAL: Worker died."), 1)
+
+
 def test_both_clients_over_http(http_server: Callable[[Answer], str]) -> None:
     tries: list[str] = []
 

@@ -21,7 +21,7 @@ from afd_serve.export import (
 )
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
-from tests.conftest import awakened
+from tests.conftest import awakened, largest_file
 from tests.test_classifier import batch
 from tests.tiny_backbone import SIZE
 
@@ -195,3 +195,17 @@ def test_a_signature_from_before_precisions_still_reads(tiny_run: Path, tmp_path
 def test_an_unknown_precision_is_refused(tiny_run: Path) -> None:
     with pytest.raises(ExportError, match="bfloat16"):
         deploy(tiny_run, precision="float8")
+
+
+@pytest.mark.parametrize("name", [MODEL_NAME, SIGNATURE_NAME])
+def test_a_full_disk_leaves_the_folder_as_it_was(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = export_classifier(tiny_run, tmp_path / "out").folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if name == SIGNATURE_NAME:
+        monkeypatch.setattr(Signature, "to_json", lambda _: "x" * 2 * len(before[MODEL_NAME]))
+    size = len(before[MODEL_NAME]) // 2 if name == MODEL_NAME else len(before[MODEL_NAME]) + 4096
+    with largest_file(size), pytest.raises(ExportError, match=r"cannot be written to .*out: "):
+        export_classifier(tiny_run, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

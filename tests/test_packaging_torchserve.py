@@ -15,6 +15,7 @@ from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
 from afd_serve.request import read_mode
 from afd_serve.servers import torchserve
 from afd_serve.telemetry import METRICS
+from tests.conftest import largest_file
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,16 @@ def test_a_model_exported_without_features_is_packaged_as_it_is(exported: Path, 
 def test_the_archivers_refusal_is_passed_on(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(PackagingError, match="special characters"):
         package_torchserve(exported, tmp_path, name="no/slash")
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_full_disk_leaves_the_archive_as_it_was(exported: Path, tmp_path: Path, share: float) -> None:
+    before = package_torchserve(exported, tmp_path).read_bytes()
+    size = (exported / "model.pt").stat().st_size
+    with largest_file(int(share * size)), pytest.raises(PackagingError):  # at the copy, then in the archiver
+        package_torchserve(exported, tmp_path, version="2.0")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["afd.mar"]
+    assert (tmp_path / "afd.mar").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["exported", "built", "work"])

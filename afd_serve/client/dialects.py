@@ -278,6 +278,8 @@ def _torchserve_results(reply: Reply, count: int) -> list[Result]:
     if isinstance(values, list) and reply.status == 200:
         return _results(values, count)
     said = reply.message or reply.body[:500].decode(errors="replace")
+    if reply.status >= 500 and "Worker died" in said:  # TorchServe replaces it; the status is 500 or 507
+        raise ServerUnavailableError(said)
     # Over gRPC a refusal has no status; its body tells.
     refused = 400 <= reply.status < 500 or (isinstance(values, dict) and "error" in values)
     raise (RequestRefusedError if refused else BadAnswerError)(f"the server answered {reply.status}: {said}")

@@ -58,7 +58,8 @@ def package_torchserve(
 
     Raises:
         DependencyError: ``torch-model-archiver`` is not installed.
-        PackagingError: The archiver refused, with its own words.
+        PackagingError: The archiver refused, with its own words, or something cannot be written; an archive that was
+            there is then still there.
         CheckpointError: There is no such source.
         ExportError: The export failed, with its own words.
     """
@@ -78,8 +79,11 @@ def _export(source: str | Path, out: Path) -> list[Path]:
         _export_elsewhere(source, out)
         return [out / name for name in exported_files(out) or ()]
     # A copy, because the archiver gives commas and wildcards in paths a meaning.
-    out.mkdir()
-    return [shutil.copyfile(Path(source) / name, out / name) for name in files]
+    try:
+        out.mkdir()
+        return [shutil.copyfile(Path(source) / name, out / name) for name in files]
+    except OSError as error:
+        raise PackagingError(f"the exported model cannot be copied to {out}: {error}") from error
 
 
 def _export_elsewhere(source: str | Path, out: Path) -> None:

@@ -1,0 +1,1 @@
+"""What `benchmarks/faults.py` does to a server, by kind of fault."""
