@@ -143,7 +143,7 @@ def test_a_pickle_in_the_place_of_an_exported_file(
 ) -> None:
     folder = export_classifier(tiny_run, tmp_path / "exported").folder
     (folder / name).write_bytes(attack)
-    with pytest.raises(CheckpointError, match="not the file that was exported"):
+    with pytest.raises(CheckpointError, match="not the files that were exported"):
         load(folder)
     # And where the attacker has changed the signature as well:
     signature = json.loads((folder / "signature.json").read_text())
@@ -152,13 +152,14 @@ def test_a_pickle_in_the_place_of_an_exported_file(
     assert_refused(lambda: load(folder), marker)
 
 
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_classifier(tiny_run, tmp_path_factory.mktemp("exported")).folder
+
+
 @pytest.fixture
-def unpacked(tmp_path: Path) -> Path:
-    """An archive as TorchServe unpacks it; packaging does not look into the files."""
-    exported = tmp_path / "exported"
-    exported.mkdir()
-    for name in ("model.pt", "features.pt", "signature.json"):
-        (exported / name).write_text(f"content of {name}")
+def unpacked(exported: Path, tmp_path: Path) -> Path:
+    """An archive as TorchServe unpacks it."""
     with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as archive:
         archive.extractall(tmp_path / "unpacked")
     return tmp_path / "unpacked"

@@ -65,6 +65,6 @@ def test_a_model_that_cannot_be_loaded_is_reported_with_the_workers_words(export
     (broken / "signature.json").write_bytes((exported / "signature.json").read_bytes())
     (broken / "model.pt").write_bytes(b"no model")
     archive = package_torchserve(broken, tmp_path / "store")
-    with pytest.raises(ServingError, match=r"a worker died[^~]*CheckpointError: .*not the file that was exported"):
+    with pytest.raises(ServingError, match=r"a worker died[^~]*CheckpointError: .*not the files that were exported"):
         torchserve.start(archive, tmp_path / "state", probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
     assert torchserve.find(tmp_path / "state") is None
