@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from afd_serve.config import AfdConfig
+from afd_serve.config import SERVED_PRESET, AfdConfig
 from afd_serve.errors import CheckpointError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
@@ -93,12 +93,12 @@ def load_afd(path: Path, backbone: Backbone) -> AfdNet:
 
 
 def shipped_models() -> dict[str, Path]:
-    """The weights inside the package: ``<backbone>`` for the default preset, ``<backbone>/<preset>`` for each."""
+    """The weights inside the package: ``<backbone>`` for `SERVED_PRESET`, ``<backbone>/<preset>`` for each."""
     found: dict[str, Path] = {}
     root = Path(str(resources.files("afd_serve"))) / "weights"
     for path in sorted(root.glob("*/*.safetensors")):
         found[f"{path.parent.name}/{path.stem}"] = path
-        if path.stem == "default":
+        if path.stem == SERVED_PRESET:
             found[path.parent.name] = path
     return found
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from afd_serve import __version__
+from afd_serve.config import SERVED_PRESET
 from afd_serve.errors import AfdError, ConfigError, InputError
 from afd_serve.mode import Mode
 
@@ -157,7 +158,7 @@ def fit(
     backbone: Annotated[str, typer.Option(help="efficientnet-lite0, torchvision:NAME, timm:NAME or file:PATH.py.")],
     images: Annotated[list[str], typer.Option(help="Folders of unlabelled pictures, separated by commas.")],
     out: Annotated[Path, typer.Option(help="The run's folder; an interrupted run in it goes on.")],
-    preset: Annotated[str, typer.Option(help="default, lite or paper.")] = "default",
+    preset: Annotated[str, typer.Option(help="lite, default (with an FE-Net) or paper.")] = SERVED_PRESET,
     steps: Annotated[int | None, typer.Option(min=1, help="How many steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures per step.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and compression.")] = 0,

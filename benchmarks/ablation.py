@@ -95,18 +95,18 @@ def with_rank(rank: int) -> Change:
     return change
 
 
-def at_stride_8(config: AfdConfig, backbone: Backbone) -> AfdConfig:
+def at_stride_4(config: AfdConfig, backbone: Backbone) -> AfdConfig:
     shapes = probe_shapes(backbone.module, backbone.blocks, backbone.preprocessing.size)
-    last = [block for block in backbone.blocks if shapes[block].stride == 8][-1]
-    return replace(config, fe=(FeSiteConfig(last, shapes[last].channels, 8),))
+    last = [block for block in backbone.blocks if shapes[block].stride == 4][-1]
+    return replace(config, fe=(FeSiteConfig(last, shapes[last].channels, 4),))
 
 
 VARIANTS = {
     "gates": Variant("gates only", "lite", lambda config, _: replace(config, adapters=())),
     "adapters": Variant("adapters only", "lite", trainer=WithoutGates),
     "lite": Variant("gates + adapters (`lite`)", "lite"),
-    "default": Variant("+ FE-Net at stride 4 (`default`)", "default"),
-    "stride-8": Variant("+ FE-Net at stride 8 instead", "default", at_stride_8),
+    "default": Variant("+ FE-Net at stride 8 (`default`)", "default"),
+    "stride-4": Variant("+ FE-Net at stride 4 instead", "default", at_stride_4),
     "tables-only": Variant("`default`, descriptor from the tables only", "default", trainer=TablesOnly),
     "embedding-only": Variant("`default`, embedding loss only", "default", trainer=EmbeddingOnly),
     "kl": Variant("`default`, with KL on logits", "default", trainer=WithLogits),

@@ -38,6 +38,7 @@ from pictures import made_pictures
 from rich.console import Console
 from rich.table import Table
 
+from afd_serve.checkpoint import find_weights, read_config
 from afd_serve.export import export_classifier, freeze
 from afd_serve.models.backbones import load_backbone
 from afd_serve.models.folding import fold_norms
@@ -80,10 +81,10 @@ def ours(engine: str, precision: str) -> Callable[[str, Path], Path]:
 
 
 def with_handler(code: str) -> Callable[[str, Path], Path]:
-    """An archive of the bare backbone with a handler that is not ours."""
+    """An archive of the model's bare backbone with a handler that is not ours."""
 
     def build(model: str, folder: Path) -> Path:
-        backbone = load_backbone(model.removesuffix("-lite"))
+        backbone = load_backbone(read_config(find_weights(model)).backbone)
         freeze(fold_norms(backbone.module)).save(str(folder / "model.pt"))
         (folder / "handler.py").write_text(code)
         labels = {str(index): label for index, label in enumerate(backbone.labels)}

@@ -24,6 +24,7 @@ def config(picture_folder: Callable[[int], Path], tmp_path: Path) -> FitConfig:
     return FitConfig(
         backbone=f"file:{tiny_backbone.__file__}",
         images=(picture_folder(4),),
+        preset="default",
         out=tmp_path / "run",
         steps=24,
         batch_size=4,
