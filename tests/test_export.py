@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
+from afd_serve.config import SERVED_PRESET
 from afd_serve.errors import CheckpointError, ExportError
 from afd_serve.export import (
     FEATURES_NAME,
@@ -104,7 +105,7 @@ def test_an_unknown_source_names_what_there_is() -> None:
 
 def test_the_package_ships_the_default_model_in_under_three_megabytes() -> None:
     shipped = shipped_models()
-    assert shipped["efficientnet-lite0"] == shipped["efficientnet-lite0/default"]
+    assert shipped["efficientnet-lite0"] == shipped[f"efficientnet-lite0/{SERVED_PRESET}"]
     assert sum(path.stat().st_size for path in set(shipped.values())) < 3_000_000
 
 
