@@ -1,6 +1,7 @@
 """Starting, finding, refusing to start and stopping, each with servers of its own."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -60,9 +61,7 @@ def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, tmp
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_with_the_workers_words(exported: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "signature.json").write_bytes((exported / "signature.json").read_bytes())
+    broken = shutil.copytree(exported, tmp_path / "broken")
     (broken / "model.pt").write_bytes(b"no model")
     archive = package_torchserve(broken, tmp_path / "store")
     with pytest.raises(ServingError, match=r"a worker died[^~]*CheckpointError: .*not the files that were exported"):
