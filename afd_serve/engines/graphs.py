@@ -25,26 +25,19 @@ GRAPH_INPUTS: Final = INPUTS[:-1]
 """A graph takes what the classifier takes, but for the gate: the gate chooses the graph."""
 
 
-class _Bare(nn.Module):
-    def __init__(self, classifier: AfdClassifier) -> None:
+class _Graph(nn.Module):
+    """The classifier with its gate closed or open for good."""
+
+    def __init__(self, classifier: AfdClassifier, *, is_open: bool) -> None:
         super().__init__()
         self.classifier = classifier
+        self.is_open = is_open
 
     def forward(
         self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self.classifier.closed(rgb, dequantized, quant_tables, geometry)
-
-
-class _Protected(nn.Module):
-    def __init__(self, classifier: AfdClassifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(
-        self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return self.classifier.opened(rgb, dequantized, quant_tables, geometry)
+        run = self.classifier.opened if self.is_open else self.classifier.closed
+        return run(rgb, dequantized, quant_tables, geometry)
 
 
 def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: Path) -> None:
@@ -62,10 +55,10 @@ def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: P
     for module in classifier.modules():
         if isinstance(module, GatedConv):
             module.folds = False  # engines prepare constant kernels ahead, and changing ones in every call
-    bare, protected = (folder / name for name in ENGINES["onnxruntime"].files)
     folder.mkdir(parents=True, exist_ok=True)
-    for module, path in ((_Bare(classifier), bare), (_Protected(classifier), protected)):
-        _write(module.eval(), tuple(example)[: len(GRAPH_INPUTS)], path)
+    for is_open, name in enumerate(ENGINES["onnxruntime"].files):
+        module = _Graph(classifier, is_open=bool(is_open))
+        _write(module.eval(), tuple(example)[: len(GRAPH_INPUTS)], folder / name)
 
 
 def _write(module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
