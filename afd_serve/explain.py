@@ -13,8 +13,9 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from afd_serve.engines import Engine
 from afd_serve.export import load_features
 from afd_serve.pipeline import Pipeline
 from afd_serve.preprocess import Buffer, PreparedPicture, stack
@@ -66,7 +67,7 @@ class Explainer:
         features: What `load_features` gives for the pipeline's model.
     """
 
-    def __init__(self, pipeline: Pipeline, features: nn.Module) -> None:
+    def __init__(self, pipeline: Pipeline, features: Engine) -> None:
         self.pipeline = pipeline
         self._features = features
 

@@ -16,8 +16,7 @@ from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final
 
-from torch import nn
-
+from afd_serve.engines import Engine
 from afd_serve.errors import InputError, NotExplainableError
 from afd_serve.explain import Explainer, Explanation
 from afd_serve.mode import Mode
@@ -53,7 +52,7 @@ class ExplanationService:
         model: The name and version that the answers carry.
     """
 
-    def __init__(self, pipeline: Pipeline, load: Callable[[], nn.Module], model: ModelInfo) -> None:
+    def __init__(self, pipeline: Pipeline, load: Callable[[], Engine], model: ModelInfo) -> None:
         self._pipeline, self._load, self._model = pipeline, load, model
 
     def answer(self, call: Call) -> tuple[Reply, list[Sample]]:

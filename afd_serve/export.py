@@ -10,23 +10,20 @@ Note [Features in a file of their own]
 
 import copy
 import hashlib
-import io
 import json
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from afd_serve import __version__
 from afd_serve.checkpoint import find_weights, load_afd, read_config
 from afd_serve.dct import BLOCK
-from afd_serve.engines import ENGINES, Engine
+from afd_serve.engines import ENGINES, Engine, torchscript
 from afd_serve.engines.graphs import write_graphs
 from afd_serve.engines.runtimes import open_graphs
 from afd_serve.errors import CheckpointError, ExportError, NotExplainableError
@@ -51,7 +48,6 @@ __all__ = [
     "example_inputs",
     "export_classifier",
     "exported_files",
-    "freeze",
     "load_deployed",
     "load_features",
 ]
@@ -160,27 +156,27 @@ def deploy(source: str | Path, *, precision: str = "float32") -> Deployed:
         CheckpointError: There are no such weights, or they are another backbone's.
         ExportError: The scripted classifier does not agree with the eager one, or there is no such precision.
     """
-    return Deployed(*_script(source, *_fitted(source), precision))
+    data, signature = _script(source, *_fitted(source), precision)
+    return Deployed(torchscript.load(data), signature)
 
 
-def _script(
-    source: str | Path, backbone: Backbone, afd: AfdNet, precision: str
-) -> tuple[torch.jit.ScriptModule, Signature]:
+def _script(source: str | Path, backbone: Backbone, afd: AfdNet, precision: str) -> tuple[bytes, Signature]:
     _check_choice("torchscript", precision)
     classifier = AfdClassifier(backbone, afd).eval()
-    module = _frozen(classifier, backbone.preprocessing.size, precision)
-    parity = _check_pictures(classifier, module, backbone.preprocessing, precision)
-    return module, replace(_signature(source, backbone, afd.config.preset, precision), parity=parity)
+    data = _frozen(classifier, backbone.preprocessing.size, precision)
+    parity = _check_pictures(classifier, torchscript.load(data), backbone.preprocessing, precision)
+    return data, replace(_signature(source, backbone, afd.config.preset, precision), parity=parity)
 
 
-def _frozen(classifier: AfdClassifier, size: int, precision: str) -> torch.jit.ScriptModule:
-    """Script and freeze a classifier, and compare it with itself as it was."""
+def _frozen(classifier: AfdClassifier, size: int, precision: str) -> bytes:
+    """The file of a classifier, scripted and frozen, after comparing what loads from it with the classifier."""
     expected = [_run(classifier, inputs) for inputs in _parity_inputs(size)]
     if precision != "float32":
         classifier = with_trunks_in(classifier, getattr(torch, precision))
-    module = _freeze_classifier(classifier, example_inputs(size))
+    data = torchscript.to_bytes(_freeze_classifier(classifier, example_inputs(size)))
+    module = torchscript.load(data)
     _check_parity(expected, [_run(module, inputs) for inputs in _parity_inputs(size)], _TOLERANCE[precision])
-    return module
+    return data
 
 
 def _write_graphs(
@@ -238,12 +234,13 @@ def export_classifier(
 def _write_files(source: str | Path, folder: Path, engine: str, precision: str) -> Signature:
     backbone, afd = _fitted(source)
     if engine == "torchscript":
-        module, signature = _script(source, backbone, afd, precision)
-        _save(module, folder / MODEL_NAME)
+        data, signature = _script(source, backbone, afd, precision)
+        (folder / MODEL_NAME).write_bytes(data)
     else:
         signature = _write_graphs(source, backbone, afd, folder, engine, precision)
     # TorchScript in float32 whatever runs the classifier: explanations are asked for seldom.
-    _save(_frozen(_features(backbone, afd), backbone.preprocessing.size, "float32"), folder / FEATURES_NAME)
+    features = _frozen(_features(backbone, afd), backbone.preprocessing.size, "float32")
+    (folder / FEATURES_NAME).write_bytes(features)
     signature = replace(
         signature,
         sha256=_digest(folder, *ENGINES[engine].files),
@@ -286,18 +283,18 @@ def load_deployed(source: str | Path, device: torch.device | None = None) -> Dep
     """
     folder = Path(source)
     if not (folder / SIGNATURE_NAME).is_file():
-        module, signature = _script(source, *_fitted(source), "float32")
-        return Deployed(module if device is None else _load(module.save_to_buffer(), device), signature)
+        data, signature = _script(source, *_fitted(source), "float32")
+        return Deployed(torchscript.load(data, device), signature)
     signature = _read_signature(folder)
     data = _read(folder, ENGINES[signature.engine].files, signature.sha256)
     if signature.engine == "torchscript":
-        return Deployed(_load(data, device), signature)
+        return Deployed(torchscript.load(data, device), signature)
     if device is not None and device.type != "cpu":
         raise CheckpointError(f"{folder} is for {signature.engine}, which runs on the CPU; export it for torchscript")
     return Deployed(open_graphs(folder, signature.engine, signature.precision), signature)
 
 
-def load_features(source: str | Path) -> nn.Module:
+def load_features(source: str | Path) -> Engine:
     """The classifier's features where drift is mapped; see Note [Features in a file of their own].
 
     Args:
@@ -320,7 +317,7 @@ def load_features(source: str | Path) -> nn.Module:
             f"the model was exported without {FEATURES_NAME}, which explaining needs: export the fitted run again with "
             "`afd-serve export` and package that"
         )
-    return _load(_read(folder, (FEATURES_NAME,), signature.features_sha256), None)
+    return torchscript.load(_read(folder, (FEATURES_NAME,), signature.features_sha256))
 
 
 def _read_signature(folder: Path) -> Signature:
@@ -328,11 +325,6 @@ def _read_signature(folder: Path) -> Signature:
     if signature.engine not in ENGINES:
         raise CheckpointError(f"{folder} was exported for the engine {signature.engine!r}, unknown to this version")
     return signature
-
-
-def _save(module: torch.jit.ScriptModule, path: Path) -> None:
-    # Not `module.save`: where a disk is full, it ends the whole process (SIGABRT).
-    path.write_bytes(module.save_to_buffer())
 
 
 def _digest(folder: Path, *names: str) -> str:
@@ -350,17 +342,6 @@ def _read(folder: Path, names: Sequence[str], sha256: str) -> bytes:
             f"{' and '.join(names)} in {folder} are not the files that were exported; export them again"
         )
     return data
-
-
-def _load(data: bytes, device: torch.device | None) -> torch.jit.ScriptModule:
-    try:
-        with _torchscript():
-            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-                io.BytesIO(data), map_location=device or torch.device("cpu")
-            )
-    except RuntimeError as error:
-        raise CheckpointError(f"the exported file cannot be read as TorchScript: {error}") from error
-    return module
 
 
 def _fitted(source: str | Path) -> tuple[Backbone, AfdNet]:
@@ -416,30 +397,13 @@ def example_inputs(size: int, batch: int = 2) -> ClassifierInputs:
     )
 
 
-@contextmanager
-def _torchscript() -> Iterator[None]:
-    """TorchScript is past its active life and says so at every call; the README says what that means here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
-        yield
-
-
-def freeze(module: nn.Module) -> torch.jit.ScriptModule:
-    """Script and freeze a module in evaluation mode, its kernels in the layout that pictures arrive in."""
-    laid_out = module.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with _torchscript(), torch.no_grad():
-        frozen: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(laid_out))
-    return frozen
-
-
 def _freeze_classifier(classifier: AfdClassifier, example: ClassifierInputs) -> torch.jit.ScriptModule:
     try:
-        return freeze(classifier)
+        return torchscript.freeze(classifier)
     except Exception:  # whatever the compiler dislikes in third-party code: record that part instead
-        with _torchscript(), torch.no_grad():
+        with torchscript.quiet(), torch.no_grad():
             traced = _with_recorded_trunks(classifier, example)
-        return freeze(traced)
+        return torchscript.freeze(traced)
 
 
 def _with_recorded_trunks(classifier: AfdClassifier, example: ClassifierInputs) -> AfdClassifier:

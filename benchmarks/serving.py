@@ -39,7 +39,8 @@ from rich.console import Console
 from rich.table import Table
 
 from afd_serve.checkpoint import find_weights, read_config
-from afd_serve.export import export_classifier, freeze
+from afd_serve.engines.torchscript import freeze
+from afd_serve.export import export_classifier
 from afd_serve.models.backbones import load_backbone
 from afd_serve.models.folding import fold_norms
 from afd_serve.packaging.torchserve import package_torchserve

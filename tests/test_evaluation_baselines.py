@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from afd_serve.config import FitConfig
+from afd_serve.engines.torchscript import compiled
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.baseline_fit import BASELINES, adapted_norms, fit_baseline, has_norms, restorer
 from afd_serve.evaluation.baselines import BaselineClassifier, NormBank
-from afd_serve.export import example_inputs, freeze
+from afd_serve.export import example_inputs
 from afd_serve.models.attach import attach
 from afd_serve.models.backbones import Backbone, make_backbone
 from afd_serve.models.classifier import Normalize
@@ -86,7 +87,7 @@ def test_an_unfitted_classifier_gives_the_backbones_logits(tiny: Backbone, place
     with torch.inference_mode():
         expected = tiny.module(Normalize(tiny.preprocessing)(inputs.rgb))
         torch.testing.assert_close(classifier(*inputs)[0], expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(freeze(classifier)(*inputs)[0], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(compiled(classifier)(*inputs)[0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_adapted_norms_have_the_statistics_of_compressed_pictures(tiny: Backbone, config: FitConfig) -> None:
@@ -121,5 +122,5 @@ def test_a_bank_of_norms_takes_the_nearest_quality(tiny: Backbone, quality: int,
     bank = NormBank(tiny, (25, 10, 6), [Constant(0.0), Constant(1.0), Constant(2.0)]).eval()
     table = torch.from_numpy(scaled_table(quality).astype("int32")).flatten()
     inputs = example_inputs(SIZE, 1)._replace(quant_tables=table.expand(1, 3, 64))
-    for module in (bank, freeze(bank)):
+    for module in (bank, compiled(bank)):
         assert torch.equal(module(*inputs)[0], torch.full((1, 3), chosen))

@@ -69,6 +69,7 @@ def test_a_gate_joins_the_convolution_before_it(tiny: Backbone, pictures: int) -
     trunk = gated(folded)
     fold_gates(trunk, {"afd_0": 8 * 32 * 32})
     assert isinstance(trunk.get_submodule("afd_0"), GatedConv)
+    assert "stem.act" not in {node.target for node in trunk.graph.nodes}
     torch.testing.assert_close(trunk(picture(pictures), modulation), expected)
 
 

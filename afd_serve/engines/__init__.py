@@ -16,7 +16,7 @@ class Engine(Protocol):
     """A loaded classifier; arguments and results as `AfdClassifier.forward` has them."""
 
     def __call__(
-        self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor, gate: Tensor
+        self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor, gate: Tensor, /
     ) -> tuple[Tensor, Tensor]:
         """Logits [N, K] and drift scores [N] of N pictures."""
 

@@ -78,6 +78,8 @@ class OpenVino(GraphEngine):
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
+            # Pinned, the workers of a server would all sit on the first core: each process counts from there.
+            "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[self._precision],
         }
         core = openvino.Core()

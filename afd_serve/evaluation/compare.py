@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from afd_serve.checkpoint import find_weights, load_afd, read_config, weights_digest, write_atomically
 from afd_serve.config import FitConfig
+from afd_serve.engines import Engine, torchscript
 from afd_serve.errors import CheckpointError, ConfigError, InputError
 from afd_serve.evaluation.baseline_fit import BASELINES, Step, adapted_norms, fit_baseline, has_norms, restorer
 from afd_serve.evaluation.baselines import BaselineClassifier, NormBank
@@ -27,7 +28,7 @@ from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
 from afd_serve.evaluation.latency import Forms, Latency, measure
 from afd_serve.evaluation.metrics import Interval
 from afd_serve.evaluation.protocols import QUALITIES, compress, conditions
-from afd_serve.export import example_inputs, freeze
+from afd_serve.export import example_inputs
 from afd_serve.models.backbones import load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.preprocess import PreparedPicture, prepare, stack
@@ -267,7 +268,7 @@ class _Comparison:
                 step(done + 1, len(self.pictures))
         return hits
 
-    def _answers(self, engine: nn.Module, picture: LabelledPicture) -> dict[str, int]:
+    def _answers(self, engine: Engine, picture: LabelledPicture) -> dict[str, int]:
         """1 or 0 for each condition; nothing at all if the picture cannot be read."""
         preprocessing, answers = self.backbone.preprocessing, {}
         try:
@@ -320,15 +321,15 @@ def _read_row(path: Path, weights: str) -> Row | None:
     return row if row is not None and row.weights == weights else None
 
 
-def _engine(module: nn.Module) -> nn.Module | None:
-    """The module as it would be deployed, frozen TorchScript; None where the compiler refuses the backbone."""
+def _engine(module: nn.Module) -> Engine | None:
+    """The module as it would be deployed, in TorchScript; None where the compiler refuses the backbone."""
     try:
-        return freeze(module)
+        return torchscript.compiled(module)
     except Exception:  # whatever the compiler dislikes in third-party code
         return None
 
 
-def _hit(engine: nn.Module, prepared: PreparedPicture, is_open: bool, label: int) -> int:
+def _hit(engine: Engine, prepared: PreparedPicture, is_open: bool, label: int) -> int:
     logits = engine(*stack([prepared], [is_open]))[0]
     return int(np.asarray(logits[0]).argmax() == label)
 

@@ -1,6 +1,6 @@
 """What AFD costs: a protected classifier's time against its bare backbone's, same engine, one thread, interleaved.
 
-The bare backbone is scripted and frozen as the deployed classifier is. Each round times every form once, in turn, so
+The bare backbone is compiled and loaded as the deployed classifier is. Each round times every form once, in turn, so
 that whatever else the machine does falls on all of them alike; ratios of medians are what counts.
 """
 
@@ -13,13 +13,13 @@ from typing import Final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from afd_serve.checkpoint import find_weights, read_config
-from afd_serve.engines import Engine
+from afd_serve.engines import Engine, torchscript
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.metrics import Floats, Interval, interval
-from afd_serve.export import eager_classifier, example_inputs, freeze, load_deployed
+from afd_serve.export import eager_classifier, example_inputs, load_deployed
 from afd_serve.models.backbones import load_backbone
 from afd_serve.models.classifier import Normalize
 from afd_serve.models.precision import with_trunks_in
@@ -73,7 +73,7 @@ def deployed_forms(source: str | Path, batch: int = 1) -> Forms:
     """
     deployed = load_deployed(source)
     backbone = load_backbone(deployed.signature.backbone)
-    bare = freeze(nn.Sequential(Normalize(backbone.preprocessing), backbone.module))
+    bare = torchscript.compiled(nn.Sequential(Normalize(backbone.preprocessing), backbone.module))
     return _forms(bare, deployed.module, example_inputs(backbone.preprocessing.size, batch))
 
 
@@ -89,11 +89,11 @@ def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
     """
     backbone = load_backbone(read_config(find_weights(source)).backbone)
     classifier = with_trunks_in(eager_classifier(source), torch.bfloat16)
-    bare = freeze(nn.Sequential(classifier.normalize, classifier.bare))
-    return _forms(bare, freeze(classifier), example_inputs(backbone.preprocessing.size, batch))
+    bare = torchscript.compiled(nn.Sequential(classifier.normalize, classifier.bare))
+    return _forms(bare, torchscript.compiled(classifier), example_inputs(backbone.preprocessing.size, batch))
 
 
-def _forms(bare: nn.Module, classifier: Engine, inputs: ClassifierInputs) -> Forms:
+def _forms(bare: Callable[[Tensor], object], classifier: Engine, inputs: ClassifierInputs) -> Forms:
     batch = len(inputs.rgb)
     closed, opened = (inputs._replace(gate=torch.full((batch,), gate)) for gate in (0.0, 1.0))
     return Forms(lambda: bare(inputs.rgb), lambda: classifier(*closed), lambda: classifier(*opened), batch)

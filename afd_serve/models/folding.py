@@ -64,18 +64,19 @@ def fold_kernels(backbone: nn.Module, changes: Sequence[KernelChange]) -> None:
 
 
 class GatedConv(nn.Module):
-    """A convolution and the channel gate behind it.
+    """A convolution, the channel gate behind it, and the activation behind that.
 
     For a single picture the gate goes into the kernel and the bias, which is less work than to pass once more over the
-    features.
+    features. The activation is in here because an engine can join it to the convolution, but not across the condition.
     """
 
-    def __init__(self, conv: nn.Conv2d, gate: ChannelGate) -> None:
+    def __init__(self, conv: nn.Conv2d, gate: ChannelGate, activation: nn.Module) -> None:
         super().__init__()
         if conv.bias is None:
             raise ValueError("only a convolution with a bias can take a gate; fold the norm first")
         self.kernel, self.bias = conv.weight, conv.bias
         self.gate = gate
+        self.activation = activation
         self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
         self.padding = [int(side) for side in conv.padding]
         self.folds = True
@@ -83,10 +84,12 @@ class GatedConv(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """Features [N, O, H', W'] of features [N, I, H, W], gated by the pictures' whole modulation."""
         if x.shape[0] != 1 or not self.folds:
-            out: Tensor = self.gate(self._convolve(x, self.kernel, self.bias), modulation)
-            return out
+            several: Tensor = self.activation(self.gate(self._convolve(x, self.kernel, self.bias), modulation))
+            return several
         scale, shift = self.gate.part(modulation[0])
-        return self._convolve(x, self.kernel * scale[:, None, None, None], torch.addcmul(shift, self.bias, scale))
+        kernel, bias = self.kernel * scale[:, None, None, None], torch.addcmul(shift, self.bias, scale)
+        one: Tensor = self.activation(self._convolve(x, kernel, bias))
+        return one
 
     def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(x, kernel, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -113,11 +116,22 @@ def fold_gates(trunk: fx.GraphModule, features: dict[str, int]) -> None:
         if conv_node is None or not isinstance(conv, nn.Conv2d) or conv.bias is None or conv.padding_mode != "zeros":
             continue
         if features[str(node.target)] >= _WORTH_FOLDING * conv.weight.numel():
-            setattr(trunk, str(node.target), GatedConv(conv, gate))
             node.args = (conv_node.args[0], *node.args[1:])
+            setattr(trunk, str(node.target), GatedConv(conv, gate, _take_activation(node, modules)))
     trunk.graph.eliminate_dead_code()
     trunk.delete_all_unused_submodules()
     trunk.recompile()
+
+
+def _take_activation(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module:
+    """The activation that alone reads a node's output, removed from the graph; an identity where there is none."""
+    reader = next(iter(node.users))
+    module = modules.get(str(reader.target)) if reader.op == "call_module" else None
+    if len(node.users) > 1 or not isinstance(module, (nn.ReLU, nn.ReLU6)):
+        return nn.Identity()
+    reader.replace_all_uses_with(node)
+    reader.graph.erase_node(reader)
+    return module
 
 
 def _convolution_before(node: object, modules: dict[str, nn.Module]) -> fx.Node | None:

@@ -1,0 +1,134 @@
+"""`afd_serve.engines.torchscript`: what is loaded for the CPU is packed, and says what was saved."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from afd_serve.engines.torchscript import compiled, freeze, load, quiet, to_bytes
+from afd_serve.errors import CheckpointError
+
+
+class PaddedAsTensorFlow(nn.Module):
+    """A convolution of stride 2 with one more zero after the picture than before it."""
+
+    def __init__(self, kernel: int, before: int, groups: int = 1) -> None:
+        super().__init__()
+        self.pad = nn.ZeroPad2d((before, before + 1, before, before + 1))
+        self.conv = nn.Conv2d(8, 8, kernel, 2, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 8, H, W] to [N, 8, H / 2, W / 2]."""
+        out: Tensor = self.conv(self.pad(x))
+        return F.relu(out)
+
+
+class OwnKernel(nn.Module):
+    """A convolution whose kernel depends on the input, as that of a gated one does."""
+
+    def __init__(self, pad: nn.Module) -> None:
+        super().__init__()
+        self.pad = pad
+        self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 8, H, W] to the same shape."""
+        return F.hardtanh(F.conv2d(self.pad(x), self.kernel * x.mean(), None, stride=2), 0.0, 6.0)
+
+
+class Shared(nn.Module):
+    """A convolution whose output is read before its activation as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 8, H, W] to the same shape."""
+        y = self.conv(x)
+        return y.relu() - y
+
+
+MODULES = {
+    "none": lambda: nn.Conv2d(8, 8, 3, padding=1),
+    "no bias": lambda: nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.ReLU()),
+    "relu": lambda: nn.Sequential(nn.Conv2d(8, 16, 1), nn.ReLU()),
+    "relu in place": lambda: nn.Sequential(nn.Conv2d(8, 16, 1), nn.ReLU(inplace=True)),
+    "relu6": lambda: nn.Sequential(nn.Conv2d(8, 16, 3, 2, groups=8), nn.ReLU6()),
+    "relu6 in place": lambda: nn.Sequential(nn.Conv2d(8, 16, 3, dilation=2), nn.ReLU6(inplace=True)),
+    "another activation": lambda: nn.Sequential(nn.Conv2d(8, 16, 1), nn.SiLU()),
+    "padded as TensorFlow does, 3": lambda: PaddedAsTensorFlow(3, 0),
+    "padded as TensorFlow does, 5": lambda: PaddedAsTensorFlow(5, 1, groups=8),
+    "padded with ones": lambda: nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), 1.0), nn.Conv2d(8, 8, 3, 2)),
+    "padded by two": lambda: nn.Sequential(nn.ZeroPad2d((0, 2, 0, 2)), nn.Conv2d(8, 8, 3, 2)),
+    "a computed kernel": lambda: OwnKernel(nn.ZeroPad2d(1)),
+    "a computed kernel, padded as TensorFlow does": lambda: OwnKernel(nn.ZeroPad2d((0, 1, 0, 1))),
+    "shared": Shared,
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_convolutions_say_what_plain_ones_do(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    module = MODULES[name]().to(dtype).eval()
+    packed = compiled(module)
+    with torch.inference_mode():
+        for shape in ((1, 8, 20, 20), (3, 8, 24, 20)):
+            x = torch.randn(shape).to(dtype)
+            torch.testing.assert_close(packed(x), module(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_change_of_the_number_of_threads_packs_the_kernels_anew(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    grouped = PaddedAsTensorFlow(5, 1, groups=8)
+    module = nn.Sequential(grouped, nn.Conv2d(8, 256, 1), nn.ReLU(), nn.Conv2d(256, 64, 3)).to(dtype).eval()
+    before = torch.get_num_threads()
+    packed, x = compiled(module), torch.randn(1, 8, 32, 32).to(dtype)
+    try:
+        with torch.inference_mode():
+            expected = packed(x)
+            torch.set_num_threads(before + 1)
+            torch.testing.assert_close(packed(x), expected)
+            assert packed.threads == before + 1
+            with ThreadPoolExecutor(1) as pool:
+                torch.testing.assert_close(pool.submit(packed, x).result(), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def kinds(module: torch.jit.ScriptModule) -> set[str]:
+    return {node.kind() for node in module.graph.nodes()}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("name", ["relu6", "padded as TensorFlow does, 3"])
+def test_packing_leaves_no_plain_convolution_activation_or_padding(name: str) -> None:
+    found = kinds(compiled(MODULES[name]()).module)
+    assert "prim::ConstantMKLDNNTensor" in found
+    assert not {kind for kind in found if kind.startswith("aten::")}
+
+
+def test_what_is_saved_has_plain_convolutions_for_gpus_and_other_servers() -> None:
+    data = to_bytes(freeze(MODULES["relu6"]()))
+    with quiet():
+        plain = torch.jit.load(io.BytesIO(data))
+    assert {"aten::conv2d", "aten::hardtanh"} <= kinds(plain)
+
+
+def test_a_convolution_that_onednn_lacks_leaves_the_module_as_it_is() -> None:
+    module = nn.Sequential(nn.Conv2d(8, 8, 3, padding="same"), nn.ReLU()).eval()
+    loaded = compiled(module)
+    assert "aten::relu" in kinds(loaded.module)
+    x = torch.randn(1, 8, 9, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(x), module(x))
+
+
+def test_bytes_that_are_no_module_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        load(b"no archive")
