@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from afd_serve import __version__
-from afd_serve.config import SERVED_PRESET
+from afd_serve.config import PRESETS, SERVED_PRESET
 from afd_serve.errors import AfdError, ConfigError, InputError
 from afd_serve.mode import Mode
 
@@ -158,7 +158,7 @@ def fit(
     backbone: Annotated[str, typer.Option(help="efficientnet-lite0, torchvision:NAME, timm:NAME or file:PATH.py.")],
     images: Annotated[list[str], typer.Option(help="Folders of unlabelled pictures, separated by commas.")],
     out: Annotated[Path, typer.Option(help="The run's folder; an interrupted run in it goes on.")],
-    preset: Annotated[str, typer.Option(help="lite, default (with an FE-Net) or paper.")] = SERVED_PRESET,
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = SERVED_PRESET,
     steps: Annotated[int | None, typer.Option(min=1, help="How many steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures per step.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and compression.")] = 0,
@@ -232,7 +232,7 @@ def compare(
     limit: Annotated[int | None, typer.Option(min=1, help="Use so many labelled pictures.")] = None,
     rows: Annotated[
         str | None,
-        typer.Option(help="Of direct, arcnn, dncnn, ddp, batchnorm, paper, lite, default, separated by commas."),
+        typer.Option(help="Of direct, arcnn, dncnn, ddp, batchnorm, paper, lite, default, full, separated by commas."),
     ] = None,
     ours: Annotated[list[str] | None, typer.Option(help="A fitted model to take for the row of its preset.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.")] = None,

@@ -9,11 +9,10 @@ from afd_serve.errors import ConfigError
 
 __all__ = ["AdapterSiteConfig", "AfdConfig", "FeSiteConfig", "FitConfig", "GateSiteConfig"]
 
-PRESETS: Final = ("default", "lite", "paper")
+PRESETS: Final = ("default", "lite", "full", "paper")
 
-SERVED_PRESET: Final = "lite"
-"""What a backbone's own name stands for, and what a fit makes if nothing else is said: the FE-Net of ``default`` gained
-nothing on pictures that took no part in fitting, and costs time."""
+SERVED_PRESET: Final = "default"
+"""What a backbone's own name stands for, and what a fit makes if nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ class AfdConfig:
     fdm_channels: int = 32
 
     def __post_init__(self) -> None:
-        if not self.gates and not self.fe:
-            raise ConfigError("an AFD module needs at least one attach site: a channel gate or an FE-Net")
+        if not self.gates and not self.adapters and not self.fe:
+            raise ConfigError("an AFD module needs an attach site: a channel gate, a kernel adapter or an FE-Net")
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back."""

@@ -1,6 +1,6 @@
 """What each part of AFD is worth: one short fit per row, the same pictures, steps and seed for all.
 
-    python benchmarks/ablation.py --images FOLDERS --labelled LABELLED.csv --split dev --out DIR [--rows gates,lite]
+    python benchmarks/ablation.py --images FOLDERS --labelled LABELLED.csv --split dev --out DIR [--rows gates,default]
 
 Rows that are done lie in DIR/rows and are not computed again; an interrupted fit goes on. The table is printed and
 written to DIR/ablation.md. The distance is that of the pooled embedding from the clean picture's, with AFD over
@@ -39,14 +39,6 @@ from afd_serve.training.losses import FeatureLoss
 CLEAN = Condition("clean")
 COMPRESSED = tuple(Condition("A", quality) for quality in (25, 15, 10, 7))
 BATCH = 16
-
-
-class WithoutGates(Trainer):
-    """The gates stay what they are at the start: identities."""
-
-    def calibrate(self) -> FeatureLoss:
-        self.afd.heads.requires_grad_(False)
-        return super().calibrate()
 
 
 class TablesOnly(Trainer):
@@ -102,16 +94,16 @@ def at_stride_4(config: AfdConfig, backbone: Backbone) -> AfdConfig:
 
 
 VARIANTS = {
-    "gates": Variant("gates only", "lite", lambda config, _: replace(config, adapters=())),
-    "adapters": Variant("adapters only", "lite", trainer=WithoutGates),
-    "lite": Variant("gates + adapters (`lite`)", "lite"),
-    "default": Variant("+ FE-Net at stride 8 (`default`)", "default"),
-    "stride-4": Variant("+ FE-Net at stride 4 instead", "default", at_stride_4),
-    "tables-only": Variant("`default`, descriptor from the tables only", "default", trainer=TablesOnly),
-    "embedding-only": Variant("`default`, embedding loss only", "default", trainer=EmbeddingOnly),
-    "kl": Variant("`default`, with KL on logits", "default", trainer=WithLogits),
-    "rank-1": Variant("`lite`, adapters of rank 1 instead of 3", "lite", with_rank(1)),
-    "rank-8": Variant("`lite`, adapters of rank 8 instead of 3", "lite", with_rank(8)),
+    "gates": Variant("gates only", "default", lambda config, _: replace(config, adapters=())),
+    "lite": Variant("adapters only (`lite`)", "lite"),
+    "default": Variant("gates + adapters (`default`)", "default"),
+    "full": Variant("+ FE-Net at stride 8 (`full`)", "full"),
+    "stride-4": Variant("+ FE-Net at stride 4 instead", "full", at_stride_4),
+    "tables-only": Variant("`full`, descriptor from the tables only", "full", trainer=TablesOnly),
+    "embedding-only": Variant("`full`, embedding loss only", "full", trainer=EmbeddingOnly),
+    "kl": Variant("`full`, with KL on logits", "full", trainer=WithLogits),
+    "rank-1": Variant("`default`, adapters of rank 1 instead of 3", "default", with_rank(1)),
+    "rank-8": Variant("`default`, adapters of rank 8 instead of 3", "default", with_rank(8)),
 }
 
 

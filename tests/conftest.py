@@ -33,7 +33,7 @@ def tiny() -> Backbone:
     return tiny_backbone.backbone()
 
 
-def awakened(backbone: Backbone, preset: str = "default") -> AfdNet:
+def awakened(backbone: Backbone, preset: str = "full") -> AfdNet:
     """An AFD module whose last layers are not zero, so that it changes what it is attached to."""
     torch.manual_seed(3)
     afd = AfdNet(preset_config(preset, backbone)).eval()

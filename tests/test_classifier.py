@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from afd_serve.config import PRESETS
 from afd_serve.errors import ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
@@ -14,8 +15,6 @@ from afd_serve.models.presets import preset_config
 from afd_serve.preprocess import ClassifierInputs
 from tests.conftest import awakened
 from tests.tiny_backbone import SIZE
-
-PRESETS = ("default", "lite", "paper")
 
 
 def batch(gate: list[float]) -> ClassifierInputs:
@@ -39,18 +38,20 @@ def bare(backbone: Backbone, inputs: ClassifierInputs) -> torch.Tensor:
 
 
 def test_presets_choose_their_sites(tiny: Backbone) -> None:
-    default, lite, paper = (preset_config(preset, tiny) for preset in PRESETS)
+    default, lite, full, paper = (preset_config(preset, tiny) for preset in PRESETS)
     gated = ["stem.norm", "blocks.0.norm", "blocks.1.norm", "blocks.2.norm"]
-    assert [gate.site for gate in default.gates] == [gate.site for gate in lite.gates] == gated
-    assert [(site.site, site.stride) for site in default.fe] == [("blocks.2", 8)]
+    assert [gate.site for gate in default.gates] == [gate.site for gate in full.gates] == gated
+    assert [(site.site, site.stride) for site in full.fe] == [("blocks.2", 8)]
     adapted = {site.site: site.rank for site in default.adapters}
     assert adapted == {"stem.conv": 0, "blocks.0.conv": 0, "blocks.1.conv": 0, "blocks.2.conv": 0}
-    assert default.adapters == lite.adapters
+    assert default.adapters == lite.adapters == full.adapters
+    assert not default.fe
     assert not lite.fe
+    assert not lite.gates
     assert [(site.site, site.stride) for site in paper.fe] == [("stem.norm", 2)]
     assert not paper.gates
     assert not paper.adapters
-    with pytest.raises(ConfigError, match="default, lite, paper"):
+    with pytest.raises(ConfigError, match="default, lite, full, paper"):
         preset_config("large", tiny)
 
 

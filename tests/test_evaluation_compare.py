@@ -68,12 +68,12 @@ def test_a_comparison_and_its_continuation(
     with pytest.raises(ConfigError, match=r"another comparison \(steps, seed"):
         compare(replace(config, steps=3, seed=1))
     with pytest.raises(AssertionError):
-        compare(config, ["default"], ours=[str(tiny_run)])
+        compare(config, ["full"], ours=[str(tiny_run)])
 
 
 def test_a_model_of_ours_stands_for_its_presets_row(config: CompareConfig, tiny_run: Path) -> None:
-    row = compare(replace(config, rounds=2), ["default"], ours=[str(tiny_run)])[1]
-    assert row.name == "default"
+    row = compare(replace(config, rounds=2), ["full"], ours=[str(tiny_run)])[1]
+    assert row.name == "full"
     assert row.weights.startswith(f"{tiny_run} (")
     assert not (config.out / "fits").exists()
     assert row.latency is not None

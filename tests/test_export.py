@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
-from afd_serve.config import SERVED_PRESET
+from afd_serve.config import PRESETS, SERVED_PRESET
 from afd_serve.errors import CheckpointError, ExportError
 from afd_serve.export import (
     FEATURES_NAME,
@@ -27,7 +27,7 @@ from tests.test_classifier import batch
 from tests.tiny_backbone import SIZE
 
 
-@pytest.mark.parametrize("preset", ["default", "lite", "paper"])
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("gate", [[1.0], [0.0], [1.0, 0.0, 1.0]])
 def test_scripted_equals_eager(tiny: Backbone, tmp_path: Path, preset: str, gate: list[float]) -> None:
     save_afd(awakened(tiny, preset), tmp_path / "afd.safetensors")
@@ -168,7 +168,7 @@ def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(tmp_path
 
 
 def test_signature_json_is_plain(tiny_run: Path) -> None:
-    assert json.loads(deploy(tiny_run).signature.to_json())["preset"] == "default"
+    assert json.loads(deploy(tiny_run).signature.to_json())["preset"] == "full"
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])

@@ -82,7 +82,7 @@ def train_once(backbone: Backbone, preset: str) -> AfdNet:
 
 @pytest.mark.parametrize(
     ("spec", "preset"),
-    [(spec, preset) for spec in CONVOLUTIONAL for preset in ("default", "lite")] + [(TRANSFORMER, "lite")],
+    [(spec, preset) for spec in CONVOLUTIONAL for preset in ("full", "default")] + [(TRANSFORMER, "default")],
 )
 def test_every_parameter_learns(spec: str, preset: str) -> None:
     backbone = family(spec)
@@ -90,7 +90,7 @@ def test_every_parameter_learns(spec: str, preset: str) -> None:
     config = afd.config
     assert len(config.gates) == len({site.site for site in config.gates}) == 1 + len(backbone.blocks)
     assert config.adapters
-    assert [site.stride for site in config.fe] == ([8] if preset == "default" else [])
+    assert [site.stride for site in config.fe] == ([8] if preset == "full" else [])
     for name, parameter in afd.named_parameters():
         if not name.startswith(("drift.", "sharpness.")):  # solved at the end of a fit
             assert parameter.grad is not None, name
@@ -102,7 +102,7 @@ def test_every_parameter_learns(spec: str, preset: str) -> None:
 def test_the_deployed_form_agrees_and_leaves_good_pictures_alone(spec: str) -> None:
     backbone = family(spec)
     fingerprint = {name: value.clone() for name, value in backbone.module.state_dict().items()}
-    afd = awake(backbone, "lite" if spec == TRANSFORMER else "default").requires_grad_(False)
+    afd = awake(backbone, "default" if spec == TRANSFORMER else "full").requires_grad_(False)
     afd.reparameterize()
     classifier = AfdClassifier(backbone, afd).eval()
     inputs = example_inputs(SIZE)  # the first gate is open, the second is closed
@@ -123,5 +123,5 @@ def test_the_deployed_form_agrees_and_leaves_good_pictures_alone(spec: str) -> N
 
 
 def test_a_transformer_has_no_place_for_an_enhancer_and_says_what_has() -> None:
-    with pytest.raises(AttachError, match=r"no block at stride 8 or 4.*use preset 'lite'"):
-        preset_config("default", family(TRANSFORMER))
+    with pytest.raises(AttachError, match=r"no block at stride 8 or 4.*use preset 'default'"):
+        preset_config("full", family(TRANSFORMER))

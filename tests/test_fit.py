@@ -24,7 +24,7 @@ def config(picture_folder: Callable[[int], Path], tmp_path: Path) -> FitConfig:
     return FitConfig(
         backbone=f"file:{tiny_backbone.__file__}",
         images=(picture_folder(4),),
-        preset="default",
+        preset="full",
         out=tmp_path / "run",
         steps=24,
         batch_size=4,
@@ -83,13 +83,13 @@ def test_a_fit_can_start_from_another_ones_weights(config: FitConfig) -> None:
     started, ended = load_file(first.weights), load_file(fit(next_run).weights)
     for name in (name for name in started if not name.startswith(("drift.", "sharpness."))):
         torch.testing.assert_close(ended[name], started[name], atol=1e-6, rtol=0)
-    with pytest.raises(ConfigError, match="preset 'default'"):
+    with pytest.raises(ConfigError, match="preset 'full'"):
         fit(replace(next_run, preset="lite", out=config.out / "lite"))
 
 
 def test_an_fe_net_can_be_added_to_earlier_weights(config: FitConfig) -> None:
-    first = fit(replace(config, preset="lite"))
-    added = replace(config, init=str(config.out), out=config.out / "default", steps=1, learning_rate=1e-9)
+    first = fit(replace(config, preset="default"))
+    added = replace(config, init=str(config.out), out=config.out / "full", steps=1, learning_rate=1e-9)
     started, ended = load_file(first.weights), load_file(fit(added).weights)
     for name in (name for name in started if not name.startswith(("drift.", "sharpness."))):
         torch.testing.assert_close(ended[name], started[name], atol=1e-6, rtol=0)

@@ -46,6 +46,7 @@ ROWS: Final = {
     "paper": "AFD at the stem, as in the paper",
     "lite": "AFD, lite",
     "default": "AFD, default",
+    "full": "AFD, full",
 }
 """Names of the rows, in order, and what they are."""
 
@@ -55,7 +56,7 @@ GATED_CLEAN: Final = "clean, gated"
 
 FITTED_HERE: Final = "fitted here"
 
-_AFD: Final = ("paper", "lite", "default")
+_AFD: Final = ("paper", "lite", "default", "full")
 _CONFIG_NAME: Final = "config.json"
 _WEIGHTS_NAME: Final = "restorer.safetensors"
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, InputError)

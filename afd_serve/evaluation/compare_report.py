@@ -255,7 +255,7 @@ def _plot(comparison: Comparison, path: Path) -> None:
     low, high = (np.array([100 * getattr(m.recovered, end) for m in methods]) for end in ("low", "high"))
     figure = Figure(figsize=(8.0, 1.2 + 0.5 * len(methods)), layout="constrained")
     panel = figure.subplots()
-    ours = {"lite", "default"}
+    ours = {"lite", "default", "full"}
     colors = ["tab:blue" if method.name in ours else "0.6" for method in methods]
     errors = np.abs(np.stack([values - low, high - values]))
     panel.barh(range(len(methods)), values, xerr=errors, color=colors, ecolor="0.2", capsize=3, height=0.65)

@@ -20,9 +20,10 @@ _SHORTCUTS = ("downsample", "shortcut")
 def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
     """Choose the attach sites of a preset on a backbone.
 
-    ``paper`` is one FE-Net before the stem's activation (arXiv 2401.01724); ``lite`` has channel gates after the
-    last normalization of the stem and of every block, and kernel adapters; ``default`` adds a small FE-Net after the
-    last block at stride 8, where it needs no resampling.
+    ``default`` has channel gates after the last normalization of the stem and of every block, and kernel adapters;
+    ``lite`` has the adapters alone, which cost nothing; ``full`` adds to ``default`` a small FE-Net, after the last
+    block at stride 8, where it needs no resampling; ``paper`` is one FE-Net before the stem's activation (arXiv
+    2401.01724).
 
     Raises:
         ConfigError: No preset has this name.
@@ -32,11 +33,12 @@ def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
         raise ConfigError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
     size = backbone.preprocessing.size
     stem = _last_norm(backbone.module, backbone.stem)
-    gated = [] if preset == "paper" else [stem, *(_last_norm(backbone.module, block) for block in backbone.blocks)]
-    shapes = probe_shapes(backbone.module, [*dict.fromkeys([stem, *gated, *backbone.blocks])], size)
-    sites = [stem] if preset == "paper" else _enhanced_blocks(backbone, shapes) if preset == "default" else []
+    normed = [stem, *(_last_norm(backbone.module, block) for block in backbone.blocks)]
+    gated = normed if preset in ("default", "full") else []
+    shapes = probe_shapes(backbone.module, [*dict.fromkeys([*normed, *backbone.blocks])], size)
+    sites = [stem] if preset == "paper" else _enhanced_blocks(backbone, shapes) if preset == "full" else []
     enhancers = [FeSiteConfig(site, shapes[site].channels, shapes[site].stride) for site in sites]
-    if preset == "default":
+    if preset == "full":
         enhancers = [replace(enhancer, width=_SMALL_WIDTH, low_blocks=1) for enhancer in enhancers]
     return AfdConfig(
         preset=preset,
@@ -69,7 +71,7 @@ _GROUPED_AREA: Final = 9
 
 
 _SMALL_WIDTH: Final = 24
-"""Channels of the default preset's FE-Net: kernel adapters do most of the work beside it."""
+"""Channels of the full preset's FE-Net: kernel adapters do most of the work beside it."""
 
 
 def _adapters(module: nn.Module) -> tuple[AdapterSiteConfig, ...]:
@@ -90,5 +92,5 @@ def _enhanced_blocks(backbone: Backbone, shapes: dict[str, SiteShape]) -> list[s
         if stride in last:
             return [last[stride]]
     raise AttachError(
-        f"{backbone.name} has no block at stride 8 or 4 for an FE-Net (strides: {sorted(last)}); use preset 'lite'"
+        f"{backbone.name} has no block at stride 8 or 4 for an FE-Net (strides: {sorted(last)}); use preset 'default'"
     )
