@@ -1,37 +1,42 @@
 """What a server counts: one catalogue of metrics, the same names for every server.
 
-Samples are made here and written by a server's adapter: TorchServe reads them from the worker's log through
-``handlers/metrics.yaml``, which must list the same names (a test compares the two).
+Samples are made here, added up here, and passed on by a server's adapter: TorchServe reads them from the worker's log
+through ``handlers/metrics.yaml``, which must list the same names (a test compares the two).
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.results import Shadow
 
-__all__ = ["METRICS", "UNREAD", "Metric", "Sample", "quality_bucket", "samples_of"]
+__all__ = ["METRICS", "UNREAD", "Metric", "Sample", "Series", "Tally", "quality_bucket", "samples_of"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One time series family; ``labels`` come after the model's name, which every metric carries."""
+    """One time series family; ``labels`` come after the model's name, which every metric carries.
+
+    A summary is what Prometheus calls so, without quantiles: the sum of what was observed, and how often. Servers need
+    nothing but counters for it.
+    """
 
     name: str
-    kind: Literal["counter", "histogram"]
+    kind: Literal["counter", "summary"]
     unit: str
     labels: tuple[str, ...] = ()
 
     @property
     def series(self) -> tuple[str, ...]:
-        """The names that every server publishes; of a histogram, Triton knows no buckets."""
-        return (self.name,) if self.kind == "counter" else (f"{self.name}_sum", f"{self.name}{COUNT}")
+        """The names of the counters that every server publishes."""
+        return (self.name,) if self.kind == "counter" else (f"{self.name}_sum", f"{self.name}{_COUNT}")
 
 
-COUNT: Final = "_count"
-"""What the name of a series ends with that counts a histogram's observations."""
+_COUNT: Final = "_count"
+"""What the name of a series ends with that counts a summary's observations."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,59 @@ class Sample:
     labels: tuple[str, ...] = ()
 
 
+class Series(NamedTuple):
+    """One counter: its name, which is one of the metric's, and the values of the metric's labels."""
+
+    name: str
+    metric: Metric
+    labels: tuple[str, ...]
+
+
+class Tally:
+    """Adds samples up, and passes the sums on from a thread of its own, a moment later.
+
+    Telling a server of one change costs it and the worker together as much as the rest of an answer.
+
+    Args:
+        pass_on: Takes a counter and by how much it has grown; called from the thread.
+    """
+
+    def __init__(self, pass_on: Callable[[Series, float], None]) -> None:
+        self._pass_on = pass_on
+        self._sums: dict[Series, float] = defaultdict(float)
+        self._lock, self._news, self._closed = threading.Lock(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def record(self, samples: Iterable[Sample]) -> None:
+        """Add samples."""
+        with self._lock:
+            for sample in samples:
+                for name in sample.metric.series:
+                    value = 1 if name.endswith(_COUNT) else sample.value
+                    self._sums[Series(name, sample.metric, sample.labels)] += value
+        self._news.set()
+
+    def close(self) -> None:
+        """Pass on what is left; nothing may be recorded afterwards."""
+        self._closed.set()
+        self._news.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._news.wait()
+            self._closed.wait(_EVERY)
+            self._news.clear()
+            with self._lock:
+                sums, self._sums = self._sums, defaultdict(float)
+            for series, value in sums.items():
+                self._pass_on(series, value)
+
+
+_EVERY: Final = 0.5
+"""Seconds."""
+
 REQUESTS: Final = Metric("afd_requests_total", "counter", "count", ("mode",))
 UNREAD: Final = "none"
 """The label ``mode`` of a request that is refused before it has one."""
@@ -52,9 +110,9 @@ FAILURES: Final = Metric("afd_failures_total", "counter", "count", ("code",))
 PROTECTED: Final = Metric("afd_protected_total", "counter", "count")
 QUALITY: Final = Metric("afd_estimated_quality_total", "counter", "count", ("quality",))
 EXPLANATIONS: Final = Metric("afd_explanations_total", "counter", "count")
-DRIFT: Final = Metric("afd_drift", "histogram", "score")
-PREPROCESS: Final = Metric("afd_preprocess_seconds", "histogram", "seconds")
-INFERENCE: Final = Metric("afd_inference_seconds", "histogram", "seconds")
+DRIFT: Final = Metric("afd_drift", "summary", "score")
+PREPROCESS: Final = Metric("afd_preprocess_seconds", "summary", "seconds")
+INFERENCE: Final = Metric("afd_inference_seconds", "summary", "seconds")
 
 # Of pictures that were classified twice: in shadow mode, where the gate would have opened. A change of confidence has a
 # sign, and a counter only grows: so what goes up and what goes down are added up apart.
@@ -62,7 +120,7 @@ SHADOW: Final = Metric("afd_shadow_total", "counter", "count")
 SHADOW_DISAGREEMENTS: Final = Metric("afd_shadow_disagreements_total", "counter", "count")
 SHADOW_CHANGE: Final = Metric("afd_shadow_confidence_change_total", "counter", "probability", ("direction",))
 SHADOW_FAILURES: Final = Metric("afd_shadow_failures_total", "counter", "count")
-SHADOW_TIME: Final = Metric("afd_shadow_seconds", "histogram", "seconds")
+SHADOW_TIME: Final = Metric("afd_shadow_seconds", "summary", "seconds")
 
 METRICS: Final = (
     REQUESTS,
@@ -85,10 +143,7 @@ _QUALITY_STEPS: Final = (7, 10, 15, 18, 25, 40, 60, 75, 90, 100)
 
 
 def quality_bucket(quality: int | None) -> str:
-    """The label of the quality bucket: a range such as ``08-10``, or ``none`` for a picture without tables.
-
-    A histogram would do the same, but TorchServe's has fixed bounds that are meant for seconds.
-    """
+    """The label of the quality bucket: a range such as ``08-10``, or ``none`` for a picture without tables."""
     if quality is None:
         return "none"
     low = 1

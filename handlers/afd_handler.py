@@ -5,7 +5,7 @@ there, a client's ``describe`` header would answer all its neighbours with the m
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -23,7 +23,7 @@ from afd_serve.request import read_mode
 from afd_serve.response import ModelInfo, Reply
 from afd_serve.sample import sample_picture
 from afd_serve.service import Call, Service
-from afd_serve.telemetry import METRICS, Sample
+from afd_serve.telemetry import METRICS, Series, Tally
 
 
 class AfdHandler:
@@ -34,7 +34,10 @@ class AfdHandler:
         model_dir = Path(context.system_properties["model_dir"])
         check_seal(model_dir)
         model = ModelInfo(context.model_name, context.manifest["model"]["modelVersion"])
-        self._metrics = {m: context.metrics.get_metric(m.name, MetricTypes(m.kind)) for m in METRICS}
+        self._model = context.model_name
+        names = [name for metric in METRICS for name in metric.series]
+        self._counters = {name: context.metrics.get_metric(name, MetricTypes.COUNTER) for name in names}
+        self._tally = Tally(self._count)
         pipeline = Pipeline.load(model_dir, threads=1)
         pipeline.warm_up()
         signature = json.loads(pipeline.signature.to_json())
@@ -49,14 +52,14 @@ class AfdHandler:
     def handle(self, data: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """One body per request, each with its own status."""
         calls = [Call(parts, context.get_all_request_header(index)) for index, parts in enumerate(data)]
-        replies = {index: self._control(call, context) for index, call in enumerate(calls)}
+        replies = {index: self._control(call) for index, call in enumerate(calls)}
         pictures = [index for index, reply in replies.items() if reply is None]
         answers = self._service.answer([calls[index] for index in pictures])
         replies.update(zip(pictures, answers.replies, strict=True))
-        self._record(answers.samples, context)
+        self._tally.record(answers.samples)
         return [_send(context, index, reply) for index, reply in replies.items() if reply is not None]
 
-    def _control(self, call: Call, context: Context) -> Reply | None:
+    def _control(self, call: Call) -> Reply | None:
         """The reply to what is no prediction: the management API's describe call, and explanations.
 
         The frontend says by headers of its own which of its routes was asked; a client's of the same names are lost.
@@ -66,12 +69,11 @@ class AfdHandler:
         if call.headers.get("explain") != "True":
             return None
         reply, samples = self._explanations.answer(call)
-        self._record(samples, context)
+        self._tally.record(samples)
         return reply
 
-    def _record(self, samples: Iterable[Sample], context: Context) -> None:
-        for sample in samples:
-            self._metrics[sample.metric].add_or_update(sample.value, [context.model_name, *sample.labels])
+    def _count(self, series: Series, value: float) -> None:
+        self._counters[series.name].add_or_update(round(value, 6), [self._model, *series.labels])
 
 
 def _send(context: Context, index: int, reply: Reply) -> bytes:

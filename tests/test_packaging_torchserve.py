@@ -125,9 +125,13 @@ def test_a_source_with_a_comma_in_its_path(exported: Path, tmp_path: Path) -> No
 
 def test_metrics_yaml_declares_every_metric() -> None:
     declared = yaml.safe_load((handlers_dir() / "metrics.yaml").read_text())["model_metrics"]
+    assert set(declared) == {"counter", "gauge"}
+    assert len(declared["counter"]) == sum(len(metric.series) for metric in METRICS)
     for metric in METRICS:
-        (found,) = [item for item in declared[metric.kind] if item["name"] == metric.name]
-        assert found == {"name": metric.name, "unit": metric.unit, "dimensions": ["ModelName", *metric.labels]}
+        for name in metric.series:
+            (found,) = [item for item in declared["counter"] if item["name"] == name]
+            unit = "count" if name.endswith("_count") else metric.unit
+            assert found == {"name": name, "unit": unit, "dimensions": ["ModelName", *metric.labels]}
 
 
 def test_the_settings_stay_on_loopback() -> None:

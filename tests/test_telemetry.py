@@ -1,12 +1,13 @@
 """The catalogue of metrics, and what results add to it."""
 
+import threading
 from dataclasses import replace
 
 import pytest
 
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.results import Shadow
-from afd_serve.telemetry import quality_bucket, samples_of
+from afd_serve.telemetry import DRIFT, FAILURES, PICTURES, Sample, Series, Tally, quality_bucket, samples_of
 
 BARE = Prediction((0,), ("a",), (0.5,), 10, 0.5, protected=False)
 
@@ -46,3 +47,37 @@ def test_an_agreement_makes_every_series_appear() -> None:
     assert series["afd_shadow_disagreements_total", ()] == series["afd_shadow_failures_total", ()] == 0
     assert series["afd_shadow_confidence_change_total", ("up",)] == 0
     assert series["afd_shadow_confidence_change_total", ("down",)] == 0
+
+
+def test_a_tally_passes_sums_on_and_loses_nothing() -> None:
+    grown: dict[Series, float] = {}
+    messages: list[Series] = []
+
+    def pass_on(series: Series, value: float) -> None:
+        messages.append(series)
+        grown[series] = grown.get(series, 0) + value
+
+    def count() -> None:
+        for _ in range(500):
+            tally.record([Sample(PICTURES, 2), Sample(DRIFT, 0.25), Sample(FAILURES, 1, ("truncated_jpeg",))])
+
+    tally = Tally(pass_on)
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tally.close()
+    assert grown == {
+        Series("afd_pictures_total", PICTURES, ()): 4000,
+        Series("afd_drift_sum", DRIFT, ()): 500,
+        Series("afd_drift_count", DRIFT, ()): 2000,
+        Series("afd_failures_total", FAILURES, ("truncated_jpeg",)): 2000,
+    }
+    assert len(messages) < 400, "samples are added up before they are passed on"
+
+
+def test_a_tally_passes_on_by_itself() -> None:
+    came = threading.Event()
+    Tally(lambda *_: came.set()).record([Sample(PICTURES, 1)])
+    assert came.wait(20)

@@ -4,15 +4,13 @@ Only Triton's own Python processes can import this module; ``triton_python_backe
 """
 
 import json
-import threading
 import time
 import traceback
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch.utils.dlpack
@@ -28,7 +26,6 @@ from afd_serve.response import ModelInfo
 from afd_serve.results import Shadow
 from afd_serve.steps import ClassifierStep, Finding, PreparedBatch, PreparingStep, make_answers
 from afd_serve.telemetry import (
-    COUNT,
     FAILURES,
     INFERENCE,
     METRICS,
@@ -38,6 +35,8 @@ from afd_serve.telemetry import (
     UNREAD,
     Metric,
     Sample,
+    Series,
+    Tally,
     samples_of,
 )
 from afd_serve.triton_protocol import ENSEMBLE, MODEL_CPU_METRIC, PICTURE, PROBE_ID, error_message
@@ -287,13 +286,7 @@ class Answers:
 
 
 class Metrics:
-    """The catalogue of `afd_serve.telemetry` as Triton's custom metrics.
-
-    This server's custom metrics know no histogram: one becomes the two counters ``<name>_sum`` and ``<name>_count``,
-    which a Prometheus histogram also has, so that the same query gives the mean on every server.
-
-    Each change of a metric is a message to the server and costs as much as the rest of an answer together, so they are
-    added up here, and a thread passes the sums on every `_PUSH_EVERY` seconds.
+    """The catalogue of `afd_serve.telemetry` as Triton's custom metrics, all of them counters.
 
     Args:
         args: The arguments of ``initialize``; the warm-up that they tell of is not counted.
@@ -301,55 +294,30 @@ class Metrics:
 
     def __init__(self, args: dict[str, str]) -> None:
         self._families = {name: _family(name, metric) for metric in _METRICS for name in metric.series}
-        self._metrics: dict[_Series, Any] = {}
-        self._sums: dict[_Series, float] = defaultdict(float)
+        self._metrics: dict[Series, Any] = {}
         self._uncounted = _warm_up_requests(args)
-        self._lock, self._news, self._closed = threading.Lock(), threading.Event(), threading.Event()
-        self._pusher = threading.Thread(target=self._push_on, daemon=True)
-        self._pusher.start()
+        self._tally = Tally(self._increment)
 
     def record(self, request: Any, samples: Iterable[Sample]) -> None:
         """Count what a request gives; the warm-up and a probe give nothing."""
         if self._uncounted:
             self._uncounted -= 1
-            return
-        if request.request_id() == PROBE_ID:
-            return
-        with self._lock:
-            for sample in samples:
-                for name in sample.metric.series:
-                    value = 1 if name.endswith(COUNT) else sample.value
-                    self._sums[name, sample.metric, sample.labels] += value
-        self._news.set()
+        elif request.request_id() != PROBE_ID:
+            self._tally.record(samples)
 
     def close(self) -> None:
         """Pass on what is left; nothing may be recorded afterwards."""
-        self._closed.set()
-        self._news.set()
-        self._pusher.join()
+        self._tally.close()
 
-    def _push_on(self) -> None:
-        while not self._closed.is_set():
-            self._news.wait()
-            self._closed.wait(_PUSH_EVERY)
-            self._news.clear()
-            self._push()
-
-    def _push(self) -> None:
-        with self._lock:
-            sums, self._sums = self._sums, defaultdict(float)
-        for series, value in sums.items():
-            if series not in self._metrics:
-                name, metric, labels = series
-                named = {"ModelName": ENSEMBLE} | dict(zip(metric.labels, labels, strict=True))
-                self._metrics[series] = self._families[name].Metric(labels=named)
-            self._metrics[series].increment(value)
+    def _increment(self, series: Series, value: float) -> None:
+        if series not in self._metrics:
+            named = {"ModelName": ENSEMBLE} | dict(zip(series.metric.labels, series.labels, strict=True))
+            self._metrics[series] = self._families[series.name].Metric(labels=named)
+        self._metrics[series].increment(value)
 
 
-_PUSH_EVERY: Final = 0.5
 _METRICS: Final = (*METRICS, MODEL_CPU)
 _TIMES: Final = (PREPROCESS, INFERENCE, SHADOW_TIME)
-_Series: TypeAlias = tuple[str, Metric, tuple[str, ...]]  # a counter's name, its metric, the values of its labels
 
 
 def _warm_up_requests(args: dict[str, str]) -> int:
