@@ -342,7 +342,8 @@ def test_every_declared_metric_arrives(server: TorchServe) -> None:
     server.post(GOOD["sample"], route="explanations")
     server.post(GOOD["sample"], {"afd": "shadow"})
     server.post(BAD["truncated"])
-    text = wait_for(server, "afd_shadow_seconds_count", 1)
+    for name in ("afd_explanations_total", "afd_shadow_seconds_count", "afd_failures_total"):
+        text = wait_for(server, name, 1)
     assert {name for metric in METRICS for name in metric.series} <= names(text)
     assert total(text, "afd_failures_total", ModelName="afd", code="truncated_jpeg") > 0
     assert total(text, "afd_estimated_quality_total", ModelName="afd", quality="08-10") > 0
