@@ -10,12 +10,11 @@ Note [Features in a file of their own]
 
 import copy
 import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -34,15 +33,13 @@ from afd_serve.models.fde import FREQUENCIES, GEOMETRY
 from afd_serve.models.precision import with_trunks_in
 from afd_serve.preprocess import ClassifierInputs, prepare, stack
 from afd_serve.sample import sample_variants
+from afd_serve.signature import FORMAT, SIGNATURE_NAME, Signature, TensorSpec
 
 __all__ = [
     "FEATURES_NAME",
     "MODEL_NAME",
-    "SIGNATURE_NAME",
     "Deployed",
     "ExportedModel",
-    "Signature",
-    "TensorSpec",
     "deploy",
     "eager_classifier",
     "example_inputs",
@@ -54,78 +51,11 @@ __all__ = [
 
 (MODEL_NAME,) = ENGINES["torchscript"].files
 FEATURES_NAME: Final = "features.pt"
-SIGNATURE_NAME: Final = "signature.json"
-_FORMAT: Final = 1
 _TOLERANCE: Final = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 2e-1}
 """How far outputs on noise may be from the eager float32 classifier's, relative to the largest, for each precision."""
 
 _PICTURE_TOLERANCE: Final = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 """How far a probability of a real picture may be from the eager float32 classifier's, for each precision."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output: a name, a torch dtype's name, and a shape in which -1 is the batch."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Signature:
-    """All that a server has to know of an exported classifier.
-
-    ``engine`` and ``precision`` are what it was exported for, ``parity`` the largest difference of a probability from
-    the eager float32 classifier's that the export found on real pictures, and ``sha256`` that of its files, joined.
-    ``features_sha256`` is that of ``features.pt``. Both digests are empty where it was not exported, the second also by
-    versions that wrote no features.
-    """
-
-    name: str
-    backbone: str
-    preset: str
-    fingerprint: str
-    sha256: str
-    format: int
-    version: str
-    torch: str
-    preprocessing: Preprocessing
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    labels: tuple[str, ...]
-    precision: str = "float32"
-    engine: str = "torchscript"
-    parity: float = 0.0
-    features_sha256: str = ""
-
-    def to_json(self) -> str:
-        """One JSON object; `from_json` reads it back."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Signature":
-        """Read what `to_json` wrote.
-
-        Raises:
-            CheckpointError: It is no signature, or one of a later format.
-        """
-        try:
-            values: dict[str, Any] = json.loads(text)
-            if values.get("format") != _FORMAT:
-                raise CheckpointError(f"the signature has format {values.get('format')}, this version reads {_FORMAT}")
-            preprocessing = values["preprocessing"]
-            values["preprocessing"] = Preprocessing(
-                **preprocessing | {key: tuple(preprocessing[key]) for key in ("mean", "std")}
-            )
-            for key in ("inputs", "outputs"):
-                values[key] = tuple(
-                    TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in values[key]
-                )
-            values["labels"] = tuple(values["labels"])
-            return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"this is no signature of an exported classifier: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -373,7 +303,7 @@ def _signature(source: str | Path, backbone: Backbone, preset: str, precision: s
         preset=preset,
         fingerprint=backbone.fingerprint,
         sha256="",
-        format=_FORMAT,
+        format=FORMAT,
         version=__version__,
         torch=str(torch.__version__),
         preprocessing=backbone.preprocessing,

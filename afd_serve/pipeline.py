@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from afd_serve.errors import ConfigError, InputError
-from afd_serve.export import Deployed, Signature, load_deployed
+from afd_serve.export import Deployed, load_deployed
 from afd_serve.jpeg import JpegLimits
 from afd_serve.mode import Mode
 from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
@@ -42,7 +42,7 @@ class Pipeline:
     def __init__(self, deployed: Deployed, limits: JpegLimits | None = None) -> None:
         self._module = deployed.module
         self._limits = limits or JpegLimits()
-        self.signature: Signature = deployed.signature
+        self.signature = deployed.signature
 
     @classmethod
     def load(

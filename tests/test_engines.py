@@ -9,16 +9,10 @@ import torch
 
 from afd_serve.engines import ENGINES
 from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
-from afd_serve.export import (
-    FEATURES_NAME,
-    SIGNATURE_NAME,
-    eager_classifier,
-    export_classifier,
-    exported_files,
-    load_deployed,
-)
+from afd_serve.export import FEATURES_NAME, eager_classifier, export_classifier, exported_files, load_deployed
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.packaging.triton import package_triton
+from afd_serve.signature import SIGNATURE_NAME
 from tests.test_classifier import batch
 
 CHOICES = [

@@ -14,13 +14,14 @@ from afd_serve.checkpoint import save_afd
 from afd_serve.config import PRESETS
 from afd_serve.errors import CheckpointError, NotAnImageError, NotExplainableError
 from afd_serve.explain import Explainer, Explanation, relative_distance
-from afd_serve.export import FEATURES_NAME, SIGNATURE_NAME, export_classifier
+from afd_serve.export import FEATURES_NAME, export_classifier
 from afd_serve.models.backbones import Backbone, make_backbone
 from afd_serve.models.classifier import map_site
 from afd_serve.models.discovery import Sites
 from afd_serve.overlay import heat, render
 from afd_serve.pipeline import Pipeline, Prediction
 from afd_serve.preprocess import stack
+from afd_serve.signature import SIGNATURE_NAME
 from tests.conftest import awakened, encoded, recompressed, scene
 from tests.tiny_backbone import SIZE
 

@@ -11,17 +11,10 @@ from torch import Tensor, fx, nn
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
 from afd_serve.config import PRESETS, SERVED_PRESET
 from afd_serve.errors import CheckpointError, ExportError
-from afd_serve.export import (
-    FEATURES_NAME,
-    MODEL_NAME,
-    SIGNATURE_NAME,
-    Signature,
-    deploy,
-    export_classifier,
-    load_deployed,
-)
+from afd_serve.export import FEATURES_NAME, MODEL_NAME, deploy, export_classifier, load_deployed
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
+from afd_serve.signature import SIGNATURE_NAME, Signature
 from tests.conftest import awakened, largest_file
 from tests.test_classifier import batch
 from tests.tiny_backbone import SIZE

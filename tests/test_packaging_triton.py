@@ -9,12 +9,13 @@ import torch
 from afd_serve.cli import main
 from afd_serve.engines.torchscript import quiet
 from afd_serve.errors import PackagingError
-from afd_serve.export import Signature, export_classifier
+from afd_serve.export import export_classifier
 from afd_serve.mode import Mode
 from afd_serve.packaging.triton import TritonLimits, check_repository, package_triton
 from afd_serve.pipeline import Pipeline
 from afd_serve.request import MAX_PICTURES
 from afd_serve.sample import sample_picture
+from afd_serve.signature import Signature
 from tests.tiny_backbone import CLASSES
 
 text_format = pytest.importorskip("google.protobuf.text_format")

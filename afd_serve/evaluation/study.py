@@ -14,8 +14,9 @@ from afd_serve.evaluation.report import write_report
 from afd_serve.evaluation.runner import RESULTS_FILE, Answer, Evaluation, Key, Progress, evaluate
 from afd_serve.evaluation.summary import Report, summarize
 from afd_serve.explain import Explainer
-from afd_serve.export import Signature, load_features
+from afd_serve.export import load_features
 from afd_serve.pipeline import Pipeline
+from afd_serve.signature import Signature
 
 __all__ = ["Study", "run_study"]
 

@@ -10,12 +10,13 @@ from typing import Any, Final, Literal, get_args
 
 from afd_serve.engines import ENGINES
 from afd_serve.errors import DependencyError, PackagingError
-from afd_serve.export import SIGNATURE_NAME, Signature, TensorSpec, export_classifier, exported_files
+from afd_serve.export import export_classifier, exported_files
 from afd_serve.mode import Mode
 from afd_serve.models.classifier import INPUTS
 from afd_serve.models.fde import FREQUENCIES
 from afd_serve.request import MAX_PICTURES
 from afd_serve.sample import sample_picture
+from afd_serve.signature import SIGNATURE_NAME, Signature, TensorSpec
 from afd_serve.steps import PreparingStep
 from afd_serve.triton_protocol import ENSEMBLE, PICTURE
 

@@ -18,12 +18,12 @@ import triton_python_backend_utils as pb_utils
 from torch import Tensor
 
 from afd_serve.errors import InputError
-from afd_serve.export import Signature
 from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, StageTimes
 from afd_serve.request import BadOptionError, Options, read_mode, read_options
 from afd_serve.response import ModelInfo
 from afd_serve.results import Shadow
+from afd_serve.signature import Signature
 from afd_serve.steps import ClassifierStep, Finding, PreparedBatch, PreparingStep, make_answers
 from afd_serve.telemetry import (
     FAILURES,

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from afd_serve.export import SIGNATURE_NAME, Signature
 from afd_serve.models.classifier import INPUTS
 from afd_serve.servers import triton_adapter as triton
+from afd_serve.signature import SIGNATURE_NAME, Signature
 from afd_serve.steps import PreparingStep
 
 

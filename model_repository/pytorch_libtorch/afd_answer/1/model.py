@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from afd_serve.export import SIGNATURE_NAME, Signature
 from afd_serve.servers import triton_adapter as triton
+from afd_serve.signature import SIGNATURE_NAME, Signature
 
 
 class TritonPythonModel:

@@ -1,0 +1,79 @@
+"""The signature of an exported classifier: all that a server has to know of it, as one JSON file beside the model."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from afd_serve.errors import CheckpointError
+from afd_serve.models.backbones import Preprocessing
+
+__all__ = ["FORMAT", "SIGNATURE_NAME", "Signature", "TensorSpec"]
+
+SIGNATURE_NAME: Final = "signature.json"
+FORMAT: Final = 1
+"""The format of the file; a reader refuses any other."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: a name, a torch dtype's name, and a shape in which -1 is the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """All that a server has to know of an exported classifier.
+
+    ``engine`` and ``precision`` are what it was exported for, ``parity`` the largest difference of a probability from
+    the eager float32 classifier's that the export found on real pictures, and ``sha256`` that of its files, joined.
+    ``features_sha256`` is that of ``features.pt``. Both digests are empty where it was not exported, the second also by
+    versions that wrote no features.
+    """
+
+    name: str
+    backbone: str
+    preset: str
+    fingerprint: str
+    sha256: str
+    format: int
+    version: str
+    torch: str
+    preprocessing: Preprocessing
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+    precision: str = "float32"
+    engine: str = "torchscript"
+    parity: float = 0.0
+    features_sha256: str = ""
+
+    def to_json(self) -> str:
+        """One JSON object; `from_json` reads it back."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Signature":
+        """Read what `to_json` wrote.
+
+        Raises:
+            CheckpointError: It is no signature, or one of a later format.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values.get("format") != FORMAT:
+                raise CheckpointError(f"the signature has format {values.get('format')}, this version reads {FORMAT}")
+            preprocessing = values["preprocessing"]
+            values["preprocessing"] = Preprocessing(
+                **preprocessing | {key: tuple(preprocessing[key]) for key in ("mean", "std")}
+            )
+            for key in ("inputs", "outputs"):
+                values[key] = tuple(
+                    TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in values[key]
+                )
+            values["labels"] = tuple(values["labels"])
+            return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"this is no signature of an exported classifier: {error!r}") from error
