@@ -8,7 +8,8 @@ take turns: each round loads one after the other, first as fast as it answers (c
 under way), then with requests that arrive at random at 70 % of that rate (open loop; latencies count from when a
 request was due). ``stock`` is TorchServe's own image_classifier handler with the bare backbone as TorchScript in
 float32; ``echo`` answers without looking, which is what TorchServe itself costs. CPU time is that of the server's
-processes, the client's excluded. Of the rounds, the medians are shown. The machine should do nothing else.
+processes, the client's excluded. Of the rounds, the medians are shown. The first answer's time counts from the start of
+the server's process, while the servers before it idle. The machine should do nothing else.
 
 Needs the extras ``torchserve``, ``torchvision`` and ``plots``, those of the engines, and captum, which the stock
 handler imports: pip install --no-deps captum
@@ -30,6 +31,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from http_load import prediction_request, read_answer
 from machine import cpu_name, family, memory
@@ -123,14 +125,25 @@ class Measured:
     failed: int
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a system takes before it is asked: MiB per worker, and seconds from its start to its first answer."""
+
+    memory: float
+    first_answer: float
+
+
 @contextmanager
-def serving(system: System, model: str, folder: Path, probe: bytes, workers: int) -> Iterator[torchserve.TorchServe]:
+def serving(
+    system: System, model: str, folder: Path, probe: bytes, workers: int
+) -> Iterator[tuple[torchserve.TorchServe, float]]:
+    """A server, and how many seconds it took from its start to its first answer."""
     folder.mkdir()
     archive = system.archive(model, folder)
     state = folder / "state"
     server = torchserve.start(archive, state, probe=probe, ports=torchserve.Ports.free(), workers=workers)
     try:
-        yield server
+        yield server, time.time() - psutil.Process(server.pid).create_time()
     finally:
         torchserve.stop(state)
 
@@ -210,10 +223,20 @@ def median(rounds: Sequence[Measured]) -> Measured:
     return Measured(**values | {"failed": sum(one.failed for one in rounds)})  # type: ignore[arg-type]
 
 
-def show(found: dict[str, Measured], sizes: dict[str, float]) -> Table:
+def show(found: dict[str, Measured], held: dict[str, Held]) -> Table:
     stock = found.get("stock")
     table = Table(
-        "TorchServe with", "pictures/s", "x stock", "CPU ms", "p50 ms", "p95", "p99", "p99/p50", "MiB", "failed"
+        "TorchServe with",
+        "pictures/s",
+        "x stock",
+        "CPU ms",
+        "p50 ms",
+        "p95",
+        "p99",
+        "p99/p50",
+        "MiB",
+        "first, s",
+        "failed",
     )
     for name, row in found.items():
         times = f"{row.rate / stock.rate:.2f}" if stock else "-"
@@ -224,7 +247,8 @@ def show(found: dict[str, Measured], sizes: dict[str, float]) -> Table:
             times,
             *milliseconds,
             f"{row.p99 / row.p50:.1f}",
-            f"{sizes[name]:.0f}",
+            f"{held[name].memory:.0f}",
+            f"{held[name].first_answer:.1f}",
             str(row.failed),
         )
     return table
@@ -265,17 +289,17 @@ def main() -> None:
     workers = arguments.workers or os.cpu_count() or 1
     rounds: dict[str, list[Measured]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="afd-serving-") as scratch, ExitStack() as stack:
-        servers = {}
+        servers, starts = {}, {}
         for index, name in enumerate(names):
             context = serving(SYSTEMS[name], arguments.model, Path(scratch) / str(index), pictures[0], workers)
-            servers[name] = stack.enter_context(context)
+            servers[name], starts[name] = stack.enter_context(context)
             print(f"{name} is up", flush=True)
         loads = {name: Load(servers[name], SYSTEMS[name].header, pictures) for name in names}
         for number in range(arguments.rounds):
             for name in names:
                 rounds[name].append(measure(servers[name], loads[name], arguments.requests, arguments.concurrency))
             print(f"round {number + 1} of {arguments.rounds}", flush=True)
-        sizes = {name: worker_memory(servers[name]) for name in names}
+        held = {name: Held(worker_memory(servers[name]), starts[name]) for name in names}
     found = {name: median(measured) for name, measured in rounds.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -286,12 +310,12 @@ def main() -> None:
         "python": platform.python_version(),
         "pictures": len(pictures),
     }
-    rows = {name: asdict(row) | {"memory": sizes[name]} for name, row in found.items()}
+    rows = {name: asdict(row) | asdict(held[name]) for name, row in found.items()}
     (arguments.out / "serving.json").write_text(json.dumps(facts | {"systems": rows}, indent=1))
     draw(found, arguments.out / "serving.png")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
-    console.print(show(found, sizes))
+    console.print(show(found, held))
 
 
 if __name__ == "__main__":
