@@ -33,8 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 Reader = Callable[[Path, bytes], object]
 
+# Pages that no picture needs are never touched.
+WARM = jpeg.JpegOutput(coefficients=np.empty(100_000_000, np.int16))
+
 READERS: dict[str, Reader] = {
     "afd_serve: coefficients": lambda _, data: jpeg.read(data),
+    "afd_serve: coefficients into a warm buffer": lambda _, data: jpeg.read(data, out=WARM),
     "afd_serve: coefficients + RGB": lambda _, data: jpeg.read(data, pixels=True),
     "afd_serve: coefficients + RGB / 8": lambda _, data: jpeg.read(data, pixels=True, scale=1),
     "Pillow: RGB": lambda _, data: Image.open(io.BytesIO(data)).convert("RGB"),
