@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
 from afd_serve.config import PRESETS, SERVED_PRESET
 from afd_serve.errors import CheckpointError, ExportError
-from afd_serve.export import FEATURES_NAME, MODEL_NAME, deploy, export_classifier, load_deployed
+from afd_serve.export import FEATURES_NAME, MODEL_NAME, deploy, example_inputs, export_classifier, load_deployed
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.signature import SIGNATURE_NAME, Signature
@@ -96,10 +96,24 @@ def test_an_unknown_source_names_what_there_is() -> None:
         deploy("no-such-model")
 
 
-def test_the_package_ships_the_default_model_in_under_three_megabytes() -> None:
+def test_the_package_ships_the_default_model_in_under_a_megabyte_and_all_in_under_six() -> None:
     shipped = shipped_models()
     assert shipped["efficientnet-lite0"] == shipped[f"efficientnet-lite0/{SERVED_PRESET}"]
-    assert sum(path.stat().st_size for path in set(shipped.values())) < 3_000_000
+    assert shipped["efficientnet-lite0"].stat().st_size < 1_000_000
+    assert sum(path.stat().st_size for path in set(shipped.values())) < 6_000_000
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_models() if "/" in name])
+def test_every_shipped_model_runs_and_is_what_its_name_says(name: str) -> None:
+    deployed = deploy(name)  # compares it with the eager classifier
+    backbone, preset = name.split("/")
+    assert (deployed.signature.backbone, deployed.signature.preset) == (backbone, preset)
+    inputs = example_inputs(deployed.signature.preprocessing.size)  # the first gate is open, the second is closed
+    with torch.inference_mode():
+        protected = deployed.module(*inputs)[0]
+        bare = deployed.module(*inputs._replace(gate=torch.zeros(2)))[0]
+    assert not torch.allclose(protected[0], bare[0], atol=1e-2)
+    torch.testing.assert_close(protected[1], bare[1])
 
 
 def test_the_shipped_model_deploys_and_agrees_with_eager() -> None:
