@@ -83,7 +83,7 @@ class GatedConv(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """Features [N, O, H', W'] of features [N, I, H, W], gated by the pictures' whole modulation."""
-        if x.shape[0] != 1 or not self.folds:
+        if modulation.shape[0] != 1 or not self.folds:  # not of x: a pad before it would have to be computed
             several: Tensor = self.activation(self.gate(self._convolve(x, self.kernel, self.bias), modulation))
             return several
         scale, shift = self.gate.part(modulation[0])
