@@ -86,27 +86,28 @@ def deploy(source: str | Path, *, precision: str = "float32") -> Deployed:
         CheckpointError: There are no such weights, or they are another backbone's.
         ExportError: The scripted classifier does not agree with the eager one, or there is no such precision.
     """
-    data, signature = _script(source, *_fitted(source), precision)
-    return Deployed(torchscript.load(data), signature)
+    _, deployed = _script(source, *_fitted(source), precision)
+    return deployed
 
 
-def _script(source: str | Path, backbone: Backbone, afd: AfdNet, precision: str) -> tuple[bytes, Signature]:
+def _script(source: str | Path, backbone: Backbone, afd: AfdNet, precision: str) -> tuple[bytes, Deployed]:
     _check_choice("torchscript", precision)
     classifier = AfdClassifier(backbone, afd).eval()
-    data = _frozen(classifier, backbone.preprocessing.size, precision)
-    parity = _check_pictures(classifier, torchscript.load(data), backbone.preprocessing, precision)
-    return data, replace(_signature(source, backbone, afd.config.preset, precision), parity=parity)
+    data, module = _frozen(classifier, backbone.preprocessing.size, precision)
+    parity = _check_pictures(classifier, module, backbone.preprocessing, precision)
+    signature = replace(_signature(source, backbone, afd.config.preset, precision), parity=parity)
+    return data, Deployed(module, signature)
 
 
-def _frozen(classifier: AfdClassifier, size: int, precision: str) -> bytes:
-    """The file of a classifier, scripted and frozen, after comparing what loads from it with the classifier."""
+def _frozen(classifier: AfdClassifier, size: int, precision: str) -> tuple[bytes, Engine]:
+    """The file of a classifier, scripted and frozen, and what loads from it, compared with the classifier."""
     expected = [_run(classifier, inputs) for inputs in _parity_inputs(size)]
     if precision != "float32":
         classifier = with_trunks_in(classifier, getattr(torch, precision))
     data = torchscript.to_bytes(_freeze_classifier(classifier, example_inputs(size)))
     module = torchscript.load(data)
     _check_parity(expected, [_run(module, inputs) for inputs in _parity_inputs(size)], _TOLERANCE[precision])
-    return data
+    return data, module
 
 
 def _write_graphs(
@@ -164,12 +165,13 @@ def export_classifier(
 def _write_files(source: str | Path, folder: Path, engine: str, precision: str) -> Signature:
     backbone, afd = _fitted(source)
     if engine == "torchscript":
-        data, signature = _script(source, backbone, afd, precision)
+        data, deployed = _script(source, backbone, afd, precision)
+        signature = deployed.signature
         (folder / MODEL_NAME).write_bytes(data)
     else:
         signature = _write_graphs(source, backbone, afd, folder, engine, precision)
     # TorchScript in float32 whatever runs the classifier: explanations are asked for seldom.
-    features = _frozen(_features(backbone, afd), backbone.preprocessing.size, "float32")
+    features, _ = _frozen(_features(backbone, afd), backbone.preprocessing.size, "float32")
     (folder / FEATURES_NAME).write_bytes(features)
     signature = replace(
         signature,
@@ -213,8 +215,8 @@ def load_deployed(source: str | Path, device: torch.device | None = None) -> Dep
     """
     folder = Path(source)
     if not (folder / SIGNATURE_NAME).is_file():
-        data, signature = _script(source, *_fitted(source), "float32")
-        return Deployed(torchscript.load(data, device), signature)
+        data, deployed = _script(source, *_fitted(source), "float32")
+        return deployed if device is None else replace(deployed, module=torchscript.load(data, device))
     signature = _read_signature(folder)
     data = _read(folder, ENGINES[signature.engine].files, signature.sha256)
     if signature.engine == "torchscript":

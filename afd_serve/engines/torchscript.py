@@ -138,6 +138,7 @@ class _Convolution:
         self.kernel: Tensor | None = _value(self._kernel)
         users = [use.user for use in node.output().uses()]
         self._activation = users[0] if len(users) == 1 and users[0].kind() in _ACTIVATIONS else None
+        self._last = self._activation or self._node
 
     def packable(self) -> bool:
         """Whether oneDNN's operator can take its place on this processor."""
@@ -147,7 +148,6 @@ class _Convolution:
 
     def pack(self) -> None:
         """Put oneDNN's operator in its place."""
-        last = self._activation or self._node
         stride, padding, dilation, groups = self._geometry
         sides = self._padding_instead_of_pad()
         if sides:
@@ -157,9 +157,9 @@ class _Convolution:
         geometry = [padding, stride, dilation, groups]
         inputs = [self._x, self._laid_out(sides), self._bias, *geometry, self._constant(name), self._range(bounds)]
         packed = self._create(_PACKED, [*inputs, self._constant("")])
-        packed.output().setType(last.output().type())
-        last.output().replaceAllUsesWith(packed.output())
-        last.destroy()
+        packed.output().setType(self._last.output().type())
+        self._last.output().replaceAllUsesWith(packed.output())
+        self._last.destroy()
         if self._activation:
             self._node.destroy()
 
@@ -199,11 +199,11 @@ class _Convolution:
 
     def _constant(self, value: str | int | list[int]) -> Any:
         constant = self._graph.insertConstant(value)
-        constant.node().moveBefore(self._activation or self._node)
+        constant.node().moveBefore(self._last)
         return constant
 
     def _create(self, kind: str, inputs: Sequence[Any]) -> Any:
-        return self._graph.create(kind, list(inputs), 1).insertBefore(self._activation or self._node)
+        return self._graph.create(kind, list(inputs), 1).insertBefore(self._last)
 
 
 def _pack(graph: Any) -> None:
