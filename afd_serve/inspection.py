@@ -10,7 +10,7 @@ from rich.table import Table
 from afd_serve import jpeg
 from afd_serve.dct import dequantize
 from afd_serve.errors import EmptyInputError, NotAnImageError
-from afd_serve.quality import CompressionHistory, compression_history
+from afd_serve.quality import CompressionHistory, compression_history, harmless_from
 
 __all__ = ["Inspection", "inspect_jpeg", "print_inspection", "to_dict"]
 
@@ -56,7 +56,7 @@ def to_dict(inspection: Inspection) -> dict[str, Any]:
         "orientation": image.orientation,
         "estimated_quality": history.quality,
         "resaved": history.resaved,
-        "good": history.good,
+        "harmless_from": harmless_from(history.quality),
         "components": [
             {
                 "component_id": component.component_id,
@@ -97,7 +97,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
 def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     image, history = inspection.image, inspection.history
     coding = "arithmetic" if image.arithmetic else "Huffman"
-    verdict = "good: the gate stays closed" if history.good else "compressed: AFD acts"
+    reduction = harmless_from(history.quality)
+    verdict = f"compressed: AFD acts unless the model sees it reduced {reduction:.1f} times or more"
     source = "its coefficients; it was saved again since" if history.resaved else "its table"
     facts = [
         ("size", f"{image.width} x {image.height} pixels, {inspection.size} bytes"),
@@ -106,6 +107,6 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         ("restart interval", f"{image.restart_interval} MCUs" if image.restart_interval else "none"),
         ("EXIF orientation", str(image.orientation)),
         ("estimated quality", f"{history.quality} (from {source})"),
-        ("judgement", verdict),
+        ("judgement", verdict if reduction else "good: the gate stays closed"),
     ]
     return facts + [("warning", warning) for warning in image.warnings]

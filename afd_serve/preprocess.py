@@ -51,7 +51,12 @@ class PreparedPicture:
     @property
     def good(self) -> bool:
         """Whether the gate may stay closed."""
-        return self.history.good and not self.starved
+        return self.history.good(self.reduction) and not self.starved
+
+    @property
+    def reduction(self) -> float:
+        """Picture pixels per model pixel, along a side; below 1 where the picture is enlarged."""
+        return float(2 ** self.geometry[0])
 
     @property
     def estimated_quality(self) -> int | None:
@@ -104,7 +109,7 @@ def prepare(
     if not jpeg.is_jpeg(data):
         pixels = _decode_with_pillow(data, limits)
         picture = _prepare_pixels(pixels, preprocessing, crop)
-        return replace(picture, starved=is_starved(data, pixels.shape[0] * pixels.shape[1]))
+        return replace(picture, starved=is_starved(data, pixels.shape[0] * pixels.shape[1], picture.reduction))
     prepared = _jpeg.prepare(
         data,
         jpeg.native_limits(limits),

@@ -277,6 +277,13 @@ def test_grayscale_has_empty_chroma_blocks() -> None:
     assert not picture.dequantized[:, :, 64:].any()
 
 
+@pytest.mark.parametrize(("side", "good"), [(64, False), (128, True)])
+def test_whether_a_picture_is_good_depends_on_how_far_it_is_reduced(side: int, good: bool) -> None:
+    picture = prepare(encoded(scene(side, side), quality=75), PREPROCESSING, crop=False)
+    assert picture.reduction == side / PREPROCESSING.size
+    assert picture.good is good
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_other_formats_carry_no_tables_and_pass_as_good(kind: str) -> None:
     picture = prepare(encoded(scene(), kind, quality=100), PREPROCESSING)
@@ -290,7 +297,7 @@ def test_other_formats_carry_no_tables_and_pass_as_good(kind: str) -> None:
 def test_other_lossy_codecs_are_judged_by_the_bits_that_they_spent(kind: str, quality: int, good: bool) -> None:
     if not features.check(kind.lower()):
         pytest.skip(f"this Pillow writes no {kind}")
-    assert prepare(encoded(scene(320, 240), kind, quality=quality), PREPROCESSING).good is good
+    assert prepare(encoded(scene(64, 64), kind, quality=quality), PREPROCESSING, crop=False).good is good
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from afd_serve import _jpeg, jpeg
 from afd_serve.dct import ZIGZAG_TO_NATURAL, dequantize
-from afd_serve.quality import compression_history, earlier_quality, estimate_quality, scaled_table
+from afd_serve.quality import (
+    CompressionHistory,
+    compression_history,
+    earlier_quality,
+    estimate_quality,
+    harmless_from,
+    is_starved,
+    scaled_table,
+)
 from tests.conftest import encoded, recompressed, scene
 
 
@@ -40,7 +48,7 @@ def test_a_lying_table_is_found_out(first: int, final: int) -> None:
     history = compression_history(*luma(recompressed(scene(224, 224), first, final)))
     assert history.resaved
     assert abs(history.quality - first) <= 3
-    assert not history.good
+    assert not history.good(reduction=1)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -49,7 +57,7 @@ def test_a_single_compression_shows_no_earlier_one(seed: int, quality: int) -> N
     data = encoded(scene(224, 224, seed=seed), quality=quality)
     assert earlier_quality(*luma(data)) is None
     history = compression_history(*luma(data))
-    assert (history.quality, history.resaved, history.good) == (quality, False, quality >= 90)
+    assert (history.quality, history.resaved) == (quality, False)
 
 
 def test_the_finest_quality_that_is_looked_for_is_found() -> None:
@@ -58,7 +66,36 @@ def test_the_finest_quality_that_is_looked_for_is_found() -> None:
 
 def test_a_flat_picture_is_good() -> None:
     blank = np.zeros((28, 28, 8, 8), np.int16)
-    assert compression_history(blank, scaled_table(95)).good
+    assert compression_history(blank, scaled_table(95)).good(reduction=1)
+
+
+@given(st.integers(2, 100))
+def test_the_finer_a_picture_was_quantized_the_less_reduction_makes_it_harmless(quality: int) -> None:
+    assert harmless_from(quality) <= harmless_from(quality - 1)
+
+
+@pytest.mark.parametrize(("quality", "reduction", "good"), [(85, 0.5, True), (84, 1, False), (75, 1, False)])
+def test_a_picture_that_is_not_reduced_is_good_from_85_on(quality: int, reduction: float, good: bool) -> None:
+    assert CompressionHistory(quality, resaved=False).good(reduction) is good
+
+
+@pytest.mark.parametrize(
+    ("quality", "reduction", "good"), [(75, 1.5, True), (50, 2, False), (50, 3, True), (10, 8, False)]
+)
+def test_the_more_a_picture_is_reduced_the_coarser_its_tables_may_be(
+    quality: int, reduction: float, good: bool
+) -> None:
+    assert CompressionHistory(quality, resaved=False).good(reduction) is good
+
+
+@pytest.mark.parametrize(
+    ("bits", "reduction", "starved"),
+    [(1.4, 0.5, True), (1.4, 1, True), (1.6, 1, False), (0.6, 2, False), (0.4, 2, True)],
+)
+def test_another_codec_starves_a_reduced_picture_at_fewer_bits(bits: float, reduction: float, starved: bool) -> None:
+    pixels = 10_000
+    lossy = b"RIFF----WEBPVP8 " + bytes(round(bits * pixels / 8) - 16)
+    assert is_starved(lossy, pixels, reduction) is starved
 
 
 FREQUENCIES = np.array(ZIGZAG_TO_NATURAL[1:22])
