@@ -1,20 +1,28 @@
 """The named shapes of AFD: which sites of a backbone they use."""
 
 import math
-from dataclasses import replace
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from torch import nn
 
 from afd_serve.config import PRESETS, AdapterSiteConfig, AfdConfig, FeSiteConfig, GateSiteConfig
 from afd_serve.dct import BLOCK
 from afd_serve.errors import AttachError, ConfigError
-from afd_serve.models.attach import SiteShape, convolutions, probe_shapes
+from afd_serve.models.attach import convolutions, probe_shapes
 from afd_serve.models.backbones import Backbone
 
 __all__ = ["preset_config"]
 
 _SHORTCUTS = ("downsample", "shortcut")
+
+
+class _Parts(NamedTuple):
+    """What a preset consists of; ``enhancers`` are its FE-Nets."""
+
+    gates: bool
+    adapters: bool
+    enhancers: Callable[[Backbone], tuple[FeSiteConfig, ...]]
 
 
 def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
@@ -29,25 +37,23 @@ def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
         ConfigError: No preset has this name.
         AttachError: The backbone has no usable site.
     """
-    if preset not in PRESETS:
+    if preset not in _PARTS:
         raise ConfigError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
-    size = backbone.preprocessing.size
-    stem = _last_norm(backbone.module, backbone.stem)
-    normed = [stem, *(_last_norm(backbone.module, block) for block in backbone.blocks)]
-    gated = normed if preset in ("default", "full") else []
-    shapes = probe_shapes(backbone.module, [*dict.fromkeys([*normed, *backbone.blocks])], size)
-    sites = [stem] if preset == "paper" else _enhanced_blocks(backbone, shapes) if preset == "full" else []
-    enhancers = [FeSiteConfig(site, shapes[site].channels, shapes[site].stride) for site in sites]
-    if preset == "full":
-        enhancers = [replace(enhancer, width=_SMALL_WIDTH, low_blocks=1) for enhancer in enhancers]
+    parts = _PARTS[preset]
     return AfdConfig(
         preset=preset,
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,
-        gates=tuple(GateSiteConfig(site, shapes[site].channels) for site in gated),
-        adapters=() if preset == "paper" else _adapters(backbone.module),
-        fe=tuple(enhancers),
+        gates=_gates(backbone) if parts.gates else (),
+        adapters=_adapters(backbone.module) if parts.adapters else (),
+        fe=parts.enhancers(backbone),
     )
+
+
+def _gates(backbone: Backbone) -> tuple[GateSiteConfig, ...]:
+    sites = [_last_norm(backbone.module, name) for name in (backbone.stem, *backbone.blocks)]
+    shapes = probe_shapes(backbone.module, sites, backbone.preprocessing.size)
+    return tuple(GateSiteConfig(site, shapes[site].channels) for site in sites)
 
 
 def _last_norm(root: nn.Module, name: str) -> str:
@@ -86,11 +92,30 @@ def _adapters(module: nn.Module) -> tuple[AdapterSiteConfig, ...]:
     )
 
 
-def _enhanced_blocks(backbone: Backbone, shapes: dict[str, SiteShape]) -> list[str]:
+def _no_enhancer(_backbone: Backbone) -> tuple[FeSiteConfig, ...]:
+    return ()
+
+
+def _enhanced_stem(backbone: Backbone) -> tuple[FeSiteConfig, ...]:
+    site = _last_norm(backbone.module, backbone.stem)
+    shape = probe_shapes(backbone.module, [site], backbone.preprocessing.size)[site]
+    return (FeSiteConfig(site, shape.channels, shape.stride),)
+
+
+def _enhanced_block(backbone: Backbone) -> tuple[FeSiteConfig, ...]:
+    shapes = probe_shapes(backbone.module, backbone.blocks, backbone.preprocessing.size)
     last = {shapes[block].stride: block for block in backbone.blocks}
     for stride in (BLOCK, BLOCK // 2):
         if stride in last:
-            return [last[stride]]
+            return (FeSiteConfig(last[stride], shapes[last[stride]].channels, stride, _SMALL_WIDTH, low_blocks=1),)
     raise AttachError(
         f"{backbone.name} has no block at stride 8 or 4 for an FE-Net (strides: {sorted(last)}); use preset 'default'"
     )
+
+
+_PARTS: Final = {
+    "default": _Parts(gates=True, adapters=True, enhancers=_no_enhancer),
+    "lite": _Parts(gates=False, adapters=True, enhancers=_no_enhancer),
+    "full": _Parts(gates=True, adapters=True, enhancers=_enhanced_block),
+    "paper": _Parts(gates=False, adapters=False, enhancers=_enhanced_stem),
+}

@@ -59,7 +59,6 @@ def fit(config: FitConfig) -> FitResult:
     backbone = load_backbone(config.backbone)
     pictures = find_pictures(config.images, config.exclude)
     trainer = Trainer(config, backbone, pictures)
-    write_atomically(config.out / _CONFIG_NAME, lambda path: path.write_text(config.to_json()))
     loss = trainer.run()
     return FitResult(weights=config.out / WEIGHTS_NAME, loss=loss)
 
@@ -155,6 +154,8 @@ class Trainer:
 
     def run(self) -> float:
         """Train until the last step; the state is saved as it goes and when it is interrupted."""
+        config = self.config
+        write_atomically(config.out / _CONFIG_NAME, lambda path: path.write_text(config.to_json()))
         recent = math.nan
         with _progress() as progress:
             task = progress.add_task("fitting", total=self.config.steps, completed=self.step, loss="")
