@@ -8,10 +8,11 @@ Note [When compression does no harm]
     classifier sees a large picture reduced, and with it the errors of quantization: at QF 75 a picture at the model's
     own size needs AFD, one of twice that size is better left alone. `benchmarks/gate.py` compresses photographs of 1 to
     4 times the model's size and tells where the probabilities of the bare and of the protected classifier are equally
-    far (KL divergence) from those of the uncompressed picture. EfficientNet-Lite0, 1 and 2 agree on QF 86 for no
-    reduction, on 80 to 82 for 1.2 times, 69 to 79 for 1.45, 53 to 65 for 2, 39 to 45 for 2.8 and 25 to 28 for 4. Told
-    by the standard tables' scale, that is a line. WebP does as much harm as AFD at 1.7 bits per pixel for no reduction,
-    at 0.8 for 1.45 times, 0.6 for 2 and 0.3 for 2.8.
+    far (KL divergence) from those of the uncompressed picture. For EfficientNet-Lite0, 1 and 2 that is at QF 90 or more
+    for no reduction, at 84 to 87 for 1.2 times, 80 to 84 for 1.45, 64 to 74 for 2, 48 to 60 for 2.8 and 33 to 36 for 4.
+    Where AFD would gain little it is left out too: the gate's line, straight in the standard tables' scale, is a few
+    steps of QF below these. WebP does as much harm as AFD at 1.7 bits per pixel for no reduction, at 0.8 for 1.45
+    times, 0.6 for 2 and 0.3 for 2.8.
 """
 
 from dataclasses import dataclass

@@ -117,12 +117,14 @@ def draw(ratios: NDArray[np.float64]) -> Figure:
     mesh = axes.pcolormesh(REDUCTIONS, QUALITIES, ratios.T, norm=LogNorm(1 / 4, 4), cmap="RdBu_r", shading="nearest")
     qualities = np.arange(min(QUALITIES), 86)
     axes.plot([harmless_from(int(quality)) for quality in qualities], qualities, color="black")
-    axes.annotate("gate closed", (2.4, 78), weight="bold")
+    axes.annotate("gate closed", (2.4, 78), weight="bold", color="white")
     axes.annotate("gate open", (0.72, 30), weight="bold")
     axes.set_xticks(REDUCTIONS, [f"{reduction:g}" for reduction in REDUCTIONS])
     axes.minorticks_off()
     axes.set_xlim(0.65, 4.4)
-    figure.colorbar(mesh, label="divergence with AFD / without", ticks=[0.25, 0.5, 1, 2, 4], format="%g")
+    bar = figure.colorbar(mesh, label="divergence with AFD / without")
+    bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"], minor=False)
+    bar.minorticks_off()
     return figure
 
 
