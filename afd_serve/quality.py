@@ -43,7 +43,7 @@ def harmless_from(quality: int) -> float:
     See Note [When compression does no harm].
     """
     scale = 200 - 2 * quality if quality >= 50 else 5000 / quality
-    return 0.0 if scale <= _HARMLESS_SCALE else (scale + 25) / 55
+    return 0.0 if scale <= _HARMLESS_SCALE else (scale + 25) / 55  # reduced r times: 55 r - 25 per cent
 
 
 _FEW_BITS: Final = 1.5
