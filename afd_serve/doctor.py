@@ -4,6 +4,7 @@
 Imports are inside the checks, because a broken one is a finding.
 """
 
+import ctypes.util
 import importlib
 import importlib.util
 import platform
@@ -57,6 +58,7 @@ def examine() -> Iterator[Check]:
         module="pytriton",
     )
     yield _java()
+    yield _jemalloc()
     yield _ports()
 
 
@@ -129,6 +131,12 @@ def _java() -> Check:
     except DependencyError as error:
         return Check("java", False, f"only needed for `serve torchserve`: {error}")
     return Check("java", True, f"{java.version}, {java.path}")
+
+
+def _jemalloc() -> Check:
+    library = ctypes.util.find_library("jemalloc")
+    remedy = "only makes TorchServe's workers faster: apt-get install libjemalloc2"
+    return Check("jemalloc", library is not None, library or remedy)
 
 
 def _ports() -> Check:

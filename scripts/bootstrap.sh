@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what Python packages cannot bring: a C++ compiler, the headers of libjpeg-turbo and of Python, a Java runtime
-# and the venv module. Does nothing where all is there; where it may not install, it says what is missing and stops.
+# and the venv module; and jemalloc, where that is easy. Does nothing where all is there; where it may not install, it
+# says what is missing and stops.
 #
 # Usage: bootstrap.sh PYTHON [without-java]
 set -eu
@@ -41,18 +42,32 @@ if [ "${2:-}" != without-java ]; then
   [ "${version:-0}" -ge 11 ] || need java
 fi
 
-[ -n "$missing" ] || exit 0
+# Without this one, TorchServe's workers are only slower.
+wished=
+if [ "${2:-}" != without-java ] && ! /sbin/ldconfig -p 2>/dev/null | grep -q libjemalloc.so; then
+  wished=libjemalloc2
+fi
+
+[ -n "$missing$wished" ] || exit 0
 
 as_root=
 [ "$(id -u)" -eq 0 ] || as_root=sudo
 if ! command -v apt-get >/dev/null 2>&1 || { [ -n "$as_root" ] && ! sudo -n true >/dev/null 2>&1; }; then
+  [ -n "$missing" ] || exit 0
   echo "bootstrap: these are missing and cannot be installed from here:$missing" >&2
   echo "On Debian, as root: apt-get install$(echo "$missing" | sed "s/ java/ $(java_package)/")" >&2
   exit 1
 fi
 
-$as_root apt-get update
+install() {
+  # shellcheck disable=SC2086  # a list of package names
+  $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $1
+}
+
+$as_root apt-get update || [ -z "$missing" ]
 packages=$(echo "$missing" | sed "s/ java/ $(java_package)/")
-echo "bootstrap: installing$packages"
-# shellcheck disable=SC2086  # a list of package names
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages
+if [ -n "$packages" ]; then
+  echo "bootstrap: installing$packages"
+  install "$packages"
+fi
+[ -z "$wished" ] || install "$wished" || echo "bootstrap: going on without $wished"

@@ -97,6 +97,15 @@ def test_an_engine_that_is_not_installed_is_named(
         load_deployed(tmp_path)
 
 
+def test_openvino_refuses_a_preloaded_allocator_that_would_end_the_process(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_classifier(tiny_run, tmp_path, engine="openvino")
+    monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so.2")
+    with pytest.raises(CheckpointError, match="without LD_PRELOAD"):
+        load_deployed(tmp_path)
+
+
 def test_graphs_run_on_the_cpu_only(tiny_run: Path, tmp_path: Path) -> None:
     export_classifier(tiny_run, tmp_path, engine="onnxruntime")
     with pytest.raises(CheckpointError, match="torchscript"):

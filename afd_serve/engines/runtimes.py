@@ -73,6 +73,8 @@ class OpenVino(GraphEngine):
     """OpenVINO's CPU plug-in."""
 
     def _open(self, path: Path) -> Any:
+        if "malloc" in os.environ.get("LD_PRELOAD", ""):  # this is no error of OpenVINO's: it would end the process
+            raise RuntimeError("it does not run with a preloaded allocator; start this process without LD_PRELOAD")
         os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
         openvino = import_module("openvino")
         settings = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from afd_serve.errors import DependencyError, ServingError
 from afd_serve.packaging.torchserve import handlers_dir
+from afd_serve.servers.allocator import preloaded
 from afd_serve.servers.processes import free_ports, read_log
 
 __all__ = [
@@ -79,6 +80,7 @@ def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
         # One thread per worker, from its first import on: more threads than cores collapse under load.
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        **preloaded(state_dir / "model_store" / archive.name),
     }
     command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs"]
     command += ["--ts-config", str(state_dir / "config.properties")]

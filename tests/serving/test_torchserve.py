@@ -90,12 +90,17 @@ def batches(server: TorchServe) -> float:
 
 
 def wait_for(server: TorchServe, name: str, value: float) -> str:
-    """A scrape in which the series have reached a value: the worker tells a moment after the answers."""
+    """A scrape in which the series have reached a value and nothing more arrives; the worker tells after it answers."""
     limit = time.monotonic() + 20
-    while total(text := scraped(server), name) < value:
+    before: list[str] = []
+    while True:
+        text = scraped(server)
+        ours = [line for line in text.splitlines() if line.startswith("afd_")]
+        if total(text, name) >= value and ours == before:
+            return text
         assert time.monotonic() < limit, f"{name} never reached {value}"
-        time.sleep(0.2)
-    return text
+        before = ours
+        time.sleep(0.7)  # longer than a worker keeps its figures
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -1,0 +1,39 @@
+"""jemalloc in place of the C library's allocator, for the workers of a server.
+
+TorchScript asks for memory anew for every feature map, which takes a tenth of a worker's time with the C library's
+allocator, and half of that with jemalloc; a worker then also holds 50 MiB less. It has to be there before anything
+else is loaded (``LD_PRELOAD``), for the whole server. OpenVINO cannot live with that: it binds past what was preloaded,
+frees with one allocator what came from the other, and the process ends.
+"""
+
+import ctypes.util
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Final
+
+from afd_serve.signature import SIGNATURE_NAME
+
+__all__ = ["preloaded"]
+
+_VARIABLE: Final = "LD_PRELOAD"
+
+
+def preloaded(archive: Path) -> dict[str, str]:
+    """What a server's environment needs for an archive: jemalloc, where it is installed and the engine gains by it.
+
+    Nothing where the operator preloads something already, and for archives that are not ours.
+    """
+    if _VARIABLE in os.environ or _engine(archive) != "torchscript":
+        return {}
+    library = ctypes.util.find_library("jemalloc")
+    return {_VARIABLE: library} if library else {}
+
+
+def _engine(archive: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(archive) as content:
+            return str(json.loads(content.read(SIGNATURE_NAME))["engine"])
+    except (KeyError, zipfile.BadZipFile):
+        return None
