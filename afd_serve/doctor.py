@@ -4,7 +4,6 @@
 Imports are inside the checks, because a broken one is a finding.
 """
 
-import ctypes.util
 import importlib
 import importlib.util
 import platform
@@ -134,7 +133,9 @@ def _java() -> Check:
 
 
 def _jemalloc() -> Check:
-    library = ctypes.util.find_library("jemalloc")
+    from afd_serve.servers.allocator import jemalloc
+
+    library = jemalloc()
     remedy = "only makes TorchServe's workers faster: apt-get install libjemalloc2"
     return Check("jemalloc", library is not None, library or remedy)
 

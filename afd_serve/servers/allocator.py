@@ -15,9 +15,14 @@ from typing import Final
 
 from afd_serve.signature import SIGNATURE_NAME
 
-__all__ = ["preloaded"]
+__all__ = ["jemalloc", "preloaded"]
 
 _VARIABLE: Final = "LD_PRELOAD"
+
+
+def jemalloc() -> str | None:
+    """The name by which the loader finds jemalloc, where it is installed."""
+    return ctypes.util.find_library("jemalloc")
 
 
 def preloaded(archive: Path) -> dict[str, str]:
@@ -27,7 +32,7 @@ def preloaded(archive: Path) -> dict[str, str]:
     """
     if _VARIABLE in os.environ or _engine(archive) != "torchscript":
         return {}
-    library = ctypes.util.find_library("jemalloc")
+    library = jemalloc()
     return {_VARIABLE: library} if library else {}
 
 

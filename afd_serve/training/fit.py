@@ -154,8 +154,7 @@ class Trainer:
 
     def run(self) -> float:
         """Train until the last step; the state is saved as it goes and when it is interrupted."""
-        config = self.config
-        write_atomically(config.out / _CONFIG_NAME, lambda path: path.write_text(config.to_json()))
+        write_atomically(self.config.out / _CONFIG_NAME, lambda path: path.write_text(self.config.to_json()))
         recent = math.nan
         with _progress() as progress:
             task = progress.add_task("fitting", total=self.config.steps, completed=self.step, loss="")

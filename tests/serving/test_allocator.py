@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from afd_serve.servers.allocator import preloaded
+from afd_serve.servers.allocator import jemalloc, preloaded
 from afd_serve.servers.torchserve import TorchServe
-
-JEMALLOC = ctypes.util.find_library("jemalloc")
 
 
 def archive(folder: Path, **signature: str) -> Path:
@@ -57,7 +55,7 @@ def test_where_it_is_missing_nothing_is_preloaded(tmp_path: Path, monkeypatch: p
     assert preloaded(archive(tmp_path, engine="torchscript")) == {}
 
 
-@pytest.mark.skipif(JEMALLOC is None, reason="libjemalloc2 is not installed")
+@pytest.mark.skipif(jemalloc() is None, reason="libjemalloc2 is not installed")
 def test_the_workers_of_a_server_have_it(server: TorchServe) -> None:
     for worker in server.workers():
         assert "libjemalloc" in Path(f"/proc/{worker['pid']}/maps").read_text()
