@@ -100,13 +100,14 @@ struct BitReader {
 // Note [Registers]: the functions that are not inlined take and return values, because a reader whose address is known
 // elsewhere would live in memory.
 
-// The reader before it dropped its last `length` bits.
-inline __attribute__((noinline)) BitReader rewound(BitReader reader, std::ptrdiff_t length) {
-  const std::ptrdiff_t target = reader.position() - length;
+// The reader before it dropped its last `length` bits, refilled.
+inline __attribute__((noinline)) BitReader rewound(BitReader reader, std::uint64_t length) {
+  const std::ptrdiff_t target = reader.position() - static_cast<std::ptrdiff_t>(length);
   reader.next = reader.start + target / 8;
   reader.bits = BitReader::load(reader.next) << (target % 8);
   reader.next += 7;
   reader.count = static_cast<std::uint64_t>(56 - target % 8);
+  reader.refill();
   return reader;
 }
 
@@ -208,21 +209,23 @@ AFD_INLINE bool ends_well(std::ptrdiff_t index) {
   return index == 0 || index >= AcTable::kEndOfBlock + NaturalOrder::kFirst;
 }
 
-// See Note [Two symbols]. The zigzag index runs from -63, for the DC coefficient, to 0.
+// See Note [Two symbols]. The zigzag index runs from -63, for the DC coefficient, to 0. Finds the reader refilled and
+// leaves it so: a DC coefficient takes up to 31 of 56 bits, and two look-ups 22. Whatever else takes more bits refills
+// it first.
 AFD_INLINE bool decode_sequential(BitReader& reader, const SymbolTable& symbol_table, const AcTable& ac_table,
                                   int& last_dc, JCOEF* block) {
+  static_assert(31 + 2 * kLookupBits <= 56);
   const std::uint8_t* natural = kNaturalOrder.end();
   clear_block(block);
-  reader.refill();
   if (!decode_dc(reader, symbol_table, last_dc)) return false;
   std::ptrdiff_t index = NaturalOrder::kFirst;
   std::ptrdiff_t first = index;
   std::uint64_t entry;
   do {
-    reader.refill();
     for (int twice = 0; twice < 2; ++twice) {
       entry = ac_table.entries[reader.bits >> (64 - kLookupBits)];
       if (__builtin_expect((entry & 63) == 0, 0)) {
+        reader.refill();
         index = first = decode_long_ac(reader, ac_table, entry, index, block);
         break;
       }
@@ -231,12 +234,19 @@ AFD_INLINE bool decode_sequential(BitReader& reader, const SymbolTable& symbol_t
       index = first + static_cast<std::ptrdiff_t>(entry >> 16 & 0xFF);
       block[natural[first]] = static_cast<JCOEF>(entry >> 48);
       block[natural[index]] = static_cast<JCOEF>(entry >> 32);
+      index += static_cast<std::ptrdiff_t>(entry & AcTable::kEndOfBlock);
       if (index >= 0) break;
     }
+    reader.refill();
   } while (index < 0);
   block[0] = static_cast<JCOEF>(last_dc);
-  if (__builtin_expect(first < 0, 1)) return ends_well(index);
-  if (first == 0 && index > 0) reader = rewound(reader, static_cast<std::ptrdiff_t>((entry & 63) - (entry >> 24 & 63)));
+  // Whatever the entry says of symbols behind the last coefficient is the next block's.
+  if (__builtin_expect(first < 0, 1)) {
+    if (__builtin_expect(index < AcTable::kEndOfBlock, 1)) return ends_well(index);
+    reader = rewound(reader, ac_table.end_of_block_length);
+    return index == AcTable::kEndOfBlock;
+  }
+  if (first == 0 && index > 0) reader = rewound(reader, (entry & 63) - (entry >> 24 & 63));
   return ends_well(first);
 }
 

@@ -208,6 +208,7 @@ class ScanData {
     size_ = segment.size;
     data_ = segment.end_marker;
     reader_ = BitReader(scratch_);
+    reader_.refill();
     left_in_segment_ = std::min(mcus_left_, interval_);
     return true;
   }

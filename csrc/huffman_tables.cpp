@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <numeric>
 
 namespace afd {
@@ -64,8 +65,15 @@ std::uint64_t value_field(std::size_t bits, unsigned count) {
   return static_cast<std::uint16_t>(negative ? value - (1 << count) + 1 : value);
 }
 
+// A table may have several codes for symbol 0; one of them will do.
+unsigned end_of_block_length(const Code (&lookup)[kLookupSize]) {
+  const Code* code =
+      std::find_if(std::begin(lookup), std::end(lookup), [](const Code& c) { return c.length > 0 && c.symbol == 0; });
+  return code == std::end(lookup) ? 0 : code->length;
+}
+
 // See Note [Two symbols].
-std::uint64_t ac_entry(const Code (&lookup)[kLookupSize], std::size_t index) {
+std::uint64_t ac_entry(const Code (&lookup)[kLookupSize], std::size_t index, unsigned end_length) {
   const Code first = lookup[index];
   if (first.length == 0) return 0;
   const AcSymbol symbol = ac_symbol(first.symbol);
@@ -77,15 +85,20 @@ std::uint64_t ac_entry(const Code (&lookup)[kLookupSize], std::size_t index) {
   const std::uint64_t value = value_field(index >> (kLookupBits - used), symbol.value_bits);
   const std::uint64_t alone = advance | std::uint64_t{used} << 24 | value << 48;
 
-  const std::size_t rest = index << used & (kLookupSize - 1);
-  const Code second = lookup[rest];
+  const Code second = lookup[index << used & (kLookupSize - 1)];
   const AcSymbol next = ac_symbol(second.symbol);
   const unsigned both = used + second.length + next.value_bits;
   if (symbol.advance == AcTable::kEndOfBlock || second.length == 0 || both > kLookupBits) {
     return alone | used | value << 32;
   }
   const std::uint64_t next_value = value_field(index >> (kLookupBits - both), next.value_bits);
-  return alone | both | std::uint64_t{next.advance} << 16 | next_value << 32;
+  const std::uint64_t pair = alone | std::uint64_t{next.advance} << 16 | next_value << 32;
+
+  const Code third = lookup[index << both & (kLookupSize - 1)];
+  const unsigned all = both + third.length;
+  const bool is_end = third.length > 0 && third.length == end_length && third.symbol == 0;
+  if (next.advance == AcTable::kEndOfBlock || !is_end || all > kLookupBits) return pair | both;
+  return pair | all | AcTable::kEndOfBlock;
 }
 
 bool same(const JHUFF_TBL& left, const JHUFF_TBL& right) {
@@ -111,7 +124,10 @@ bool make_table(const JHUFF_TBL& source, AcTable& table) {
   if (!make_codes(source, table.codes)) return false;
   Code lookup[kLookupSize];
   fill_lookup(source, lookup);
-  for (std::size_t i = 0; i < kLookupSize; ++i) table.entries[i] = ac_entry(lookup, i);
+  table.end_of_block_length = end_of_block_length(lookup);
+  for (std::size_t i = 0; i < kLookupSize; ++i) {
+    table.entries[i] = ac_entry(lookup, i, table.end_of_block_length);
+  }
   return true;
 }
 

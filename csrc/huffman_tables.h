@@ -7,7 +7,7 @@
 
 namespace afd {
 
-inline constexpr int kLookupBits = 10;
+inline constexpr int kLookupBits = 11;
 inline constexpr std::size_t kLookupSize = std::size_t{1} << kLookupBits;
 
 // Codes of any length, for those that a look-up table does not hold.
@@ -35,11 +35,12 @@ struct SymbolTable {
 };
 
 // Note [Two symbols]: most codes of AC coefficients are so short that kLookupBits bits hold two of them with their
-// value bits. An entry is what those bits say, so that one look-up decodes both:
+// value bits, and often the end of the block behind. An entry is what those bits say, so that one look-up decodes all:
 //
 //   bits  0-5   length of the whole; 0 if not even one symbol fits with its value bits
+//   bit   7     as a number kEndOfBlock: whether two coefficients end the block
 //   bits  8-15  advance of the zigzag index to the first coefficient, kEndOfBlock for an end of block
-//   bits 16-23  advance from the first to the second; 0 if there is only one
+//   bits 16-23  advance from the first to the second, likewise; 0 if there is only one
 //   bits 24-31  length of the first symbol with its value bits
 //   bits 32-47  value of the second coefficient; of the first if there is only one
 //   bits 48-63  value of the first coefficient
@@ -51,6 +52,7 @@ struct AcTable {
 
   std::uint64_t entries[kLookupSize];
   CodeBook codes;
+  unsigned end_of_block_length;  // of the code for symbol 0 that may stand behind two others; 0 if there is none
 };
 
 // Return whether the table is one that the standard allows.
