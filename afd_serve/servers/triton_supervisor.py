@@ -103,7 +103,7 @@ class Supervisor:
         while True:
             time.sleep(_LOOK_EVERY)
             if self._process is None or self._process.poll() is not None:
-                return "it has ended"
+                return f"it has ended with status {self._process.returncode if self._process else None}"
             dead = [pid for pid, started in self._stubs if not runs(pid, started)]
             if dead:
                 return f"its Python process {dead[0]} has died"
