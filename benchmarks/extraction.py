@@ -6,7 +6,8 @@ The readers take turns on every picture, and the program in C takes turns with P
 whatever else the machine does slows all of them alike. The best round of each counts, in processor time: waiting for
 others costs nobody. "time / LJT coefficients" and "time / LJT RGB" compare with libjpeg-turbo's own decoder in C, which
 copies nothing; "times as fast" says how many pictures `jpeg.read` reads in the time of one. "two threads" compares
-elapsed times, so that it needs two idle cores. Readers that take bytes get bytes, the others a path.
+elapsed times, so that it needs two idle cores; "fresh memory" with reading into the caller's. Readers that take bytes
+get bytes, the others a path.
 
 Needs cmake, ninja and a compiler. Peers that are not installed are left out, with a note. Without a folder, pictures
 are made.
@@ -38,7 +39,6 @@ WARM = jpeg.JpegOutput(coefficients=np.empty(100_000_000, np.int16))
 
 READERS: dict[str, Reader] = {
     "afd_serve: coefficients": lambda _, data: jpeg.read(data),
-    "afd_serve: coefficients into a warm buffer": lambda _, data: jpeg.read(data, out=WARM),
     "afd_serve: coefficients + RGB": lambda _, data: jpeg.read(data, pixels=True),
     "afd_serve: coefficients + RGB / 8": lambda _, data: jpeg.read(data, pixels=True, scale=1),
     "Pillow: RGB": lambda _, data: Image.open(io.BytesIO(data)).convert("RGB"),
@@ -173,17 +173,33 @@ def two_threads(datas: Sequence[bytes], rounds: int) -> float:
     return best[0] / best[1]
 
 
-def add_rows(table: Table, kind: str, count: int, seconds: dict[str, float], scaling: float) -> None:
+def fresh_memory(datas: Sequence[bytes], rounds: int) -> float:
+    """How much longer a read takes than one into memory that is there.
+
+    The two take turns: the processor learns a picture's branches, so that whatever reads it later reads it faster.
+    """
+    best = Best()
+    for number, data in enumerate(datas):
+        for _ in range(rounds * ROUNDS_IN_A_ROW):
+            for name, out in (("fresh", None), ("warm", WARM)):
+                start = time.process_time()
+                jpeg.read(data, out=out)
+                best.add(name, number, time.process_time() - start)
+    return best.totals()["fresh"] / best.totals()["warm"]
+
+
+def add_rows(table: Table, kind: str, seconds: dict[str, float], datas: Sequence[bytes], rounds: int) -> None:
     for name, duration in seconds.items():
         table.add_row(
             kind,
             name,
-            f"{count / duration:.0f}",
+            f"{len(datas) / duration:.0f}",
             f"{duration / seconds[LJT_COEFFICIENTS]:.2f}",
             f"{duration / seconds[LJT_PIXELS]:.2f}",
             f"{duration / seconds[OURS]:.2f}",
         )
-    table.add_row(kind, "afd_serve: two threads", "", "", "", f"{scaling:.2f}")
+    table.add_row(kind, "afd_serve: two threads", "", "", "", f"{two_threads(datas, rounds):.2f}")
+    table.add_row(kind, "afd_serve: fresh memory, time / warm", "", "", "", f"{fresh_memory(datas, rounds):.2f}")
     table.add_section()
 
 
@@ -220,7 +236,7 @@ def main() -> None:
         for kind in arguments.kinds.split(",") if arguments.kinds else kinds:
             datas = kinds[kind]()
             best = measured(program, Path(folder), datas, arguments.rounds, readers)
-            add_rows(table, kind, len(datas), best.totals(), two_threads(datas, arguments.rounds))
+            add_rows(table, kind, best.totals(), datas, arguments.rounds)
     console = Console(width=140)
     console.print(table)
     for note in notes:
