@@ -185,7 +185,8 @@ def fresh_memory(datas: Sequence[bytes], rounds: int) -> float:
                 start = time.process_time()
                 jpeg.read(data, out=out)
                 best.add(name, number, time.process_time() - start)
-    return best.totals()["fresh"] / best.totals()["warm"]
+    seconds = best.totals()
+    return seconds["fresh"] / seconds["warm"]
 
 
 def add_rows(table: Table, kind: str, seconds: dict[str, float], datas: Sequence[bytes], rounds: int) -> None:

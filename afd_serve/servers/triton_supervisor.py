@@ -52,16 +52,17 @@ class Supervisor:
         failed_starts = 0
         first = True
         while True:
-            reason = self._start()
+            process = self._process = self._launch()
+            reason = self._first_answer(process)
             if reason is None:
                 first, failed_starts = False, 0
-                reason = self._watch()
+                reason = self._watch(process)
             else:
                 failed_starts += 1
             self._server.ready_file.unlink(missing_ok=True)
             _say(f"tritonserver is not well: {reason}")
             # On a machine that is short of time, its backend's locks run out while it starts, and it aborts.
-            crashed = self._process is not None and (self._process.poll() or 0) < 0
+            crashed = (process.poll() or 0) < 0
             self._kill()
             if first and (failed_starts > 1 or not crashed):
                 return
@@ -75,35 +76,39 @@ class Supervisor:
                 self._process.wait(10)
         self._kill()
 
-    def _start(self) -> str | None:
-        """Start the server; None once it has classified a picture, or else why not."""
-        start = time.monotonic()
-        self._process = subprocess.Popen(
+    def _launch(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             self._command,
             env=self._variables,
             stdin=subprocess.DEVNULL,
             preexec_fn=_die_with_parent,  # noqa: PLW1509  # this process has one thread
         )
+
+    def _first_answer(self, process: subprocess.Popen[bytes]) -> str | None:
+        """Wait for the server; None once it has classified a picture, or else why not."""
+        start = time.monotonic()
         reason: str | None = "no answer yet"
         while time.monotonic() - start < _START_TIMEOUT:
-            if self._process.poll() is not None:
-                return f"it ended with status {self._process.returncode} while it started"
+            status = process.poll()
+            if status is not None:
+                return f"it ended with status {status} while it started"
             reason = probe(self._server, timeout=5)
             if reason is None:
-                self._stubs = self._find_stubs()
+                self._stubs = _find_stubs(process)
                 self._server.ready_file.touch()
                 _say(f"tritonserver answers after {time.monotonic() - start:.1f} s")
                 return None
             time.sleep(0.1)
         return reason
 
-    def _watch(self) -> str:
+    def _watch(self, process: subprocess.Popen[bytes]) -> str:
         """Look after the server until it is not well; the reason."""
         failures, next_probe = 0, time.monotonic() + _PROBE_EVERY
         while True:
             time.sleep(_LOOK_EVERY)
-            if self._process is None or self._process.poll() is not None:
-                return f"it has ended with status {self._process.returncode if self._process else None}"
+            status = process.poll()
+            if status is not None:
+                return f"it has ended with status {status}"
             dead = [pid for pid, started in self._stubs if not runs(pid, started)]
             if dead:
                 return f"its Python process {dead[0]} has died"
@@ -115,18 +120,17 @@ class Supervisor:
                 return f"it cannot classify: {reason}"
             next_probe = time.monotonic() + _PROBE_EVERY
 
-    def _find_stubs(self) -> set[Process]:
-        if self._process is None:
-            return set()
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        return {(child.pid, child.create_time()) for child in children if _STUB in " ".join(child.cmdline()[:1])}
-
     def _kill(self) -> None:
         """End what is left of the server: nothing in it is worth waiting for any more."""
         clean_up(self._server)
         if self._process is not None:
             self._process.wait()
         self._process, self._stubs = None, set()
+
+
+def _find_stubs(process: subprocess.Popen[bytes]) -> set[Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return {(child.pid, child.create_time()) for child in children if _STUB in " ".join(child.cmdline()[:1])}
 
 
 def _die_with_parent() -> None:

@@ -408,12 +408,12 @@ def test_what_dies_under_load_comes_back_and_every_request_ends_in_time(
     asyncio.run(load())
     assert max(end - start for start, end in ended) < timeout + 1
     # Where the first start took long, other work makes every start slow, and coming back is a start.
-    assert back - killed < max(15, 2 * start_seconds)
-    # One that came back under load may fall once more: on a slow machine, its backend's start is a race.
+    in_time = max(15, 2 * start_seconds)
+    assert back - killed < in_time
+    # One that came back under load may fall once more, its backend's start is a race; then it is replaced again.
     with Client(server.grpc_url) as client:
-        limit = time.monotonic() + 60
         while not client.healthy(timeout=30):
-            assert time.monotonic() < limit
+            assert time.monotonic() - back < in_time
             time.sleep(0.5)
 
 
