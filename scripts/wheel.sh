@@ -47,4 +47,4 @@ if sys.platform == "linux":
 assert list(folder.parent.glob("afd_serve-*.dist-info/licenses/libjpeg-turbo.txt"))
 print("wheel: typed, licensed, and with its own", afd_serve.jpeg.CODEC)
 '
-env -i HOME="$HOME" PATH="$work/clean/bin" python -m pytest -q -p no:cacheprovider tests/test_jpeg.py
+env -i HOME="$HOME" PATH="$work/clean/bin" python -m pytest -q -p no:cacheprovider tests/test_jpeg*.py

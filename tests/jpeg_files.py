@@ -8,6 +8,7 @@ import io
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,35 @@ Process = Literal["baseline", "extended", "progressive"]
 SOI, EOI, SOS, DQT, DHT, DRI, DNL, COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xDC, 0xFE
 APP0, APP1, APP14 = 0xE0, 0xE1, 0xEE
 SOF = {"baseline": 0xC0, "extended": 0xC1, "progressive": 0xC2}
+
+DATA = Path(__file__).parent / "data" / "jpeg"
+YCC_420 = [(2, 2), (1, 1), (1, 1)]
+SAMPLINGS = {
+    "grayscale": [(1, 1)],
+    "grayscale-2x2": [(2, 2)],
+    "444": [(1, 1), (1, 1), (1, 1)],
+    "422": [(2, 1), (1, 1), (1, 1)],
+    "420": YCC_420,
+    "440": [(1, 2), (1, 1), (1, 1)],
+    "411": [(4, 1), (1, 1), (1, 1)],
+    "410": [(4, 2), (1, 1), (1, 1)],
+    "441": [(1, 4), (1, 1), (1, 1)],
+    "three-wide": [(3, 1), (1, 1), (1, 1)],
+    "mixed": [(2, 1), (1, 2), (1, 1)],
+    "large-chroma": [(1, 1), (2, 2), (1, 1)],
+    "four": [(1, 1)] * 4,
+    "four-420": [(2, 2), (1, 1), (1, 1), (2, 2)],
+}
+PROCESSES: tuple[Process, ...] = ("baseline", "extended", "progressive")
+ODD_SIZES = ((1, 1), (7, 9), (37, 29), (64, 48))
+
+
+def pillow_rgb(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def truncated_at(data: bytes, offset: int) -> bytes:
+    return data[: len(data) - offset]
 
 
 def _zigzag_order() -> NDArray[np.intp]:

@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,8 @@ import torch
 
 from afd_serve import _jpeg, jpeg
 from afd_serve.errors import CorruptJpegError, OutputTooSmallError
-from tests.jpeg_files import ARITHMETIC, GeneratedJpeg, after_soi, exif_segment, make_jpeg, pillow_jpeg
+from tests.jpeg_files import ARITHMETIC, DATA, YCC_420, GeneratedJpeg, after_soi, exif_segment, make_jpeg, pillow_jpeg
 
-DATA = Path(__file__).parent / "data" / "jpeg"
-YCC_420 = [(2, 2), (1, 1), (1, 1)]
 PADDED = (6 * 4 + 2 * 3 * 2) * 64  # coefficients of 40x24 pixels at 4:2:0: 5x3 blocks of luma are padded to 6x4
 
 

@@ -1,0 +1,200 @@
+"""Results own their memory, and threads share nothing."""
+
+import contextlib
+import gc
+import os
+import re
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from afd_serve import _jpeg, jpeg
+from afd_serve.errors import (
+    CorruptJpegError,
+    EmptyInputError,
+    InputError,
+    TruncatedJpegError,
+)
+from tests.jpeg_files import (
+    ARITHMETIC,
+    DATA,
+    SAMPLINGS,
+    YCC_420,
+    GeneratedJpeg,
+    make_jpeg,
+    patched_size,
+    pillow_jpeg,
+    pillow_rgb,
+    truncated_at,
+)
+
+
+class TestMemory:
+    """Views over the decoder's buffer: not copied, owned, freed."""
+
+    def test_coefficients_are_the_decoders_buffer(self) -> None:
+        made = make_jpeg(40, 24, YCC_420)  # 5x3 blocks of luma, padded to 6x4; 3x2 of chroma, not padded
+        decoded = _jpeg.read(
+            made.data,
+            jpeg.native_limits(jpeg.DEFAULT_LIMITS),
+            pixels=False,
+            scale=8,
+            tolerant=False,
+            apply_orientation=False,
+        )
+        luma, blue, red = decoded.coefficients
+        assert luma.ctypes.data == decoded.buffer_address
+        assert blue.ctypes.data == decoded.buffer_address + 6 * 4 * 128
+        assert red.ctypes.data == blue.ctypes.data + 3 * 2 * 128
+        assert decoded.buffer_bytes == (6 * 4 + 2 * 3 * 2) * 128
+        assert luma.strides == (6 * 128, 128, 16, 2)  # the padding stays in the buffer
+        for view in decoded.coefficients:
+            assert type(view.base).__name__ == "PyCapsule"
+            assert not view.flags.owndata
+            assert view.flags.writeable
+
+    def test_tensor_shares_the_memory(self) -> None:
+        component = jpeg.read(make_jpeg(40, 24, YCC_420).data).components[0]
+        tensor = component.tensor
+        assert tensor.dtype is torch.int16
+        assert tensor.data_ptr() == component.coefficients.ctypes.data
+        tensor[0, 0, 0, 0] = 123
+        assert component.coefficients[0, 0, 0, 0] == 123
+
+    def test_a_view_outlives_everything_else(self) -> None:
+        made = make_jpeg(200, 200, YCC_420)
+        tensor = jpeg.read(made.data).components[2].tensor
+        gc.collect()
+        others = [jpeg.read(pillow_jpeg(200, 200, seed=seed)) for seed in range(10)]
+        np.testing.assert_array_equal(tensor.numpy(), made.coefficients[2])
+        assert others
+
+    def test_the_last_view_frees_the_buffer(self) -> None:
+        gc.collect()
+        before = _jpeg.live_buffers()
+        image = jpeg.read(pillow_jpeg(64, 64), pixels=True)
+        view = image.components[1].coefficients[1:, ::2]
+        assert _jpeg.live_buffers() == before + 1
+        del image
+        assert _jpeg.live_buffers() == before + 1
+        del view
+        assert _jpeg.live_buffers() == before
+
+    def test_errors_free_their_buffers(self) -> None:
+        before = _jpeg.live_buffers()
+        data = pillow_jpeg(64, 64)
+        for offset in range(3, 400, 7):
+            with pytest.raises(TruncatedJpegError):
+                jpeg.read(truncated_at(data, offset), pixels=True)
+        assert _jpeg.live_buffers() == before
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+    def test_20000_decodes_do_not_grow_the_process(self) -> None:
+        kinds = [pillow_jpeg(40, 30, mode, progressive=p) for mode in ("L", "RGB", "CMYK") for p in (False, True)]
+        kinds += [(DATA / name).read_bytes() for name in ARITHMETIC]
+        bad = [truncated_at(data, len(data) // 3) for data in kinds]
+        bad += [b"", b"nothing", b"\xff\xd8", patched_size(kinds[0], 65500, 65500), kinds[0][:60] + bytes(400)]
+        sources = kinds + bad
+
+        def decode(count: int) -> None:
+            for i in range(count):
+                with contextlib.suppress(InputError):
+                    jpeg.read(sources[i % len(sources)], pixels=i % 3 == 0, tolerant=i % 5 == 0)
+
+        def resident_bytes() -> int:
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE")
+
+        decode(2_000)
+        before = resident_bytes()
+        decode(20_000)
+        assert resident_bytes() - before < 2 << 20
+
+
+class TestThreads:
+    def test_the_gil_is_released(self) -> None:
+        data = pillow_jpeg(3000, 3000, "L", quality=95)
+        interval: list[float] = []
+
+        def decode() -> None:
+            interval.append(time.perf_counter())
+            jpeg.read(data, pixels=True)
+            interval.append(time.perf_counter())
+
+        # With the GIL held, no bytecode of this thread could run between the two readings of the clock but at the ends.
+        thread = threading.Thread(target=decode)
+        ticks = []
+        thread.start()
+        while thread.is_alive():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+        start, end = interval
+        margin = (end - start) / 10
+        assert sum(start + margin < tick < end - margin for tick in ticks) >= 3
+
+    def test_threads_share_nothing(self) -> None:
+        files = [make_jpeg(90, 70, sampling, seed=seed) for seed, sampling in enumerate(SAMPLINGS.values())]
+
+        def check(made: GeneratedJpeg) -> bool:
+            with pytest.raises(TruncatedJpegError):
+                jpeg.read(truncated_at(made.data, 40))
+            image = jpeg.read(made.data, pixels=True)
+            pairs = zip(image.components, made.coefficients, strict=True)
+            return all(np.array_equal(component.coefficients, blocks) for component, blocks in pairs)
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(check, files * 8))
+
+
+class TestBatch:
+    def test_results_and_failures_in_order(self, tmp_path: Path) -> None:
+        path = tmp_path / "picture.jpg"
+        path.write_bytes(pillow_jpeg(40, 30))
+        good = [make_jpeg(30 + i, 20, YCC_420, seed=i) for i in range(20)]
+        sources = [made.data for made in good]
+        sources[3:3] = [b"", path, b"nothing", tmp_path / "none.jpg", truncated_at(sources[0], 40)]
+        for threads in (1, 2, 5, None):
+            results = jpeg.read_batch(sources, threads=threads, pixels=True)
+            failures = [type(result) for result in results[3:8] if not isinstance(result, jpeg.JpegImage)]
+            assert failures == [EmptyInputError, CorruptJpegError, FileNotFoundError, TruncatedJpegError]
+            assert isinstance(results[4], jpeg.JpegImage)
+            assert results[4].width == 40
+            for made, image in zip(good, results[:3] + results[8:], strict=True):
+                assert isinstance(image, jpeg.JpegImage)
+                np.testing.assert_array_equal(image.components[0].coefficients, made.coefficients[0])
+                np.testing.assert_array_equal(image.pixels, pillow_rgb(made.data))
+
+    def test_failures_are_those_of_read(self) -> None:
+        sources = [
+            b"",
+            b"nothing",
+            patched_size(pillow_jpeg(8, 8), 65500, 65500),
+            truncated_at(pillow_jpeg(64, 64), 99),
+        ]
+        for source, failure in zip(sources, jpeg.read_batch(sources), strict=True):
+            with pytest.raises(type(failure), match=re.escape(str(failure))):  # type: ignore[arg-type]
+                jpeg.read(source)
+
+    def test_nothing_and_wrong_arguments(self) -> None:
+        assert jpeg.read_batch([]) == []
+        with pytest.raises(ValueError, match="threads"):
+            jpeg.read_batch([b""], threads=0)
+        with pytest.raises(ValueError, match="scale"):
+            jpeg.read_batch([b""], scale=9)
+        with pytest.raises(TypeError):
+            jpeg.read_batch([3])  # type: ignore[list-item]
+
+    def test_views_own_their_memory(self) -> None:
+        gc.collect()
+        before = _jpeg.live_buffers()
+        results = jpeg.read_batch([pillow_jpeg(64, 64)] * 10 + [pillow_jpeg(64, 64)[:-50]] * 10, threads=3)
+        assert _jpeg.live_buffers() == before + 10
+        del results
+        assert _jpeg.live_buffers() == before
