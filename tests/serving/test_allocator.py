@@ -21,11 +21,20 @@ def archive(folder: Path, **signature: str) -> Path:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.delenv("MALLOC_CONF", raising=False)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: f"lib{name}.so.2")
 
 
 @pytest.mark.usefixtures("installed")
 def test_torchscript_gets_it(tmp_path: Path) -> None:
+    given = preloaded(archive(tmp_path, engine="torchscript"))
+    assert given.pop("MALLOC_CONF").startswith("dirty_decay_ms:")
+    assert given == {"LD_PRELOAD": "libjemalloc.so.2"}
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_operators_settings_for_it_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_CONF", "background_thread:true")
     assert preloaded(archive(tmp_path, engine="torchscript")) == {"LD_PRELOAD": "libjemalloc.so.2"}
 
 
