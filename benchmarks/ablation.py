@@ -102,8 +102,8 @@ VARIANTS = {
     "tables-only": Variant("`full`, descriptor from the tables only", "full", trainer=TablesOnly),
     "embedding-only": Variant("`full`, embedding loss only", "full", trainer=EmbeddingOnly),
     "kl": Variant("`full`, with KL on logits", "full", trainer=WithLogits),
-    "rank-1": Variant("`default`, adapters of rank 1 instead of 3", "default", with_rank(1)),
-    "rank-8": Variant("`default`, adapters of rank 8 instead of 3", "default", with_rank(8)),
+    "rank-3": Variant("`default`, adapters of rank 3 instead of 1", "default", with_rank(3)),
+    "rank-8": Variant("`default`, adapters of rank 8 instead of 1", "default", with_rank(8)),
 }
 
 

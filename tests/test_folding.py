@@ -8,7 +8,7 @@ from afd_serve.config import AdapterSiteConfig
 from afd_serve.models.adapters import KernelAdapter
 from afd_serve.models.attach import Insertion, KernelChange, attach
 from afd_serve.models.backbones import Backbone
-from afd_serve.models.folding import GatedConv, fold_gates, fold_kernels, fold_norms
+from afd_serve.models.folding import GatedActivation, GatedConv, fold_gates, fold_kernels, fold_norms
 from afd_serve.models.gates import ChannelGate
 from tests.tiny_backbone import SIZE
 
@@ -57,25 +57,46 @@ def test_an_unfitted_adapter_changes_nothing() -> None:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(changed, (kernel, bias), strict=True))
 
 
+GATES = [ChannelGate(0, 8), ChannelGate(8, 12)]
+
+
 def gated(backbone: nn.Module) -> fx.GraphModule:
-    return attach(backbone, [Insertion("stem.norm", ChannelGate(4, 8), ("modulation",))], inputs=("modulation",))
+    sites = zip(("stem.norm", "blocks.0.norm"), GATES, strict=True)
+    return attach(backbone, [Insertion(site, gate, ("shift",)) for site, gate in sites], inputs=("shift",))
 
 
 @pytest.mark.parametrize("pictures", [1, 3])
-def test_a_gate_joins_the_convolution_before_it(tiny: Backbone, pictures: int) -> None:
+def test_the_convolutions_before_gates_do_their_work(tiny: Backbone, pictures: int) -> None:
     folded = fold_norms(tiny.module)
-    modulation = torch.randn(pictures, 30)
-    expected = gated(folded)(picture(pictures), modulation)
+    shift = torch.randn(pictures, 20)
+    expected = gated(folded)(picture(pictures), shift)
     trunk = gated(folded)
-    fold_gates(trunk, {"afd_0": 8 * 32 * 32})
-    assert isinstance(trunk.get_submodule("afd_0"), GatedConv)
+    fold_gates(trunk, GATES)
+    assert not any(isinstance(module, ChannelGate) for module in trunk.modules())
+    torch.testing.assert_close(trunk(picture(pictures), shift), expected)
+
+
+def test_an_activation_is_taken_where_it_alone_reads_a_gate(tiny: Backbone) -> None:
+    trunk = gated(fold_norms(tiny.module))
+    fold_gates(trunk, GATES)
+    assert isinstance(trunk.get_submodule("afd_0"), GatedActivation)
     assert "stem.act" not in {node.target for node in trunk.graph.nodes}
-    torch.testing.assert_close(trunk(picture(pictures), modulation), expected)
 
 
-def test_a_gate_stays_where_the_kernel_is_large_or_the_norm_is_not_folded(tiny: Backbone) -> None:
-    small, unfolded = gated(fold_norms(tiny.module)), gated(tiny.module)
-    fold_gates(small, {"afd_0": 100})
-    fold_gates(unfolded, {"afd_0": 8 * 32 * 32})
-    assert isinstance(small.get_submodule("afd_0"), ChannelGate)
-    assert isinstance(unfolded.get_submodule("afd_0"), ChannelGate)
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_a_convolution_without_a_bias_gets_one(pictures: int) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten()).eval()
+    trunk = attach(net, [Insertion("0", GATES[0], ("shift",))], inputs=("shift",))
+    shift = torch.randn(pictures, 20)
+    expected = trunk(picture(pictures), shift)
+    fold_gates(trunk, GATES)
+    torch.testing.assert_close(trunk(picture(pictures), shift), expected)
+    assert isinstance(trunk.get_submodule("afd_0"), GatedConv)
+
+
+def test_a_gate_stays_where_a_norm_is_between(tiny: Backbone) -> None:
+    trunk = gated(tiny.module)
+    expected = trunk(picture(), torch.ones(2, 20))
+    fold_gates(trunk, GATES)
+    assert trunk.get_submodule("afd_0") is GATES[0]
+    torch.testing.assert_close(trunk(picture(), torch.ones(2, 20)), expected)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from afd_serve.engines import ENGINES
 from afd_serve.errors import DependencyError, ExportError
 from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier
-from afd_serve.models.folding import GatedConv
 from afd_serve.preprocess import ClassifierInputs
 
 __all__ = ["GRAPH_INPUTS", "write_graphs"]
@@ -44,7 +43,7 @@ def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: P
     """Write both graphs.
 
     Args:
-        classifier: In evaluation mode and reparameterized; its gates are unfolded from their convolutions.
+        classifier: In evaluation mode and reparameterized.
         example: Inputs of one picture.
         folder: For the files, which `ENGINES` names.
 
@@ -52,9 +51,6 @@ def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: P
         DependencyError: ONNX's packages are not installed.
         ExportError: The classifier cannot be written as a graph.
     """
-    for module in classifier.modules():
-        if isinstance(module, GatedConv):
-            module.folds = False  # engines prepare constant kernels ahead, and changing ones in every call
     folder.mkdir(parents=True, exist_ok=True)
     for is_open, name in enumerate(ENGINES["onnxruntime"].files):
         module = _Graph(classifier, is_open=bool(is_open))

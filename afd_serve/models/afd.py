@@ -25,10 +25,10 @@ class AfdNet(nn.Module):
         super().__init__()
         self.config = config
         self.fde = FdeNet(config.fdm_channels if config.fe else 0, config.descriptor)
-        self.heads = GateHeads(config.descriptor, [site.channels for site in config.gates])
+        self.heads = GateHeads(config.descriptor, sum(site.channels for site in config.gates))
         self.drift = nn.Linear(config.descriptor, 1)
         self.sharpness = Sharpness(config.descriptor)
-        starts = [2 * sum(site.channels for site in config.gates[:k]) for k in range(len(config.gates))]
+        starts = [sum(site.channels for site in config.gates[:k]) for k in range(len(config.gates))]
         self.gates = nn.ModuleList(
             ChannelGate(start, site.channels) for start, site in zip(starts, config.gates, strict=True)
         )
@@ -46,7 +46,7 @@ class AfdNet(nn.Module):
         return self.fde.describe(dequantized, quant_tables, geometry)
 
     def guide(self, descriptor: Tensor, dequantized: Tensor) -> tuple[Tensor, Tensor]:
-        """What the attach sites need besides the descriptor: modulation [N, 2 * sum of C] and FDM [N, F, G, G]."""
+        """What the attach sites need besides the descriptor: shifts [N, sum of C] and the FDM [N, F, G, G]."""
         return self.heads(descriptor), self.fde.map(dequantized)
 
     def drift_score(self, descriptor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from afd_serve.models.afd import AfdNet
 from afd_serve.models.attach import Insertion, KernelChange, attach, probe_shapes
 from afd_serve.models.backbones import Backbone, Preprocessing
 from afd_serve.models.folding import fold_gates, fold_kernels, fold_norms
+from afd_serve.models.gates import ChannelGate
 
 __all__ = [
     "GUIDES",
@@ -30,14 +31,14 @@ INPUTS: Final = ("rgb", "dequantized", "quant_tables", "geometry", "gate")
 OUTPUTS: Final = ("logits", "drift")
 
 
-GUIDES: Final = ("modulation", "fdm", "descriptor")
+GUIDES: Final = ("shift", "fdm", "descriptor")
 """What AFD gives the attach sites, see `AfdNet.guide`."""
 
 
 def insertions(afd: AfdNet) -> list[Insertion]:
     """The calls that an AFD module adds to its backbone, gates first."""
     config = afd.config
-    gates = [Insertion(site.site, gate, ("modulation",)) for site, gate in zip(config.gates, afd.gates, strict=True)]
+    gates = [Insertion(site.site, gate, ("shift",)) for site, gate in zip(config.gates, afd.gates, strict=True)]
     enhancers = [
         Insertion(site.site, enhancer, ("fdm", "descriptor"))
         for site, enhancer in zip(config.fe, afd.enhancers, strict=True)
@@ -70,10 +71,7 @@ def protected_trunk(backbone: Backbone, afd: AfdNet, until: str | None = None) -
     trunk = attach(folded, insertions(afd), inputs=GUIDES, until=until)
     if until is None:
         _sharpen(trunk, afd)
-    size = backbone.preprocessing.size
-    shapes = probe_shapes(backbone.module, [site.site for site in afd.config.gates], size)
-    features = [shapes[site.site].channels * (size // shapes[site.site].stride) ** 2 for site in afd.config.gates]
-    fold_gates(trunk, {f"afd_{index}": count for index, count in enumerate(features)})
+    fold_gates(trunk, [gate for gate in afd.gates if isinstance(gate, ChannelGate)])
     return trunk
 
 
@@ -143,40 +141,38 @@ class AfdClassifier(nn.Module):
             drift score is the expected squared distance of the unprotected embedding from the clean one, in units of
             the embedding's variance.
         """
-        coefficients = dequantized.float()
-        descriptor = self.afd.describe(coefficients, quant_tables, geometry)
-        logits = self._classify(self.normalize(rgb), coefficients, descriptor, gate > 0)
+        descriptor = self.afd.describe(dequantized, quant_tables, geometry)
+        logits = self._classify(self.normalize(rgb), dequantized, descriptor, gate > 0)
         return logits.float(), self.afd.drift_score(descriptor).float()
 
     @torch.jit.unused
     def closed(self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` where every gate is closed, without a condition."""
-        descriptor = self.afd.describe(dequantized.float(), quant_tables, geometry)
+        descriptor = self.afd.describe(dequantized, quant_tables, geometry)
         return self._leave(self.normalize(rgb)).float(), self.afd.drift_score(descriptor).float()
 
     @torch.jit.unused
     def opened(self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` where every gate is open, without a condition."""
-        coefficients = dequantized.float()
-        descriptor = self.afd.describe(coefficients, quant_tables, geometry)
-        logits = self._protect(self.normalize(rgb), coefficients, descriptor)
+        descriptor = self.afd.describe(dequantized, quant_tables, geometry)
+        logits = self._protect(self.normalize(rgb), dequantized, descriptor)
         return logits.float(), self.afd.drift_score(descriptor).float()
 
-    def _classify(self, x: Tensor, coefficients: Tensor, descriptor: Tensor, opened: Tensor) -> Tensor:
+    def _classify(self, x: Tensor, dequantized: Tensor, descriptor: Tensor, opened: Tensor) -> Tensor:
         if bool(opened.all()):
-            return self._protect(x, coefficients, descriptor)
+            return self._protect(x, dequantized, descriptor)
         if not bool(opened.any()):
             return self._leave(x)
         logits = self._leave(x)
         chosen = opened.nonzero()[:, 0]
-        logits[chosen] = self._protect(x[chosen], coefficients[chosen], descriptor[chosen])
+        logits[chosen] = self._protect(x[chosen], dequantized[chosen], descriptor[chosen])
         return logits
 
     def _leave(self, x: Tensor) -> Tensor:
         logits: Tensor = self.bare(x)
         return logits
 
-    def _protect(self, x: Tensor, coefficients: Tensor, descriptor: Tensor) -> Tensor:
-        modulation, fdm = self.afd.guide(descriptor, coefficients)
-        logits: Tensor = self.protected(x, modulation, fdm, descriptor)
+    def _protect(self, x: Tensor, dequantized: Tensor, descriptor: Tensor) -> Tensor:
+        shift, fdm = self.afd.guide(descriptor, dequantized)
+        logits: Tensor = self.protected(x, shift, fdm, descriptor)
         return logits

@@ -38,7 +38,7 @@ def picture_statistics(dequantized: Tensor, quant_tables: Tensor, geometry: Tens
         float32 [N, `STATISTICS`]: log mean magnitude of each frequency, log2 of each table entry, geometry.
     """
     cells = dequantized.shape[1] * dequantized.shape[2]
-    magnitude = dequantized.float().abs().sum(dim=(1, 2)) / cells
+    magnitude = dequantized.to(torch.float32, copy=True).abs_().sum(dim=(1, 2)) / cells
     tables = torch.log2(quant_tables.float()).flatten(1)
     return torch.cat((torch.log(magnitude + 1e-3), tables / 4 - 1, geometry.float()), dim=1)
 

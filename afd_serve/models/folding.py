@@ -1,10 +1,13 @@
-"""What deployment computes beforehand: norms, adapters and gates go into the kernels of a copy of the backbone."""
+"""What deployment computes beforehand: norms, adapters and gates become a copy's kernels and biases."""
 
 import copy
+import operator
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -12,7 +15,7 @@ from afd_serve.models.adapters import KernelAdapter
 from afd_serve.models.attach import KernelChange, trace
 from afd_serve.models.gates import ChannelGate
 
-__all__ = ["GatedConv", "fold_gates", "fold_kernels", "fold_norms"]
+__all__ = ["GateParts", "GatedActivation", "GatedConv", "fold_gates", "fold_kernels", "fold_norms"]
 
 
 def fold_norms(backbone: nn.Module) -> nn.Module:
@@ -63,82 +66,126 @@ def fold_kernels(backbone: nn.Module, changes: Sequence[KernelChange]) -> None:
         _set_kernel(conv, *change.module(conv.weight, conv.bias))
 
 
-class GatedConv(nn.Module):
-    """A convolution, the channel gate behind it, and the activation behind that.
-
-    For a single picture the gate goes into the kernel and the bias, which is less work than to pass once more over the
-    features. The activation is in here because an engine can join it to the convolution, but not across the condition.
-    """
-
-    def __init__(self, conv: nn.Conv2d, gate: ChannelGate, activation: nn.Module) -> None:
-        super().__init__()
-        if conv.bias is None:
-            raise ValueError("only a convolution with a bias can take a gate; fold the norm first")
-        self.kernel, self.bias = conv.weight, conv.bias
-        self.gate = gate
-        self.activation = activation
-        self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
-        self.padding = [int(side) for side in conv.padding]
-        self.folds = True
-
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """Features [N, O, H', W'] of features [N, I, H, W], gated by the pictures' whole modulation."""
-        if modulation.shape[0] != 1 or not self.folds:  # not of x: a pad before it would have to be computed
-            several: Tensor = self.activation(self.gate(self._convolve(x, self.kernel, self.bias), modulation))
-            return several
-        scale, shift = self.gate.part(modulation[0])
-        kernel, bias = self.kernel * scale[:, None, None, None], torch.addcmul(shift, self.bias, scale)
-        one: Tensor = self.activation(self._convolve(x, kernel, bias))
-        return one
-
-    def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        return F.conv2d(x, kernel, bias, self.stride, self.padding, self.dilation, self.groups)
-
-
-_WORTH_FOLDING = 8
-"""Features per value of the kernel from which folding a gate saves time."""
-
-
-def fold_gates(trunk: fx.GraphModule, features: dict[str, int]) -> None:
-    """Join gates with the convolutions before them, where the features are much larger than the kernel.
+class GateParts(nn.Module):
+    """Cuts the shifts of all gates into what the convolutions before them take, for all of them at once.
 
     Args:
-        trunk: A folded backbone with gates attached; changed in place.
-        features: For each gate's module name in the trunk, how many values leave it for one picture.
+        biases: For each gate the bias [C] of the convolution before it.
+    """
+
+    bias: Tensor
+
+    def __init__(self, biases: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.channels = [len(bias) for bias in biases]
+        self.register_buffer("bias", torch.cat(list(biases)))
+
+    def forward(self, shift: Tensor) -> list[Tensor]:
+        """Each gate's part of the shifts of all [N, sum of C], see `GateHeads`.
+
+        For a single picture that is a bias [C] instead of the convolution's own, for several a shift [N, C, 1, 1].
+        """
+        if shift.shape[0] == 1:
+            return list(torch.split_with_sizes((self.bias + shift)[0], self.channels))
+        return list(torch.split_with_sizes(shift[:, :, None, None], self.channels, dim=1))
+
+
+class GatedConv(nn.Module):
+    """A convolution and the channel gate behind it, which for a single picture is no more than another bias."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.kernel = conv.weight
+        self.bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
+        self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
+        self.padding = [int(side) for side in conv.padding]
+
+    def forward(self, x: Tensor, part: Tensor) -> Tensor:
+        """Features [N, O, H', W'] of features [N, I, H, W] and the gate's part, see `GateParts`."""
+        y = self.convolve(x, part if part.dim() == 1 else self.bias)
+        return y if part.dim() == 1 else y + part
+
+    def convolve(self, x: Tensor, bias: Tensor) -> Tensor:
+        """The convolution alone."""
+        return F.conv2d(x, self.kernel, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class GatedActivation(nn.Module):
+    """A convolution, the channel gate behind it, and the activation behind that.
+
+    An engine can join an activation to a convolution, but not across the condition: so each case has its own.
+    """
+
+    def __init__(self, conv: GatedConv, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.activation = activation
+
+    def forward(self, x: Tensor, part: Tensor) -> Tensor:
+        """What `GatedConv` gives, activated."""
+        if part.dim() == 1:
+            one: Tensor = self.activation(self.conv.convolve(x, part))
+            return one
+        several: Tensor = self.activation(self.conv(x, part))
+        return several
+
+
+_PARTS: Final = "afd_parts"
+
+
+def fold_gates(trunk: fx.GraphModule, gates: Sequence[ChannelGate]) -> None:
+    """Let the convolutions before gates do the gates' work; a gate with none before it stays.
+
+    Args:
+        trunk: A folded backbone with gates attached; changed in place. It may end before the last of them.
+        gates: All gates, in order.
     """
     modules = dict(trunk.named_modules())
-    for node in list(trunk.graph.nodes):
-        gate = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(gate, ChannelGate):
+    calls = {modules[str(node.target)]: node for node in trunk.graph.nodes if node.op == "call_module"}
+    befores = [_convolution_before(calls[gate].args[0], modules) if gate in calls else None for gate in gates]
+    convs = [None if before is None else GatedConv(before[1]) for before in befores]
+    zeros = [torch.zeros(gate.channels) for gate in gates]
+    biases = [zero if conv is None else conv.bias for conv, zero in zip(convs, zeros, strict=True)]
+    parts: fx.Node | None = None
+    for index, (gate, before, conv) in enumerate(zip(gates, befores, convs, strict=True)):
+        if before is None or conv is None:
             continue
-        conv_node = _convolution_before(node.args[0], modules)
-        conv = None if conv_node is None else modules[str(conv_node.target)]
-        if conv_node is None or not isinstance(conv, nn.Conv2d) or conv.bias is None or conv.padding_mode != "zeros":
-            continue
-        if features[str(node.target)] >= _WORTH_FOLDING * conv.weight.numel():
-            node.args = (conv_node.args[0], *node.args[1:])
-            setattr(trunk, str(node.target), GatedConv(conv, gate, _take_activation(node, modules)))
+        call = calls[gate]
+        parts = parts or _cut_shifts(trunk, call.args[1], GateParts(biases))
+        with trunk.graph.inserting_before(call):
+            part = trunk.graph.call_function(operator.getitem, (parts, index))
+        call.args = (before[0].args[0], part)
+        activation = _take_activation(call, modules)
+        setattr(trunk, str(call.target), conv if activation is None else GatedActivation(conv, activation))
     trunk.graph.eliminate_dead_code()
     trunk.delete_all_unused_submodules()
     trunk.recompile()
 
 
-def _take_activation(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module:
-    """The activation that alone reads a node's output, removed from the graph; an identity where there is none."""
+def _cut_shifts(trunk: fx.GraphModule, shift: Argument, parts: GateParts) -> fx.Node:
+    trunk.add_module(_PARTS, parts)
+    with trunk.graph.inserting_before(next(node for node in trunk.graph.nodes if node.op != "placeholder")):
+        return trunk.graph.call_module(_PARTS, (shift,))
+
+
+def _take_activation(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
+    """The activation that alone reads a node's output, removed from the graph."""
     reader = next(iter(node.users))
     module = modules.get(str(reader.target)) if reader.op == "call_module" else None
     if len(node.users) > 1 or not isinstance(module, (nn.ReLU, nn.ReLU6)):
-        return nn.Identity()
+        return None
     reader.replace_all_uses_with(node)
     reader.graph.erase_node(reader)
     return module
 
 
-def _convolution_before(node: object, modules: dict[str, nn.Module]) -> fx.Node | None:
+def _convolution_before(node: object, modules: dict[str, nn.Module]) -> tuple[fx.Node, nn.Conv2d] | None:
+    """The convolution whose output a node is, if nothing else reads that, and the call of it."""
     while isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1:
         module = modules[str(node.target)]
         if isinstance(module, nn.Conv2d):
-            return node
+            plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+            return (node, module) if plain else None
         if not isinstance(module, nn.Identity):
             return None
         node = node.args[0]

@@ -40,7 +40,7 @@ class _ShortProtected(nn.Module):
         self.dtype = dtype
         self.trunk = trunk.to(dtype)
 
-    def forward(self, x: Tensor, modulation: Tensor, fdm: Tensor, descriptor: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, fdm: Tensor, descriptor: Tensor) -> Tensor:
         dtype = self.dtype
-        logits: Tensor = self.trunk(x.to(dtype), modulation.to(dtype), fdm.to(dtype), descriptor.to(dtype))
+        logits: Tensor = self.trunk(x.to(dtype), shift.to(dtype), fdm.to(dtype), descriptor.to(dtype))
         return logits.float()

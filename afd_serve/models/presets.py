@@ -69,7 +69,7 @@ def _last_norm(root: nn.Module, name: str) -> str:
 _FULL_RANK_KERNEL: Final = 10_000
 """Values of the largest kernel whose correction has full rank."""
 
-_RANK: Final = 3
+_RANK: Final = 1
 """Rank of the corrections of larger kernels."""
 
 _GROUPED_AREA: Final = 9
