@@ -60,8 +60,7 @@ def test_help_is_quick_because_torch_stays_out() -> None:
 
 
 def test_the_installed_program_prints_one_line_instead_of_a_traceback(tmp_path: Path) -> None:
-    code = "from afd_serve.cli import main; main()"
-    command = [sys.executable, "-c", code, "export", "--model", str(tmp_path / "none"), "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "afd_serve", "export", "--model", str(tmp_path / "none"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
