@@ -58,9 +58,9 @@ class _FrequencyLinear(nn.Linear):
         self.register_buffer("scale", torch.ones(FREQUENCIES))
 
     def forward(self, x: Tensor) -> Tensor:
-        bound = self.scale * self.limit
         # The weights are divided instead of the coefficients: they are fewer.
-        return F.linear(torch.clamp(x, -bound, bound), self.weight / self.scale, self.bias)
+        clamped = torch.clamp(x, self.scale * -self.limit, self.scale * self.limit)
+        return F.linear(clamped, self.weight / self.scale, self.bias)
 
 
 class FdeNet(nn.Module):
