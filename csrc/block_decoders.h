@@ -250,6 +250,40 @@ AFD_INLINE bool decode_sequential(BitReader& reader, const SymbolTable& symbol_t
   return ends_well(first);
 }
 
+// As `decode_sequential`, for a block whose values nobody wants: those that it leaves mean nothing. See Note
+// [Skipping].
+AFD_INLINE bool skip_sequential(BitReader& reader, const SymbolTable& symbol_table, const AcTable& ac_table,
+                                int& last_dc, JCOEF* block) {
+  const BitReader start = reader;
+  const int dc = last_dc;
+  if (!decode_dc(reader, symbol_table, last_dc)) return false;
+  std::ptrdiff_t index = NaturalOrder::kFirst;
+  unsigned entry;
+  do {
+    for (int twice = 0; twice < 2; ++twice) {
+      const std::size_t next = reader.bits >> (64 - kLookupBits);
+      entry = ac_table.skips[next];
+      if (__builtin_expect((entry & 63) == 0, 0)) {
+        reader.refill();
+        index = decode_long_ac(reader, ac_table, ac_table.entries[next], index, block);
+        break;
+      }
+      reader.drop(entry & 63);
+      index += static_cast<std::ptrdiff_t>(entry >> 6 & 63);
+      if (index >= 0 || (entry & AcTable::kSkipsToEnd) != 0) break;
+    }
+    reader.refill();
+  } while (index < 0 && (entry & AcTable::kSkipsToEnd) == 0);
+  if (__builtin_expect((entry & 63) == 0, 0)) return ends_well(index);
+  // At its last coefficient a block ends without a symbol for it. Whatever the entry holds behind that is the next
+  // block's, or a fault.
+  const bool ends_here = (entry & AcTable::kSkipsToEnd) != 0 ? index < 0 : index == 0;
+  if (__builtin_expect(ends_here, 1)) return true;
+  reader = start;
+  last_dc = dc;
+  return decode_sequential(reader, symbol_table, ac_table, last_dc, block);
+}
+
 AFD_INLINE bool decode_dc_first(BitReader& reader, const SymbolTable& table, int& last_dc, int shift, JCOEF* block) {
   reader.refill();
   if (!decode_dc(reader, table, last_dc)) return false;
@@ -365,13 +399,15 @@ AFD_INLINE bool refine_ac(BitReader& reader, const SymbolTable& table, Scan& sca
   return true;
 }
 
-enum class Coding { kSequential, kDcFirst, kDcRefinement, kAcFirst, kAcRefinement };
+enum class Coding { kSequential, kSkipped, kDcFirst, kDcRefinement, kAcFirst, kAcRefinement };
 
 template <Coding kCoding>
 AFD_INLINE bool decode_block(BitReader& reader, Scan& scan, const McuBlock& block) {
   int& last_dc = scan.last_dc[block.component];
   if constexpr (kCoding == Coding::kSequential) {
     return decode_sequential(reader, *block.symbol_table, *block.ac_table, last_dc, block.next);
+  } else if constexpr (kCoding == Coding::kSkipped) {
+    return skip_sequential(reader, *block.symbol_table, *block.ac_table, last_dc, block.next);
   } else if constexpr (kCoding == Coding::kDcFirst) {
     return decode_dc_first(reader, *block.symbol_table, last_dc, scan.shift, block.next);
   } else if constexpr (kCoding == Coding::kDcRefinement) {

@@ -62,6 +62,8 @@ DecodeMcus decode_mcus_for(Decoder decoder) {
 
 DecodeMcus decode_mcus_for(Coding coding, Decoder decoder) {
   switch (coding) {
+    case Coding::kSkipped:
+      return decode_mcus_for<Coding::kSkipped>(decoder);
     case Coding::kDcFirst:
       return decode_mcus_for<Coding::kDcFirst>(decoder);
     case Coding::kDcRefinement:
@@ -162,8 +164,7 @@ void skip_to(jpeg_decompress_struct& cinfo, const std::uint8_t* marker) {
 class ScanData {
  public:
   // `scratch` has room for the data and kPadding bytes.
-  void start(const jpeg_decompress_struct& cinfo, DecodeMcus decode, std::uint8_t* scratch) {
-    decode_ = decode;
+  void start(const jpeg_decompress_struct& cinfo, std::uint8_t* scratch) {
     scratch_ = scratch;
     data_ = cinfo.src->next_input_byte;
     end_ = data_ + cinfo.src->bytes_in_buffer;
@@ -174,11 +175,14 @@ class ScanData {
     restart_ = 0;
   }
 
-  bool decode(std::uint64_t count) {
+  // Opens a segment if none is open.
+  bool open() { return left_in_segment_ > 0 || open_segment(); }
+
+  bool decode(std::uint64_t count, DecodeMcus decode_mcus) {
     while (count > 0) {
-      if (left_in_segment_ == 0 && !open_segment()) return false;
+      if (!open()) return false;
       const std::uint64_t some = std::min(count, left_in_segment_);
-      if (!decode_(scan, reader_, size_, some)) return false;
+      if (!decode_mcus(scan, reader_, size_, some)) return false;
       count -= some;
       mcus_left_ -= some;
       left_in_segment_ -= some;
@@ -218,7 +222,6 @@ class ScanData {
     return left >= 0 && left < 8 && scan.end_of_band_run == 0;
   }
 
-  DecodeMcus decode_ = nullptr;
   std::uint8_t* scratch_ = nullptr;
   const std::uint8_t* data_ = nullptr;
   const std::uint8_t* end_ = nullptr;
@@ -290,8 +293,8 @@ bool EntropyDecoder::decode_scan(jpeg_decompress_struct& cinfo, CoefficientArena
   const bool is_plain = is_in_order(cinfo) && describe_scan(cinfo, arena, *tables_, data.scan);
   if (is_plain) {
     data.scan.nonzero = nonzero_.data();
-    data.start(cinfo, decode_mcus_for(coding_of(cinfo), decoder_), scratch_.get());
-    if (data.decode(data.mcus_left())) {
+    data.start(cinfo, scratch_.get());
+    if (data.decode(data.mcus_left(), decode_mcus_for(coding_of(cinfo), decoder_))) {
       skip_to(cinfo, data.end_of_segment());
       return true;
     }
@@ -306,24 +309,45 @@ bool EntropyDecoder::decode_scan(jpeg_decompress_struct& cinfo, CoefficientArena
 }
 
 bool EntropyDecoder::start_rows(jpeg_decompress_struct& cinfo, RowBand& band) noexcept {
-  const std::uint8_t* data = cinfo.src->next_input_byte;
-  end_of_rows_ = end_of_scan(data, data + cinfo.src->bytes_in_buffer);
-  const bool starts = !rows_started_ && end_of_rows_ != nullptr && is_in_order(cinfo) &&
-                      describe_scan(cinfo, band, *tables_, rows_->scan);
+  const bool starts =
+      !rows_started_ && is_in_order(cinfo) && describe_scan(cinfo, band, *tables_, rows_->scan) && find_end(cinfo);
   spoiled_ = !starts;
   if (!starts) return false;
   rows_started_ = true;
-  rows_->start(cinfo, decode_mcus_for(coding_of(cinfo), decoder_), scratch_.get());
+  wanted_ = {0, rows_->scan.mcus_per_row, 0, rows_->scan.mcu_rows};
   skip_to(cinfo, end_of_rows_);
   return true;
+}
+
+// Without restarts the end of the scan's data comes with the one segment that it is; else it is looked for.
+bool EntropyDecoder::find_end(const jpeg_decompress_struct& cinfo) {
+  rows_->start(cinfo, scratch_.get());
+  if (cinfo.restart_interval == 0) {
+    end_of_rows_ = rows_->open() ? rows_->end_of_segment() : nullptr;
+  } else {
+    const std::uint8_t* data = cinfo.src->next_input_byte;
+    end_of_rows_ = end_of_scan(data, data + cinfo.src->bytes_in_buffer);
+  }
+  return end_of_rows_ != nullptr;
 }
 
 bool EntropyDecoder::has_rows_left() const { return rows_->mcus_left() > 0; }
 
 bool EntropyDecoder::decode_row() noexcept {
-  const bool decodes = has_rows_left() && rows_->decode(rows_->scan.mcus_per_row);
+  const bool decodes = has_rows_left() && decode_wanted();
   spoiled_ = !decodes || (!has_rows_left() && rows_->end_of_segment() != end_of_rows_);
   return !spoiled_;
+}
+
+// The next row of MCUs: the blocks before and behind those that are wanted are passed over.
+bool EntropyDecoder::decode_wanted() {
+  const std::uint32_t width = rows_->scan.mcus_per_row;
+  const bool is_wanted = wanted_.first_row <= rows_->scan.row && rows_->scan.row < wanted_.end_row;
+  const std::uint32_t first = is_wanted ? wanted_.first_column : width;
+  const std::uint32_t end = is_wanted ? std::min(wanted_.end_column, width) : width;
+  const DecodeMcus skip = decode_mcus_for(Coding::kSkipped, decoder_);
+  return rows_->decode(first, skip) && rows_->decode(end - first, decode_mcus_for(Coding::kSequential, decoder_)) &&
+         rows_->decode(width - end, skip);
 }
 
 }  // namespace afd

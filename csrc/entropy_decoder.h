@@ -23,6 +23,14 @@ enum class Decoder {
   kLibjpeg,   // libjpeg-turbo's
 };
 
+// Some of a picture's MCUs, by rows and columns.
+struct McuWindow {
+  std::uint32_t first_column;
+  std::uint32_t end_column;
+  std::uint32_t first_row;
+  std::uint32_t end_row;
+};
+
 // Whether kFastest is more than kPortable here.
 bool has_vector_decoder();
 
@@ -48,6 +56,8 @@ class EntropyDecoder {
   // `decode_row` decodes the next row of MCUs into the band, which outlives this. All rows must be decoded in the end:
   // nobody knows earlier whether the file is sound. Where one returns false, the picture is spoiled.
   bool start_rows(jpeg_decompress_struct& cinfo, RowBand& band) noexcept;
+  // From now on, blocks outside the window are read as strictly as ever, but hold anything.
+  void want_only(const McuWindow& window) { wanted_ = window; }
   bool decode_row() noexcept;
   bool has_rows_left() const;
 
@@ -60,6 +70,8 @@ class EntropyDecoder {
 
   bool accepts(const jpeg_decompress_struct& cinfo) const;
   bool is_in_order(const jpeg_decompress_struct& cinfo);
+  bool find_end(const jpeg_decompress_struct& cinfo);
+  bool decode_wanted();
 
   Decoder decoder_;
   TableCache* tables_;
@@ -70,7 +82,8 @@ class EntropyDecoder {
   const std::unique_ptr<ScanData> rows_;  // of `start_rows`
   bool rows_started_ = false;
   const std::uint8_t* end_of_rows_ = nullptr;  // the marker behind them
-  std::vector<std::uint64_t> nonzero_;         // see Note [AC refinement]
+  McuWindow wanted_{};
+  std::vector<std::uint64_t> nonzero_;  // see Note [AC refinement]
 };
 
 }  // namespace afd

@@ -101,6 +101,25 @@ std::uint64_t ac_entry(const Code (&lookup)[kLookupSize], std::size_t index, uns
   return pair | all | AcTable::kEndOfBlock;
 }
 
+// See Note [Skipping].
+std::uint16_t skip_entry(const Code (&lookup)[kLookupSize], std::size_t index) {
+  unsigned used = 0;
+  unsigned advance = 0;
+  for (;;) {
+    const Code code = lookup[index << used & (kLookupSize - 1)];
+    const AcSymbol symbol = ac_symbol(code.symbol);
+    const unsigned length = used + code.length + symbol.value_bits;
+    const auto so_far = static_cast<std::uint16_t>(used | advance << 6);
+    if (code.length == 0 || length > kLookupBits) return so_far;
+    if (symbol.advance == AcTable::kEndOfBlock) {
+      return static_cast<std::uint16_t>(length | advance << 6 | AcTable::kSkipsToEnd);
+    }
+    if (advance + symbol.advance >= DCTSIZE2) return so_far;
+    used = length;
+    advance += symbol.advance;
+  }
+}
+
 bool same(const JHUFF_TBL& left, const JHUFF_TBL& right) {
   return std::memcmp(left.bits, right.bits, sizeof left.bits) == 0 &&
          std::memcmp(left.huffval, right.huffval, sizeof left.huffval) == 0;
@@ -127,6 +146,7 @@ bool make_table(const JHUFF_TBL& source, AcTable& table) {
   table.end_of_block_length = end_of_block_length(lookup);
   for (std::size_t i = 0; i < kLookupSize; ++i) {
     table.entries[i] = ac_entry(lookup, i, table.end_of_block_length);
+    table.skips[i] = skip_entry(lookup, i);
   }
   return true;
 }

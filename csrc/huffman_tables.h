@@ -47,10 +47,18 @@ struct SymbolTable {
 //
 // A run of 16 zeros is a coefficient of value zero. Where only the code fits, its advance is in its place, the length
 // of the code in bits 24-31 and the number of value bits in bits 32-47. An entry of 0 is a code that does not fit.
+//
+// Note [Skipping]: where nobody wants a block's values, all symbols that kLookupBits bits hold are passed over at once:
+//
+//   bits  0-5   length of the whole; 0 if not even one symbol fits with its value bits
+//   bits  6-11  advance of the zigzag index, an end of block aside
+//   bit  15     whether the last symbol is an end of block
 struct AcTable {
   static constexpr int kEndOfBlock = 128;
+  static constexpr unsigned kSkipsToEnd = 1U << 15;
 
   std::uint64_t entries[kLookupSize];
+  std::uint16_t skips[kLookupSize];
   CodeBook codes;
   unsigned end_of_block_length;  // of the code for symbol 0 that may stand behind two others; 0 if there is none
 };

@@ -46,11 +46,20 @@ Pixels JpegReader::start_region(const Region& region) {
   pixels.y = region.y - std::min(region.y, mcu_height);
   pixels.width = std::min(region.x + region.width + mcu_width, cinfo_.output_width) - pixels.x;
   pixels.height = std::min(region.y + region.height, cinfo_.output_height) - pixels.y;
-  run([this, &pixels] {
-    jpeg_crop_scanline(&cinfo_, &pixels.x, &pixels.width);
-    jpeg_skip_scanlines(&cinfo_, pixels.y);
-  });
+  run([this, &pixels] { jpeg_crop_scanline(&cinfo_, &pixels.x, &pixels.width); });
+  if (band_) decoder_->want_only(mcus_under(pixels));
+  run([this, &pixels] { jpeg_skip_scanlines(&cinfo_, pixels.y); });
   return pixels;
+}
+
+// The MCUs that libjpeg needs for a part of the output, whose left side is an MCU's. One more above and below, because
+// upsampling looks at the rows next to it.
+McuWindow JpegReader::mcus_under(const Pixels& part) const {
+  const std::uint32_t width = static_cast<std::uint32_t>(cinfo_.max_h_samp_factor) * cinfo_.scale_num;
+  const std::uint32_t height = static_cast<std::uint32_t>(cinfo_.max_v_samp_factor) * cinfo_.scale_num;
+  const std::uint32_t above = part.y / height;
+  return {part.x / width, (part.x + part.width + width - 1) / width, above - std::min(above, 1U),
+          (part.y + part.height + height - 1) / height + 1};
 }
 
 Pixels JpegReader::output_pixels(const ReadOptions& options) {

@@ -77,7 +77,7 @@ struct ReadOptions {
   Decoder decoder = Decoder::kFastest;
   // Without `apply_orientation`: the pixels hold at least this part. Those inside are the same as in a whole picture.
   std::optional<Region> region = std::nullopt;
-  // With `pixels`: gets the coefficients, and the picture has none.
+  // With `pixels`: gets the coefficients, those under the region where there is one, and the picture has none.
   CoefficientSink* sink = nullptr;
   Output output = {};
 };
@@ -154,6 +154,7 @@ class JpegReader {
   Pixels output_pixels(const ReadOptions& options);
   bool may_crop();
   Pixels start_region(const Region& region);
+  McuWindow mcus_under(const Pixels& part) const;
   void check_complete();
   bool has_every_coefficient(std::size_t component) const;
   void collect_quant_tables();

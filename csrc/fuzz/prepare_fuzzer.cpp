@@ -7,9 +7,9 @@
 #include <cstdlib>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "../prepare.h"
+#include "../tests/recorder.h"
 
 namespace {
 
@@ -17,40 +17,6 @@ constexpr afd::Limits kLimits{1 << 16, 1 << 20, 20, 4 << 20, 64.0};
 
 void require(bool condition) {
   if (!condition) std::abort();
-}
-
-using Planes = std::vector<std::vector<JCOEF>>;
-
-// The rows of each component, without padding.
-class Recorder final : public afd::CoefficientSink {
- public:
-  void begin(const afd::Header& header) override {
-    components_ = header.components;
-    planes.assign(components_.size(), {});
-  }
-  void take(std::size_t component, std::uint32_t row, const JCOEF* blocks) noexcept override {
-    if (row >= components_[component].height_in_blocks) return;
-    const std::size_t count = std::size_t{components_[component].width_in_blocks} * DCTSIZE2;
-    require(planes[component].size() == row * count);
-    planes[component].insert(planes[component].end(), blocks, blocks + count);
-  }
-
-  Planes planes;
-
- private:
-  std::vector<afd::Component> components_;
-};
-
-Planes planes_of(const afd::Picture& picture) {
-  Recorder recorder;
-  recorder.begin(picture.header);
-  for (std::size_t i = 0; i < picture.header.components.size(); ++i) {
-    const afd::PlaneShape& shape = picture.coefficients->shape(i);
-    for (std::uint32_t y = 0; y < shape.height_in_blocks; ++y) {
-      recorder.take(i, y, picture.coefficients->plane(i) + std::size_t{y} * shape.padded_width_in_blocks * DCTSIZE2);
-    }
-  }
-  return recorder.planes;
 }
 
 // A picture or the words of the failure.
@@ -93,13 +59,15 @@ void compare_parts(const std::uint8_t* data, std::size_t size) {
   options.pixels = true;
   options.scale = static_cast<int>(1 + size % 8);
   const Result whole = read(data, size, options);
-  Recorder recorder;
+  afd::Recorder recorder;
   options.sink = &recorder;
   if (whole.picture) options.region = region_of(*whole.picture->pixels, size);
   const Result part = read(data, size, options);
   require(part.failure == whole.failure);
   if (!whole.picture) return;
-  require(recorder.planes == planes_of(*whole.picture));
+  require(recorder.is_in_order);
+  require(same_blocks_under(*options.region, options.scale, whole.picture->header, recorder.planes,
+                            planes_of(*whole.picture)));
   require(part.picture->warnings == whole.picture->warnings);
   compare_rows(*whole.picture->pixels, *part.picture->pixels, *options.region);
 }

@@ -7,8 +7,10 @@
 #include <cstdio>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "recorder.h"
 #include "support.h"
 
 namespace {
@@ -97,39 +99,6 @@ void a_flat_picture_stays_flat() {
   CHECK(std::all_of(out.begin(), out.end(), [](std::uint8_t value) { return value == 200; }));
 }
 
-// All that reaches the sink, in one buffer of planes.
-class Recorder final : public afd::CoefficientSink {
- public:
-  void begin(const afd::Header& header) override {
-    planes.assign(header.components.size(), {});
-    components_ = &header.components;
-  }
-  void take(std::size_t component, std::uint32_t row, const JCOEF* blocks) noexcept override {
-    const afd::Component& shape = (*components_)[component];
-    if (row >= shape.height_in_blocks) return;
-    CHECK(planes[component].size() == std::size_t{row} * shape.width_in_blocks * DCTSIZE2);
-    planes[component].insert(planes[component].end(), blocks, blocks + std::size_t{shape.width_in_blocks} * DCTSIZE2);
-  }
-
-  std::vector<std::vector<JCOEF>> planes;
-
- private:
-  const std::vector<afd::Component>* components_ = nullptr;
-};
-
-std::vector<std::vector<JCOEF>> planes_of(const afd::Picture& picture) {
-  std::vector<std::vector<JCOEF>> planes;
-  for (std::size_t i = 0; i < picture.header.components.size(); ++i) {
-    const afd::PlaneShape& shape = picture.coefficients->shape(i);
-    planes.emplace_back();
-    for (std::uint32_t y = 0; y < shape.height_in_blocks; ++y) {
-      const JCOEF* row = picture.coefficients->plane(i) + std::size_t{y} * shape.padded_width_in_blocks * DCTSIZE2;
-      planes.back().insert(planes.back().end(), row, row + std::size_t{shape.width_in_blocks} * DCTSIZE2);
-    }
-  }
-  return planes;
-}
-
 afd::Picture read(const Bytes& file, const afd::ReadOptions& options) {
   return afd::JpegReader(file.data(), file.size(), kLimits, false).read(options);
 }
@@ -137,13 +106,13 @@ afd::Picture read(const Bytes& file, const afd::ReadOptions& options) {
 void rows_are_those_of_the_whole_picture() {
   for (const EncodeOptions& kind : kKinds) {
     const Bytes file = encode(75, 53, kind);
-    Recorder recorder;
+    afd::Recorder recorder;
     afd::ReadOptions options;
     options.pixels = true;
     const afd::Picture whole = read(file, options);
     options.sink = &recorder;
     const afd::Picture by_rows = read(file, options);
-    CHECK(recorder.planes == planes_of(whole));
+    CHECK(recorder.is_in_order && recorder.planes == planes_of(whole));
     const std::size_t bytes = std::size_t{3} * whole.pixels->width * whole.pixels->height;
     CHECK(std::equal(whole.pixels->samples.get(), whole.pixels->samples.get() + bytes, by_rows.pixels->samples.get()));
   }
@@ -160,24 +129,69 @@ bool region_is_that_of(const afd::Pixels& whole, const afd::Pixels& part, const 
   return holds;
 }
 
-void regions_hold_the_pixels_of_the_whole_picture() {
+afd::Region some_region(const afd::Pixels& whole, std::minstd_rand& random) {
+  const std::uint32_t x = random() % whole.width;
+  const std::uint32_t y = random() % whole.height;
+  return {x, y, 1 + static_cast<std::uint32_t>(random() % (whole.width - x)),
+          1 + static_cast<std::uint32_t>(random() % (whole.height - y))};
+}
+
+void regions_hold_the_pixels_and_blocks_of_the_whole_picture() {
   std::minstd_rand random(3);
-  for (const EncodeOptions& kind : kKinds) {
+  for (EncodeOptions kind : kKinds) {
     for (const int scale : {1, 2, 3, 4, 8}) {
+      kind.noise = scale == 2;
       const Bytes file = encode(235, 190, kind);
       afd::ReadOptions options;
       options.pixels = true;
       options.scale = scale;
-      const afd::Pixels whole = std::move(*read(file, options).pixels);
+      const afd::Picture whole = read(file, options);
+      const afd::Planes planes = planes_of(whole);
       for (int i = 0; i < 6; ++i) {
-        const std::uint32_t x = random() % whole.width;
-        const std::uint32_t y = random() % whole.height;
-        options.region = afd::Region{x, y, 1 + static_cast<std::uint32_t>(random() % (whole.width - x)),
-                                     1 + static_cast<std::uint32_t>(random() % (whole.height - y))};
-        CHECK(region_is_that_of(whole, *read(file, options).pixels, *options.region));
+        options.region = some_region(*whole.pixels, random);
+        CHECK(region_is_that_of(*whole.pixels, *read(file, options).pixels, *options.region));
+        afd::Recorder recorder;
+        options.sink = &recorder;
+        CHECK(region_is_that_of(*whole.pixels, *read(file, options).pixels, *options.region));
+        CHECK(same_blocks_under(*options.region, scale, whole.header, recorder.planes, planes));
+        options.sink = nullptr;
       }
     }
   }
+}
+
+std::string failure_of(const Bytes& file, const afd::ReadOptions& options) {
+  try {
+    read(file, options);
+  } catch (const afd::JpegFailure& failure) {
+    return failure.what();
+  }
+  return "";
+}
+
+void damage_outside_a_region_is_found() {
+  std::minstd_rand random(7);
+  int found = 0;
+  for (EncodeOptions kind : kKinds) {
+    for (const bool noise : {false, true}) {
+      kind.noise = noise;
+      const Bytes file = encode(120, 90, kind);
+      afd::ReadOptions options;
+      options.pixels = true;
+      for (int i = 0; i < 80; ++i) {
+        Bytes damaged = file;
+        for (int k = 0; k < 8; ++k) damaged[random() % damaged.size()] ^= static_cast<std::uint8_t>(1 << random() % 8);
+        const std::string expected = failure_of(damaged, options);
+        afd::Recorder recorder;
+        afd::ReadOptions part = options;
+        part.region = afd::Region{50, 40, 5, 3};
+        part.sink = &recorder;
+        CHECK(failure_of(damaged, part) == expected);
+        found += expected.empty() ? 0 : 1;
+      }
+    }
+  }
+  CHECK(found > 200);
 }
 
 void prepared(const Bytes& file) {
@@ -265,7 +279,9 @@ int main() {
       {"a_part_resamples_as_the_whole_does", a_part_resamples_as_the_whole_does},
       {"a_flat_picture_stays_flat", a_flat_picture_stays_flat},
       {"rows_are_those_of_the_whole_picture", rows_are_those_of_the_whole_picture},
-      {"regions_hold_the_pixels_of_the_whole_picture", regions_hold_the_pixels_of_the_whole_picture},
+      {"regions_hold_the_pixels_and_blocks_of_the_whole_picture",
+       regions_hold_the_pixels_and_blocks_of_the_whole_picture},
+      {"damage_outside_a_region_is_found", damage_outside_a_region_is_found},
       {"damaged_files_are_prepared_or_fail", damaged_files_are_prepared_or_fail},
       {"turning_back_gives_the_stored_grid", turning_back_gives_the_stored_grid},
       {"vector_and_portable_histories_are_equal", vector_and_portable_histories_are_equal},
