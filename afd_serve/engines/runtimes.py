@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from afd_serve.engines import ENGINES
 from afd_serve.engines.graphs import GRAPH_INPUTS
 from afd_serve.errors import CheckpointError, DependencyError
+from afd_serve.models.classifier import OUTPUTS
 
 __all__ = ["GraphEngine", "OnnxRuntime", "OpenVino", "open_graphs"]
 
@@ -70,7 +72,11 @@ class OnnxRuntime(GraphEngine):
 
 
 class OpenVino(GraphEngine):
-    """OpenVINO's CPU plug-in."""
+    """OpenVINO's CPU plug-in. A request holds one picture at a time, so threads take turns."""
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        self._running = Lock()
+        super().__init__(folder, precision)
 
     def _open(self, path: Path) -> Any:
         if "malloc" in os.environ.get("LD_PRELOAD", ""):  # this is no error of OpenVINO's: it would end the process
@@ -84,13 +90,19 @@ class OpenVino(GraphEngine):
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[self._precision],
         }
+        self._tensor = openvino.Tensor
         core = openvino.Core()
         return core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
 
     def _run(self, graph: Any, feed: Feed) -> list[NDArray[np.float32]]:
-        results = graph.infer(feed)
-        # The request's own memory is written again by its next call.
-        return [np.array(value) for value in results.values()]
+        # Its `infer` does the same with copies and a dictionary of results, and takes 5 % longer.
+        with self._running:
+            for name, array in feed.items():
+                graph.set_tensor(name, self._tensor(array, shared_memory=True))
+            graph.start_async()
+            graph.wait()
+            # The request's own memory is written again by its next call.
+            return [np.array(graph.get_tensor(name).data) for name in OUTPUTS]
 
 
 _RUNTIMES: dict[str, type[GraphEngine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
