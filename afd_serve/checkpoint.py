@@ -88,7 +88,9 @@ def load_afd(path: Path, backbone: Backbone) -> AfdNet:
     try:
         afd.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its own configuration: {error}") from error
+        raise CheckpointError(
+            f"{path} does not fit its own configuration; if another version of afd-serve wrote it, fit again: {error}"
+        ) from error
     return afd.eval()
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from afd_serve.config import AdapterSiteConfig
 from afd_serve.models.adapters import KernelAdapter
@@ -40,8 +41,8 @@ def test_a_norm_without_statistics_cannot_be_folded() -> None:
 def test_a_folded_adapter_is_the_branch_that_it_was(tiny: Backbone, rank: int) -> None:
     torch.manual_seed(1)
     adapter = KernelAdapter(AdapterSiteConfig("blocks.1.conv", (16, 12, 3, 3), rank))
-    nn.init.normal_(adapter.left, std=0.3)
-    nn.init.normal_(adapter.shift, std=0.3)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter, std=0.3)
     changes = [KernelChange("blocks.1.conv", adapter)]
     folded = fold_norms(tiny.module)
     expected = attach(folded, kernels=changes)(picture())
@@ -55,6 +56,21 @@ def test_an_unfitted_adapter_changes_nothing() -> None:
     for rank in (0, 2):
         changed = KernelAdapter(AdapterSiteConfig("conv", (16, 12, 3, 3), rank))(kernel, bias)
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(changed, (kernel, bias), strict=True))
+
+
+def test_an_adapters_scales_are_those_of_the_features_that_its_kernel_reads_and_writes() -> None:
+    adapter = KernelAdapter(AdapterSiteConfig("conv", (16, 12, 3, 3)))
+    assert adapter.input_scale is not None
+    nn.init.normal_(adapter.input_scale, std=0.3)
+    nn.init.normal_(adapter.output_scale, std=0.3)
+    kernel, features = torch.randn(16, 12, 3, 3), torch.randn(2, 12, 6, 6)
+    reads, writes = (1 + scale[:, None, None] for scale in (adapter.input_scale, adapter.output_scale))
+    expected = F.conv2d(features * reads, kernel) * writes
+    torch.testing.assert_close(F.conv2d(features, *adapter(kernel, None)), expected)
+
+
+def test_a_depthwise_adapter_has_one_scale_per_channel() -> None:
+    assert KernelAdapter(AdapterSiteConfig("conv", (16, 1, 3, 3))).input_scale is None
 
 
 GATES = [ChannelGate(0, 8), ChannelGate(8, 12)]

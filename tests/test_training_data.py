@@ -4,15 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
+from afd_serve.quality import estimate_quality, harmless_from
 from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
-CLEAN = Recipe(p_native=0, p_clean=1, p_other_codec=0, p_colour=0)
+CLEAN = Recipe(p_native=0, p_clean=1, p_other_codec=0, p_colour=0, only_open=False)
 
 
 def pairs(folder: Path, recipe: Recipe | None = None, seed: int = 0, **changes: object) -> CompressedPairs:
@@ -50,6 +52,18 @@ def test_student_and_teacher_see_the_same_scene(picture_folder: Callable[[int], 
     assert (native.inputs.rgb.float() - native.clean).abs().mean() < 1.5
     heavy = pairs(folder, Recipe(p_clean=0, p_mild=0, heavy=(5, 8)))[0]
     assert 2.0 < (heavy.inputs.rgb.float() - heavy.clean).abs().mean() < 30
+
+
+def test_what_the_gate_leaves_alone_is_drawn_anew_unless_asked_for(picture_folder: Callable[[int], Path]) -> None:
+    folder, often_good = picture_folder(2), replace(CLEAN, p_clean=0.5)
+    assert any(harmless_from(quality) <= 1 for quality in qualities(pairs(folder, often_good)))
+    only_open = qualities(pairs(folder, replace(often_good, only_open=True)))
+    assert all(harmless_from(quality) > 1 for quality in only_open)
+
+
+def qualities(data: CompressedPairs) -> list[int]:
+    tables = data[0].inputs.quant_tables[:, 0].reshape(-1, 8, 8).numpy().astype(np.uint16)
+    return [estimate_quality(table) for table in tables]
 
 
 def test_an_unreadable_picture_is_passed_over(picture_folder: Callable[[int], Path]) -> None:

@@ -186,6 +186,7 @@ def _at_quality(backbone: Backbone, pictures: Sequence[Path], quality: int, conf
         p_other_codec=0,
         p_colour=0,
         heavy=(quality, quality),
+        only_open=False,
     )
     return CompressedPairs(
         pictures,

@@ -31,7 +31,8 @@ class Recipe:
     """How fitting pictures are cropped, varied and compressed; all ``p_*`` are probabilities.
 
     Few pictures are soon known by heart: mixing two of them, turning them and changing their colours makes the teacher
-    say something new, which costs nothing because it needs no labels.
+    say something new, which costs nothing because it needs no labels. ``only_open`` draws a compression anew for which
+    the gate would stay closed: AFD has no part in what is made of such a picture.
     """
 
     least_area: float = 0.1
@@ -50,6 +51,7 @@ class Recipe:
     mild: tuple[int, int] = (50, 95)
     resave: tuple[int, int] = (90, 98)
     other_codec: tuple[int, int] = (1, 50)
+    only_open: bool = True
 
 
 class Pair(NamedTuple):
@@ -133,8 +135,11 @@ class CompressedPairs(Dataset[Pair]):
         scene = self._scene(random)
         whole = (0, 0, scene.width, scene.height)
         clean = resize_crop(np.asarray(scene), whole, preprocessing.size, preprocessing.interpolation)
-        source = scene if random.random() < self.recipe.p_native else Image.fromarray(clean)
-        return prepare(self._compress(random, source), preprocessing, crop=False), clean
+        while True:
+            source = scene if random.random() < self.recipe.p_native else Image.fromarray(clean)
+            compressed = prepare(self._compress(random, source), preprocessing, crop=False)
+            if not (self.recipe.only_open and compressed.good):
+                return compressed, clean
 
     def _scene(self, random: np.random.Generator) -> Image.Image:
         """A random part of a random picture, near native resolution, or two such parts mixed."""

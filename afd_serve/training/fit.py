@@ -213,7 +213,7 @@ class Trainer:
         self.average.sharpness.fit(torch.cat(logits), torch.cat(descriptors), torch.cat(wanted))
 
     def _closing_pairs(self) -> CompressedPairs:
-        """Pictures as they are served: whole crops at the backbone's size, neither mixed nor recoloured."""
+        """Pictures as they are served, good ones too: whole crops at the backbone's size, not mixed, not recoloured."""
         return CompressedPairs(
             self.data.pictures,
             self.data.preprocessing,
@@ -221,7 +221,7 @@ class Trainer:
             batch_size=self.config.batch_size,
             batches=_CLOSING_BATCHES,
             seed=self.config.seed + 1,
-            recipe=Recipe(least_area=0.4, p_turn=0, p_mix=0, p_colour=0),
+            recipe=Recipe(least_area=0.4, p_turn=0, p_mix=0, p_colour=0, only_open=False),
         )
 
     def _update_average(self) -> None:
