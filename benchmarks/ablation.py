@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from afd_serve.checkpoint import write_atomically
@@ -65,6 +65,37 @@ class WithLogits(Trainer):
         return super().compare(student, teacher) + F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
 
 
+class WithoutScales(Trainer):
+    """Adapters correct kernels and shift biases, and leave the channels' scales at one."""
+
+    def calibrate(self) -> FeatureLoss:
+        freeze(self.afd.adapters, "input_scale", "output_scale")
+        return super().calibrate()
+
+
+class WithoutCorrections(Trainer):
+    """Adapters scale channels and shift biases, and correct no kernel's values."""
+
+    def calibrate(self) -> FeatureLoss:
+        freeze(self.afd.adapters, "left", "right")
+        return super().calibrate()
+
+
+class EveryPair(Trainer):
+    """Fits on what the gate leaves alone, too."""
+
+    def calibrate(self) -> FeatureLoss:
+        self.data.recipe = replace(self.data.recipe, only_open=False)
+        return super().calibrate()
+
+
+def freeze(module: nn.Module, *names: str) -> None:
+    """Leave all parameters with one of these last names as they are."""
+    for name, parameter in module.named_parameters():
+        if name.rpartition(".")[2] in names:
+            parameter.requires_grad_(False)
+
+
 Change = Callable[[AfdConfig, Backbone], AfdConfig]
 
 
@@ -102,6 +133,9 @@ VARIANTS = {
     "tables-only": Variant("`full`, descriptor from the tables only", "full", trainer=TablesOnly),
     "embedding-only": Variant("`full`, embedding loss only", "full", trainer=EmbeddingOnly),
     "kl": Variant("`full`, with KL on logits", "full", trainer=WithLogits),
+    "no-scales": Variant("`default`, adapters without scales", "default", trainer=WithoutScales),
+    "no-corrections": Variant("`default`, adapters without corrections", "default", trainer=WithoutCorrections),
+    "every-pair": Variant("`default`, fitted on closed gates' pictures too", "default", trainer=EveryPair),
     "rank-3": Variant("`default`, adapters of rank 3 instead of 1", "default", with_rank(3)),
     "rank-8": Variant("`default`, adapters of rank 8 instead of 1", "default", with_rank(8)),
 }
@@ -187,10 +221,11 @@ def measure(title: str, trainer: Trainer, backbone: Backbone, pictures: Sequence
     hits, distances = (np.concatenate(column) for column in zip(*parts, strict=True))
     resampled = bootstrap_means(hits)
     recovered = interval(float(recovered_share(*hits.mean(axis=0))), recovered_share(*resampled.T))
+    left_alone = sum(parameter.numel() for parameter in trainer.afd.parameters() if not parameter.requires_grad)
     trainer.average.reparameterize()
     return Outcome(
         title,
-        parameters=sum(parameter.numel() for parameter in trainer.average.parameters()),
+        parameters=sum(parameter.numel() for parameter in trainer.average.parameters()) - left_alone,
         distance=float(distances[:, 1].sum() / distances[:, 0].sum()),
         recovered=(recovered.value, recovered.low, recovered.high),
     )
