@@ -228,10 +228,11 @@ def _pixel_blocks(pixels: NDArray[np.uint8], box: Box, size: int) -> NDArray[np.
     ycbcr = np.asarray(Image.fromarray(pixels).convert("YCbCr"))
     y = _sample_indices(rows, pixels.shape[0])
     x = _sample_indices(columns, pixels.shape[1])
-    samples = ycbcr[y[:, None, :, None], x[None, :, None, :]].astype(np.float32) - LEVEL_SHIFT
-    matrix = dct_matrix(torch.float32).numpy()
-    coefficients: NDArray[np.float32] = np.einsum("va,ghabc,ub->ghcvu", matrix, samples, matrix, optimize=True)
-    blocks: NDArray[np.int16] = coefficients.round().astype(np.int16)
+    samples = ycbcr[y[:, None, :, None], x[None, :, None, :]].astype(np.float64) - LEVEL_SHIFT
+    matrix = dct_matrix().numpy()
+    coefficients: NDArray[np.float64] = np.einsum("va,ghabc,ub->ghcvu", matrix, samples, matrix, optimize=True)
+    # Whole samples often make halves: they go up on every machine, whatever its sums left in the last bits.
+    blocks: NDArray[np.int16] = np.floor(coefficients + (0.5 + 1e-6)).astype(np.int16)
     return blocks
 
 
