@@ -94,6 +94,7 @@ class FitConfig:
     """One fit: what goes in, how long it runs, and where the result lies.
 
     ``init`` is a shipped model's name, a run's folder or a weights file to start from instead of from nothing.
+    ``bf16`` computes in bfloat16 where the CPU has it.
     """
 
     backbone: str

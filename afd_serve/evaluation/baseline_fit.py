@@ -21,6 +21,7 @@ from afd_serve.models.classifier import Normalize
 from afd_serve.models.folding import fold_norms
 from afd_serve.training.data import CompressedPairs, Pair, Recipe
 from afd_serve.training.fit import rate_share, training_sizes
+from afd_serve.training.precision import autocast_to_bfloat16
 
 __all__ = ["BASELINES", "Step", "adapted_norms", "fit_baseline", "has_norms", "restorer"]
 
@@ -94,7 +95,7 @@ class _PixelLoss:
 
     def __call__(self, pair: Pair, bf16: bool) -> Tensor:
         compressed, clean = _patches(pair.inputs.rgb, pair.clean)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with autocast_to_bfloat16(bf16):
             restored = self.module(compressed)
         # In units of the mean squared error at about QF 10, so that the clipping of gradients means what it means
         # for features.
@@ -118,7 +119,7 @@ class _FeatureLoss:
         self.scale: Tensor | None = None
 
     def __call__(self, pair: Pair, bf16: bool) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with autocast_to_bfloat16(bf16):
             with torch.no_grad():
                 clean, compressed = (self.shallow(self.normalize(x)) for x in (pair.clean, pair.inputs.rgb))
             restored = self.module(compressed)

@@ -81,7 +81,7 @@ class CompareConfig:
         size: side of the crops for fitting, a multiple of 32.
         seed: of everything.
         workers: processes that load pictures.
-        bf16: whether to fit in bfloat16.
+        bf16: whether to fit in bfloat16 where the CPU has it.
         rounds: for the latency of each row; 0 leaves it out.
     """
 

@@ -23,7 +23,7 @@ from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
 from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
 from afd_serve.training.losses import FeatureLoss
-from afd_serve.training.precision import strided_depthwise_in_float32
+from afd_serve.training.precision import autocast_to_bfloat16, strided_depthwise_in_float32
 from afd_serve.training.state import load_state, save_state
 
 __all__ = ["FitResult", "Trainer", "fit", "rate_share"]
@@ -180,7 +180,7 @@ class Trainer:
         rate = self.config.learning_rate * rate_share(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
+        with autocast_to_bfloat16(self.config.bf16):
             with torch.no_grad():
                 target = self.teacher(self.normalize(pair.clean))
             rgb = self.normalize(pair.inputs.rgb)

@@ -8,9 +8,17 @@ from torch.nn import functional as F
 
 from afd_serve.models.attach import conv_arguments
 
-__all__ = ["strided_depthwise_in_float32"]
+__all__ = ["autocast_to_bfloat16", "strided_depthwise_in_float32"]
 
 _Sides = tuple[int, int]
+
+
+def autocast_to_bfloat16(wanted: bool) -> torch.autocast:
+    """What computes in bfloat16 inside its ``with`` block, if that is wanted and the CPU has it.
+
+    Where it has not, bfloat16 is emulated and takes several times as long as float32.
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=wanted and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
 
 
 def _float32_conv(
