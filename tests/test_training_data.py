@@ -66,6 +66,11 @@ def qualities(data: CompressedPairs) -> list[int]:
     return [estimate_quality(table) for table in tables]
 
 
+def test_a_recipe_that_opens_no_gate_is_refused(picture_folder: Callable[[int], Path]) -> None:
+    with pytest.raises(ConfigError, match="only_open=False"):
+        pairs(picture_folder(2), replace(CLEAN, only_open=True))[0]
+
+
 def test_an_unreadable_picture_is_passed_over(picture_folder: Callable[[int], Path]) -> None:
     folder = picture_folder(2)
     (folder / "broken.jpg").write_bytes(b"not a picture")

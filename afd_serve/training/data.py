@@ -25,6 +25,8 @@ __all__ = ["CompressedPairs", "Pair", "Recipe", "find_pictures"]
 
 _SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
+_MOST_DRAWS: Final = 200
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -135,11 +137,14 @@ class CompressedPairs(Dataset[Pair]):
         scene = self._scene(random)
         whole = (0, 0, scene.width, scene.height)
         clean = resize_crop(np.asarray(scene), whole, preprocessing.size, preprocessing.interpolation)
-        while True:
+        for _ in range(_MOST_DRAWS):
             source = scene if random.random() < self.recipe.p_native else Image.fromarray(clean)
             compressed = prepare(self._compress(random, source), preprocessing, crop=False)
             if not (self.recipe.only_open and compressed.good):
                 return compressed, clean
+        raise ConfigError(
+            f"of {_MOST_DRAWS} compressions none opened the gate; give the recipe lower qualities or only_open=False"
+        )
 
     def _scene(self, random: np.random.Generator) -> Image.Image:
         """A random part of a random picture, near native resolution, or two such parts mixed."""
@@ -234,9 +239,10 @@ def _mix(random: np.random.Generator, first: Image.Image, second: Image.Image) -
 
 def _recolour(random: np.random.Generator, picture: Image.Image) -> Image.Image:
     """Change contrast and brightness per channel, and sometimes exchange channels."""
-    values = np.asarray(picture, np.float32)
     if random.random() < 0.3:
-        values = values[:, :, random.permutation(3)]
-    gain = random.uniform(0.7, 1.2) * random.uniform(0.9, 1.1, 3)
-    out = (values - 128) * gain + 128 + random.uniform(-24, 24)
-    return Image.fromarray(np.clip(out, 0, 255).astype(np.uint8))
+        bands = picture.split()
+        picture = Image.merge("RGB", [bands[channel] for channel in random.permutation(3)])
+    gain = random.uniform(0.7, 1.2) * random.uniform(0.9, 1.1, (3, 1))
+    # One row per channel: what becomes of each value. Looking it up is ten times as fast as computing it per pixel.
+    table = (np.arange(256) - 128) * gain + 128 + random.uniform(-24, 24)
+    return picture.point(np.clip(table, 0, 255).astype(np.uint8).ravel().tolist())
