@@ -2,6 +2,7 @@
 """The command line. Modules that import torch are imported by the commands that need them: ``--help`` stays quick."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -183,9 +184,11 @@ def fit(
     }
     settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     folders = tuple(Path(folder) for entry in images for folder in entry.split(",") if folder)
-    result = run_fit(
-        FitConfig(backbone, folders, out, preset=preset, seed=seed, exclude=tuple(exclude or ()), init=init, **settings)
+    config = FitConfig(
+        backbone, folders, out, preset=preset, seed=seed, exclude=tuple(exclude or ()), init=init, **settings
     )
+    with _resumable("interrupted; the same command goes on from the last step"):
+        result = run_fit(config)
     typer.echo(
         f"{result.weights} (loss {result.loss:.4f}); next: afd-serve evaluate --model {out} --images ... --out ..."
     )
@@ -212,12 +215,8 @@ def evaluate(
     from afd_serve.evaluation.study import Study, run_study
 
     study = Study(model, images, out, parse_protocols(protocol), split, limit, seed, threads, latency)
-    try:
-        with _task("classifying") as progress:
-            report, files = run_study(study, progress, fresh=fresh)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+    with _resumable("interrupted; the same command goes on from here"), _task("classifying") as progress:
+        report, files = run_study(study, progress, fresh=fresh)
     print_report(report, Console())
     typer.echo("\n".join(f"wrote {path}" for path in files))
 
@@ -250,11 +249,8 @@ def compare(
         backbone, folders, labelled, out, split, limit, seed=seed, workers=workers, rounds=latency, **given
     )
     wanted = [row.strip() for row in rows.split(",")] if rows else list(comparing.ROWS)
-    try:
+    with _resumable("interrupted; the same command goes on from the row that is not done"):
         found = comparing.compare(config, wanted, ours or (), _task)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the row that is not done", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
     comparison = summarize_rows(found, config)
     print_comparison(comparison, Console())
     typer.echo("\n".join(f"wrote {path}" for path in write_comparison(comparison, out)))
@@ -373,6 +369,19 @@ def doctor() -> None:
         healthy = healthy and (check.ok or not check.required)
     if not healthy:
         raise typer.Exit(_FAILED)
+
+
+@contextmanager
+def _resumable(message: str) -> Iterator[None]:
+    """Ctrl-C, or the SIGTERM of whoever stops a container, ends the block with one line and a status of its own."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(message, err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -254,6 +255,19 @@ def test_evaluate_an_exported_model_and_its_latency(run: Run, labelled: Path, ti
     assert "Latency, times the bare backbone's" in " ".join(out.split())
     assert json.loads((out_dir / "report.json").read_text())["latency"]["rounds"] == 2
     assert (out_dir / "drift_maps.png").exists()
+
+
+def test_a_fit_that_is_told_to_end_saves_its_state(picture_folder: Callable[[int], Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ("--images", picture_folder(4), "--out", out, "--steps", 10**6, "--batch-size", 2, "--workers", 0)
+    command = [sys.executable, "-m", "afd_serve", "fit", "--backbone", f"file:{tiny_backbone.__file__}", *settings]
+    fit = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while fit.poll() is None and not (out / "log.jsonl").exists():
+        time.sleep(0.1)
+    fit.terminate()
+    _, err = fit.communicate(timeout=60)
+    assert (fit.returncode, err) == (130, "interrupted; the same command goes on from the last step\n")
+    assert (out / "state.safetensors").exists()
 
 
 def test_fit_then_export_then_package(run: Run, picture_folder: Callable[[int], Path], tmp_path: Path) -> None:

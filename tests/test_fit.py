@@ -71,6 +71,15 @@ def test_an_interrupted_run_resumes_to_the_same_weights(config: FitConfig, monke
         torch.testing.assert_close(actual[name], value)
 
 
+def test_the_log_has_each_step_once_after_a_run_was_killed(config: FitConfig) -> None:
+    config = replace(config, steps=60)
+    straight = fit(replace(config, out=config.out / "straight"))
+    config.out.joinpath("log.jsonl").write_text('{"step": 20, "loss": 1.0}\n{"step": 40, "lo')
+    fit(config)
+    log = (config.out / "log.jsonl").read_text()
+    assert log == straight.weights.with_name("log.jsonl").read_text()
+
+
 def test_a_run_with_other_settings_is_not_resumed(config: FitConfig) -> None:
     fit(replace(config, steps=2))
     with pytest.raises(ConfigError, match=r"steps, seed"):

@@ -258,7 +258,17 @@ class Trainer:
 
     def _resume(self) -> int:
         path = self.config.out / _STATE_NAME
-        return load_state(path, self.afd, self.average, self.optimizer) if path.exists() else 0
+        step = load_state(path, self.afd, self.average, self.optimizer) if path.exists() else 0
+        self._forget_after(step)
+        return step
+
+    def _forget_after(self, step: int) -> None:
+        """Drop from the log what a run that was killed did after its last saved state: it is done again."""
+        path = self.config.out / _LOG_NAME
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if kept != lines:
+            write_atomically(path, lambda target: target.write_text("".join(kept)))
 
 
 def _channel_moments(teacher: fx.GraphModule, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
