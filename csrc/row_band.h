@@ -2,10 +2,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
-#include "coefficient_arena.h"
+#include "block_planes.h"
 #include "entropy_decoder.h"
 #include "libjpeg.h"
 #include "pixels.h"
@@ -28,44 +27,28 @@ class RowSink {
 //
 // libjpeg's input pass asks for rows to write, and gets some that it leaves alone; see Note [Our scans inside
 // libjpeg's]. Its output pass asks for rows to read, from the top to the bottom.
-class RowBand {
+class RowBand : public BlockPlanes {
  public:
   static constexpr bool kHoldsAllRows = false;
 
   // `rows` are those of each plane that belong to one row of MCUs. Throws std::bad_alloc.
-  RowBand(std::vector<PlaneShape> shapes, const std::vector<std::uint32_t>& rows, EntropyDecoder& decoder);
-  ~RowBand();
-  RowBand(const RowBand&) = delete;
-  RowBand& operator=(const RowBand&) = delete;
+  RowBand(const std::vector<PlaneShape>& shapes, const std::vector<std::uint32_t>& rows, EntropyDecoder& decoder);
 
-  const PlaneShape& shape(std::size_t component) const { return planes_[component].shape; }
-  // First coefficient of the plane's part of the band.
-  JCOEF* plane(std::size_t component) const { return planes_[component].rows.front()[0]; }
-
-  // As CoefficientArena::attach_to.
-  void attach_to(jpeg_decompress_struct& cinfo);
+  // See BlockPlanes::attach.
+  void attach_to(jpeg_decompress_struct& cinfo) { attach(cinfo, access_plane); }
   // Where rows go once they are decoded; before any is.
   void send_to(RowSink* sink) { sink_ = sink; }
   // Decodes what the output pass did not ask for; false if the picture is spoiled.
   bool decode_rest() noexcept;
 
  private:
-  struct Plane {
-    PlaneShape shape;
-    std::vector<JBLOCKROW> rows;
-  };
-
-  static jvirt_barray_ptr request_plane(j_common_ptr cinfo, int pool_id, boolean pre_zero, JDIMENSION blocks_per_row,
-                                        JDIMENSION row_count, JDIMENSION max_access);
   static JBLOCKARRAY access_plane(j_common_ptr cinfo, jvirt_barray_ptr handle, JDIMENSION start_row,
                                   JDIMENSION row_count, boolean writable);
   bool decode_next() noexcept;
 
-  std::vector<Plane> planes_;
   EntropyDecoder& decoder_;
   ByteBuffer memory_;
   RowSink* sink_ = nullptr;
-  std::size_t requested_ = 0;
   std::uint32_t decoded_ = 0;  // rows of MCUs
 };
 
