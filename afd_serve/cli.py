@@ -1,7 +1,9 @@
 # ruff: noqa: PLC0415
 """The command line. Modules that import torch are imported by the commands that need them: ``--help`` stays quick."""
 
+import fcntl
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -187,7 +189,7 @@ def fit(
     config = FitConfig(
         backbone, folders, out, preset=preset, seed=seed, exclude=tuple(exclude or ()), init=init, **settings
     )
-    with _resumable("interrupted; the same command goes on from the last step"):
+    with _resumable(out, "interrupted; the same command goes on from the last step"):
         result = run_fit(config)
     typer.echo(
         f"{result.weights} (loss {result.loss:.4f}); next: afd-serve evaluate --model {out} --images ... --out ..."
@@ -215,7 +217,7 @@ def evaluate(
     from afd_serve.evaluation.study import Study, run_study
 
     study = Study(model, images, out, parse_protocols(protocol), split, limit, seed, threads, latency)
-    with _resumable("interrupted; the same command goes on from here"), _task("classifying") as progress:
+    with _resumable(out, "interrupted; the same command goes on from here"), _task("classifying") as progress:
         report, files = run_study(study, progress, fresh=fresh)
     print_report(report, Console())
     typer.echo("\n".join(f"wrote {path}" for path in files))
@@ -249,7 +251,7 @@ def compare(
         backbone, folders, labelled, out, split, limit, seed=seed, workers=workers, rounds=latency, **given
     )
     wanted = [row.strip() for row in rows.split(",")] if rows else list(comparing.ROWS)
-    with _resumable("interrupted; the same command goes on from the row that is not done"):
+    with _resumable(out, "interrupted; the same command goes on from the row that is not done"):
         found = comparing.compare(config, wanted, ours or (), _task)
     comparison = summarize_rows(found, config)
     print_comparison(comparison, Console())
@@ -372,16 +374,35 @@ def doctor() -> None:
 
 
 @contextmanager
-def _resumable(message: str) -> Iterator[None]:
-    """Ctrl-C, or the SIGTERM of whoever stops a container, ends the block with one line and a status of its own."""
+def _resumable(out: Path, message: str) -> Iterator[None]:
+    """Work that goes on in a folder, for one process at a time.
+
+    Ctrl-C, or the SIGTERM of whoever stops a container, ends it with one line and a status of its own.
+    """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with _alone_in(out):
+            yield
     except KeyboardInterrupt:
         typer.echo(message, err=True)
         raise typer.Exit(_INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(f"another run is at work in {folder}; wait for it or choose another folder") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The command line as a user runs it: real models, real files, output and exit status."""
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
@@ -268,6 +270,16 @@ def test_a_fit_that_is_told_to_end_saves_its_state(picture_folder: Callable[[int
     _, err = fit.communicate(timeout=60)
     assert (fit.returncode, err) == (130, "interrupted; the same command goes on from the last step\n")
     assert (out / "state.safetensors").exists()
+
+
+def test_two_runs_do_not_share_a_folder(run: Run, picture_folder: Callable[[int], Path], tmp_path: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    fit = ("fit", "--backbone", f"file:{tiny_backbone.__file__}", "--images", picture_folder(4), "--out", tmp_path)
+    status, out, err = run(*fit)
+    os.close(handle)
+    assert (status, out) == (2, "")
+    assert err == f"error: another run is at work in {tmp_path}; wait for it or choose another folder\n"
 
 
 def test_fit_then_export_then_package(run: Run, picture_folder: Callable[[int], Path], tmp_path: Path) -> None:
