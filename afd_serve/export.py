@@ -104,8 +104,9 @@ def _frozen(classifier: AfdClassifier, size: int, precision: str) -> tuple[bytes
     expected = [_run(classifier, inputs) for inputs in _parity_inputs(size)]
     if precision != "float32":
         classifier = with_trunks_in(classifier, getattr(torch, precision))
-    data = torchscript.to_bytes(_freeze_classifier(classifier, example_inputs(size)))
-    module = torchscript.load(data)
+    example = example_inputs(size)
+    data = torchscript.to_bytes(_freeze_classifier(classifier, example))
+    module = torchscript.load(data, example)
     _check_parity(expected, [_run(module, inputs) for inputs in _parity_inputs(size)], _TOLERANCE[precision])
     return data, module
 
@@ -216,11 +217,11 @@ def load_deployed(source: str | Path, device: torch.device | None = None) -> Dep
     folder = Path(source)
     if not (folder / SIGNATURE_NAME).is_file():
         data, deployed = _script(source, *_fitted(source), "float32")
-        return deployed if device is None else replace(deployed, module=torchscript.load(data, device))
+        return deployed if device is None else replace(deployed, module=_load(data, deployed.signature, device))
     signature = _read_signature(folder)
     data = _read(folder, ENGINES[signature.engine].files, signature.sha256)
     if signature.engine == "torchscript":
-        return Deployed(torchscript.load(data, device), signature)
+        return Deployed(_load(data, signature, device), signature)
     if device is not None and device.type != "cpu":
         raise CheckpointError(f"{folder} is for {signature.engine}, which runs on the CPU; export it for torchscript")
     return Deployed(open_graphs(folder, signature.engine, signature.precision), signature)
@@ -249,7 +250,11 @@ def load_features(source: str | Path) -> Engine:
             f"the model was exported without {FEATURES_NAME}, which explaining needs: export the fitted run again with "
             "`afd-serve export` and package that"
         )
-    return torchscript.load(_read(folder, (FEATURES_NAME,), signature.features_sha256))
+    return _load(_read(folder, (FEATURES_NAME,), signature.features_sha256), signature)
+
+
+def _load(data: bytes, signature: Signature, device: torch.device | None = None) -> Engine:
+    return torchscript.load(data, example_inputs(signature.preprocessing.size), device)
 
 
 def _read_signature(folder: Path) -> Signature:

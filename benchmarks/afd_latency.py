@@ -2,13 +2,15 @@
 
     python benchmarks/afd_latency.py [--model efficientnet-lite0] [--rounds 100] [--batch 1] [--cpu-time]
 
-TorchScript in float32, as it is deployed, and with the trunks of both in bfloat16. `afd_serve.evaluation.latency` says
-how it is measured. Run it on a quiet machine; on a busy one, `--cpu-time` leaves out the waiting.
+TorchScript in float32, as it is deployed, and where the CPU has it with the trunks of both in bfloat16.
+`afd_serve.evaluation.latency` says how it is measured. Run it on a quiet machine; on a busy one, `--cpu-time` leaves
+out the waiting.
 """
 
 import argparse
 import time
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -23,10 +25,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cpu-time", action="store_true", help="time on the CPU instead of by the clock on the wall")
     arguments = parser.parse_args()
-    forms: dict[str, Forms] = {
-        "float32": deployed_forms(arguments.model, arguments.batch),
-        "bfloat16": bfloat16_forms(arguments.model, arguments.batch),
-    }
+    forms: dict[str, Forms] = {"float32": deployed_forms(arguments.model, arguments.batch)}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        forms["bfloat16"] = bfloat16_forms(arguments.model, arguments.batch)
     clock = time.thread_time if arguments.cpu_time else time.perf_counter
     show({precision: measure(form, arguments.rounds, clock) for precision, form in forms.items()})
 

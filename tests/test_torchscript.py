@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afd_serve.engines.torchscript import compiled, freeze, load, quiet, to_bytes
+from afd_serve.engines.torchscript import Packed, compiled, freeze, load, quiet, to_bytes
 from afd_serve.errors import CheckpointError
 
 
@@ -75,7 +75,7 @@ MODULES = {
 def test_packed_convolutions_say_what_plain_ones_do(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     module = MODULES[name]().to(dtype).eval()
-    packed = compiled(module)
+    packed = compiled(module, [torch.randn(2, 8, 20, 20).to(dtype)])
     with torch.inference_mode():
         for shape in ((1, 8, 20, 20), (3, 8, 24, 20)):
             x = torch.randn(shape).to(dtype)
@@ -88,7 +88,8 @@ def test_a_change_of_the_number_of_threads_packs_the_kernels_anew(dtype: torch.d
     grouped = PaddedAsTensorFlow(5, 1, groups=8)
     module = nn.Sequential(grouped, nn.Conv2d(8, 256, 1), nn.ReLU(), nn.Conv2d(256, 64, 3)).to(dtype).eval()
     before = torch.get_num_threads()
-    packed, x = compiled(module), torch.randn(1, 8, 32, 32).to(dtype)
+    x = torch.randn(1, 8, 32, 32).to(dtype)
+    packed = compiled(module, [x])
     try:
         with torch.inference_mode():
             expected = packed(x)
@@ -101,14 +102,14 @@ def test_a_change_of_the_number_of_threads_packs_the_kernels_anew(dtype: torch.d
         torch.set_num_threads(before)
 
 
-def kinds(module: torch.jit.ScriptModule) -> set[str]:
+def kinds(module: torch.jit.ScriptModule | Packed) -> set[str]:
     return {node.kind() for node in module.graph.nodes()}
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 @pytest.mark.parametrize("name", ["relu6", "padded as TensorFlow does, 3"])
 def test_packing_leaves_no_plain_convolution_activation_or_padding(name: str) -> None:
-    found = kinds(compiled(MODULES[name]()).module)
+    found = kinds(compiled(MODULES[name](), [torch.randn(1, 8, 20, 20)]))
     assert "prim::ConstantMKLDNNTensor" in found
     assert not {kind for kind in found if kind.startswith("aten::")}
 
@@ -122,13 +123,13 @@ def test_what_is_saved_has_plain_convolutions_for_gpus_and_other_servers() -> No
 
 def test_a_convolution_that_onednn_lacks_leaves_the_module_as_it_is() -> None:
     module = nn.Sequential(nn.Conv2d(8, 8, 3, padding="same"), nn.ReLU()).eval()
-    loaded = compiled(module)
-    assert "aten::relu" in kinds(loaded.module)
     x = torch.randn(1, 8, 9, 9)
+    loaded = compiled(module, [x])
+    assert "aten::relu" in kinds(loaded)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(x), module(x))
 
 
 def test_bytes_that_are_no_module_are_refused() -> None:
     with pytest.raises(CheckpointError, match="TorchScript"):
-        load(b"no archive")
+        load(b"no archive", [])

@@ -7,6 +7,10 @@ Note [Packed kernels]
     processor and cannot be saved. So the file holds plain convolutions, for GPUs and foreign servers too, and loading
     rewrites them. EfficientNet-Lite0 then takes 9 instead of 11 ms in float32, 6 instead of 9 in bfloat16. What it says
     differs in the last bits at most.
+
+    Which layout it wants depends on the features' height and width as well; a kernel in another one is brought into it
+    on every call, which for one convolution has taken longer than for all others together. The graph does not know
+    these sizes, so they are seen in a run of the plain convolutions with an example.
 """
 
 import io
@@ -19,6 +23,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from afd_serve.errors import CheckpointError
 
@@ -60,14 +65,20 @@ class Packed:
     right one on every call, which may take ten times as long as all else. So a change of torch's number of threads is
     noticed here, and the kernels are packed anew; make it while nothing runs.
 
+    Args:
+        module: the module.
+        example: inputs of the size to pack for, which pass through every branch; how many pictures they hold does not
+            matter. Other sizes are right as well, but may take longer.
+
     Attributes:
-        module: the module itself.
+        graph: what is computed.
         threads: for how many threads its kernels are laid out.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule) -> None:
-        _pack(module.graph)
-        self.module = module
+    def __init__(self, module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> None:
+        self.graph = module.graph.copy()
+        self._sizes = _pack(self.graph, _feature_sizes(module, example))
+        self._run = _function(self.graph) if self._sizes else module
         self.threads = torch.get_num_threads()
         self._packing = Lock()
 
@@ -75,19 +86,22 @@ class Packed:
         """The module's outputs."""
         if torch.get_num_threads() != self.threads:  # asking also gives a thread that is new to torch this number
             self._pack_anew()
-        return self.module(*inputs)
+        return self._run(*inputs)
 
     def _pack_anew(self) -> None:
         with self._packing:
-            for node in _nodes(self.module.graph):
-                if node.kind() == _PACKED:
-                    _pack_kernel_anew(node)
-            self.module._c._get_method("forward")._debug_flush_compilation_cache()
+            packed = [node for node in _nodes(self.graph) if node.kind() == _PACKED]
+            for node, size in zip(packed, self._sizes, strict=True):
+                _pack_kernel_anew(node, size)
+            if packed:
+                self._run = _function(self.graph)
             self.threads = torch.get_num_threads()
 
 
-def load(data: bytes, device: torch.device | None = None) -> "Packed | torch.jit.ScriptModule":
-    """Load a frozen module for a device, the CPU where None; for the CPU its kernels are packed.
+def load(
+    data: bytes, example: Sequence[Tensor], device: torch.device | None = None
+) -> "Packed | torch.jit.ScriptModule":
+    """Load a frozen module for a device, the CPU where None; for the CPU its kernels are packed, see `Packed`.
 
     Raises:
         CheckpointError: The bytes are no such module.
@@ -100,12 +114,42 @@ def load(data: bytes, device: torch.device | None = None) -> "Packed | torch.jit
             )
     except RuntimeError as error:
         raise CheckpointError(f"the exported file cannot be read as TorchScript: {error}") from error
-    return Packed(module) if device.type == "cpu" else module
+    return Packed(module, example) if device.type == "cpu" else module
 
 
-def compiled(module: nn.Module) -> Packed:
-    """A module as it runs where it is deployed on the CPU."""
-    return Packed(freeze(module))
+def compiled(module: nn.Module, example: Sequence[Tensor]) -> Packed:
+    """A module as it runs where it is deployed on the CPU; ``example`` as in `Packed`."""
+    return Packed(freeze(module), example)
+
+
+_Sizes = dict[int, list[int]]
+"""The shapes of what convolutions read, one picture of it, by the addresses of their kernels."""
+
+
+class _SeeSizes(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes: _Sizes = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.conv2d.default, torch.ops.aten.convolution.default):
+            x, kernel = args[:2]
+            self.sizes[kernel.data_ptr()] = [1, *x.shape[1:]]
+        return func(*args, **(kwargs or {}))
+
+
+def _feature_sizes(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> _Sizes:
+    seen = _SeeSizes()
+    with torch.inference_mode(), seen:
+        module(*example)
+    return seen.sizes
+
+
+def _function(graph: Any) -> Any:
+    """What computes a frozen module's graph: a function of its own, as a module that has run keeps to its old plan."""
+    alone = graph.copy()
+    alone.eraseInput(_RECEIVER)
+    return torch._C._create_function_from_graph("forward", alone)
 
 
 _CONVOLUTION: Final = "aten::conv2d"
@@ -118,6 +162,9 @@ _ACTIVATIONS: Final = {
 }
 """Operators that follow a convolution, by their names in oneDNN; what else they take is the range of the result."""
 
+_RECEIVER: Final = 0
+"""The graph's input that is the module itself."""
+
 _ZEROS: Final = [1, 0, 1, 0]
 """How a kernel is padded by a column before it and a row above it."""
 
@@ -127,15 +174,18 @@ class _Convolution:
 
     Attributes:
         kernel: its value; None where the graph computes it.
+        size: the shape of what oneDNN's operator reads in its place, where that is known.
     """
 
-    def __init__(self, graph: Any, node: Any) -> None:
+    def __init__(self, graph: Any, node: Any, sizes: _Sizes) -> None:
         self._graph = graph
         self._node = node
         inputs = list(node.inputs())
         self._x, self._kernel, self._bias, *self._geometry = inputs
         self._stride, self._padding, self._dilation, self._groups = (_value(value) for value in self._geometry)
         self.kernel: Tensor | None = _value(self._kernel)
+        self._sides = self._padding_instead_of_pad()
+        self.size = self._size(sizes)
         users = [use.user for use in node.output().uses()]
         self._activation = users[0] if len(users) == 1 and users[0].kind() in _ACTIVATIONS else None
         self._last = self._activation or self._node
@@ -144,18 +194,19 @@ class _Convolution:
         """Whether oneDNN's operator can take its place on this processor."""
         if isinstance(self._padding, str) or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return False
-        return self.kernel is None or self.kernel.dtype in _precisions()
+        # What a computed kernel will be is not known here.
+        return torch.bfloat16 in _precisions() if self.kernel is None else self.kernel.dtype in _precisions()
 
     def pack(self) -> None:
         """Put oneDNN's operator in its place."""
         stride, padding, dilation, groups = self._geometry
-        sides = self._padding_instead_of_pad()
+        sides = self._sides
         if sides:
             self._x, padding = self._x.node().inputsAt(0), self._constant(sides)
         name = _ACTIVATIONS[self._activation.kind()] if self._activation else "none"
         bounds = list(self._activation.inputs())[1:] if self._activation else []
         geometry = [padding, stride, dilation, groups]
-        inputs = [self._x, self._laid_out(sides), self._bias, *geometry, self._constant(name), self._range(bounds)]
+        inputs = [self._x, self._laid_out(), self._bias, *geometry, self._constant(name), self._range(bounds)]
         packed = self._create(_PACKED, [*inputs, self._constant("")])
         packed.output().setType(self._last.output().type())
         self._last.output().replaceAllUsesWith(packed.output())
@@ -163,13 +214,22 @@ class _Convolution:
         if self._activation:
             self._node.destroy()
 
-    def _laid_out(self, sides: list[int] | None) -> Any:
-        """The kernel as the operator takes it; with ``sides`` it gets the row and the column of zeros."""
+    def _size(self, sizes: _Sizes) -> list[int] | None:
+        seen = None if self.kernel is None else sizes.get(self.kernel.data_ptr())
+        if seen is None or not self._sides:
+            return seen
+        *batch, height, width = seen
+        top, left = self._sides
+        return [*batch, height - (2 * top - 1), width - (2 * left - 1)]  # without the pad
+
+    def _laid_out(self) -> Any:
+        """The kernel as the operator takes it; in place of a pad it gets a row and a column of zeros."""
         if self.kernel is None:
-            return self._pad_computed_kernel() if sides else self._kernel
-        kernel = F.pad(self.kernel, _ZEROS) if sides else self.kernel
+            return self._pad_computed_kernel() if self._sides else self._kernel
+        kernel = F.pad(self.kernel, _ZEROS) if self._sides else self.kernel
         constant = self._create("prim::ConstantMKLDNNTensor", [])
-        _set_kernel(constant, kernel, [sides or self._padding, self._stride, self._dilation, self._groups])
+        geometry = [self._sides or self._padding, self._stride, self._dilation, self._groups]
+        _set_kernel(constant, kernel, geometry, self.size)
         return constant.output()
 
     def _pad_computed_kernel(self) -> Any:
@@ -206,25 +266,37 @@ class _Convolution:
         return self._graph.create(kind, list(inputs), 1).insertBefore(self._last)
 
 
-def _pack(graph: Any) -> None:
-    """Rewrite a frozen module's convolutions, see Note [Packed kernels]; one that oneDNN lacks leaves all as it is."""
+def _pack(graph: Any, sizes: _Sizes) -> list[list[int] | None]:
+    """Rewrite a frozen module's convolutions, see Note [Packed kernels].
+
+    One that oneDNN lacks leaves all as it is, and so does a module that has kept attributes.
+
+    Returns:
+        For each packed convolution the size that it was packed for, in the graph's order.
+    """
     nodes = [node for node in _nodes(graph) if node.kind() == _CONVOLUTION]
-    if all(_Convolution(graph, node).packable() for node in nodes):
-        for node in nodes:  # looked at anew, because packing the one before changes what a node reads
-            _Convolution(graph, node).pack()
-        torch._C._jit_pass_dce(graph)
+    keeps_attributes = list(graph.inputs())[_RECEIVER].uses()
+    if keeps_attributes or not all(_Convolution(graph, node, sizes).packable() for node in nodes):
+        return []
+    packed_for = []
+    for node in nodes:  # looked at anew, because packing the one before changes what a node reads
+        convolution = _Convolution(graph, node, sizes)
+        convolution.pack()
+        packed_for.append(convolution.size)
+    torch._C._jit_pass_dce(graph)
+    return packed_for
 
 
-def _set_kernel(constant: Any, kernel: Tensor, geometry: Sequence[Any]) -> None:
-    """Lay a kernel out; ``geometry`` is padding, stride, dilation and groups."""
-    constant.t_("value", torch.ops.mkldnn._reorder_convolution_weight(kernel, *geometry, None))
+def _set_kernel(constant: Any, kernel: Tensor, geometry: Sequence[Any], size: list[int] | None) -> None:
+    """Lay a kernel out; ``geometry`` is padding, stride, dilation and groups, ``size`` the shape of what it reads."""
+    constant.t_("value", torch.ops.mkldnn._reorder_convolution_weight(kernel, *geometry, size))
 
 
-def _pack_kernel_anew(node: Any) -> None:
+def _pack_kernel_anew(node: Any, size: list[int] | None) -> None:
     _, kernel, _, *geometry = list(node.inputs())[:7]
     if kernel.node().kind() == "prim::ConstantMKLDNNTensor":
         plain = kernel.node().t("value").to_dense()
-        _set_kernel(kernel.node(), plain, [_value(value) for value in geometry])
+        _set_kernel(kernel.node(), plain, [_value(value) for value in geometry], size)
 
 
 def _precisions() -> set[torch.dtype]:

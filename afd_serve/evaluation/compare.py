@@ -29,7 +29,7 @@ from afd_serve.evaluation.latency import Forms, Latency, measure
 from afd_serve.evaluation.metrics import Interval
 from afd_serve.evaluation.protocols import QUALITIES, compress, conditions
 from afd_serve.export import example_inputs
-from afd_serve.models.backbones import load_backbone
+from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.preprocess import PreparedPicture, prepare, stack
 from afd_serve.training.data import find_pictures
@@ -257,7 +257,7 @@ class _Comparison:
         return network
 
     def _hits(self, name: str, module: nn.Module) -> dict[str, list[int]]:
-        engine = _engine(module) or module
+        engine = _engine(module, self.backbone) or module
         hits: dict[str, list[int]] = {condition.key: [] for condition in CONDITIONS}
         if name in _AFD:
             hits[GATED_CLEAN] = []
@@ -285,7 +285,7 @@ class _Comparison:
         return answers
 
     def _latency(self, plain: nn.Module, module: nn.Module) -> Latency | None:
-        bare, engine = _engine(plain), _engine(module)
+        bare, engine = _engine(plain, self.backbone), _engine(module, self.backbone)
         if bare is None or engine is None:
             return None
         inputs = example_inputs(self.backbone.preprocessing.size, 1)
@@ -322,10 +322,10 @@ def _read_row(path: Path, weights: str) -> Row | None:
     return row if row is not None and row.weights == weights else None
 
 
-def _engine(module: nn.Module) -> Engine | None:
+def _engine(module: nn.Module, backbone: Backbone) -> Engine | None:
     """The module as it would be deployed, in TorchScript; None where the compiler refuses the backbone."""
     try:
-        return torchscript.compiled(module)
+        return torchscript.compiled(module, example_inputs(backbone.preprocessing.size))
     except Exception:  # whatever the compiler dislikes in third-party code
         return None
 

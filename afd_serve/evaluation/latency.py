@@ -73,8 +73,9 @@ def deployed_forms(source: str | Path, batch: int = 1) -> Forms:
     """
     deployed = load_deployed(source)
     backbone = load_backbone(deployed.signature.backbone)
-    bare = torchscript.compiled(nn.Sequential(Normalize(backbone.preprocessing), backbone.module))
-    return _forms(bare, deployed.module, example_inputs(backbone.preprocessing.size, batch))
+    inputs = example_inputs(backbone.preprocessing.size, batch)
+    bare = torchscript.compiled(nn.Sequential(Normalize(backbone.preprocessing), backbone.module), [inputs.rgb])
+    return _forms(bare, deployed.module, inputs)
 
 
 def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
@@ -89,8 +90,10 @@ def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
     """
     backbone = load_backbone(read_config(find_weights(source)).backbone)
     classifier = with_trunks_in(eager_classifier(source), torch.bfloat16)
-    bare = torchscript.compiled(nn.Sequential(classifier.normalize, classifier.bare))
-    return _forms(bare, torchscript.compiled(classifier), example_inputs(backbone.preprocessing.size, batch))
+    example = example_inputs(backbone.preprocessing.size)
+    bare = torchscript.compiled(nn.Sequential(classifier.normalize, classifier.bare), [example.rgb])
+    inputs = example_inputs(backbone.preprocessing.size, batch)
+    return _forms(bare, torchscript.compiled(classifier, example), inputs)
 
 
 def _forms(bare: Callable[[Tensor], object], classifier: Engine, inputs: ClassifierInputs) -> Forms:
