@@ -114,6 +114,41 @@ def test_packing_leaves_no_plain_convolution_activation_or_padding(name: str) ->
     assert not {kind for kind in found if kind.startswith("aten::")}
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_kernels_are_packed_for_one_picture_of_the_examples_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, reorder = [], torch.ops.mkldnn._reorder_convolution_weight
+
+    def seen(*arguments: object) -> Tensor:
+        sizes.append(arguments[-1])
+        packed: Tensor = reorder(*arguments)
+        return packed
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", seen)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), PaddedAsTensorFlow(3, 0), nn.Conv2d(8, 8, 1))
+    packed = compiled(module, [torch.randn(2, 3, 22, 18)])
+    expected = [[1, 3, 22, 18], [1, 8, 20, 16], [1, 8, 10, 8]]
+    assert sizes == expected
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        with torch.inference_mode():
+            packed(torch.randn(1, 3, 22, 18))
+    finally:
+        torch.set_num_threads(before)
+    assert sizes == 2 * expected
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_what_runs_is_what_was_packed() -> None:
+    x = torch.randn(1, 8, 20, 20)
+    packed = compiled(MODULES["relu6"](), [x])
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        packed(x)
+    ran = {event.key for event in profile.key_averages()}
+    assert "mkldnn::_convolution_pointwise" in ran
+    assert not {name for name in ran if name.startswith("aten::") and "conv" in name}
+
+
 def test_what_is_saved_has_plain_convolutions_for_gpus_and_other_servers() -> None:
     data = to_bytes(freeze(MODULES["relu6"]()))
     with quiet():
