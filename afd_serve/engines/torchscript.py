@@ -140,7 +140,8 @@ class _SeeSizes(TorchDispatchMode):
 
 def _feature_sizes(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> _Sizes:
     seen = _SeeSizes()
-    with torch.inference_mode(), seen:
+    unplanned = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]  # planning takes six times as long
+    with torch.inference_mode(), unplanned, seen:
         module(*example)
     return seen.sizes
 
