@@ -59,11 +59,11 @@ def test_an_unfitted_adapter_changes_nothing() -> None:
 
 
 def test_an_adapters_scales_are_those_of_the_features_that_its_kernel_reads_and_writes() -> None:
-    adapter = KernelAdapter(AdapterSiteConfig("conv", (16, 12, 3, 3)))
+    adapter = KernelAdapter(AdapterSiteConfig("conv", (16, 12, 3, 3))).double()
     assert adapter.input_scale is not None
     nn.init.normal_(adapter.input_scale, std=0.3)
     nn.init.normal_(adapter.output_scale, std=0.3)
-    kernel, features = torch.randn(16, 12, 3, 3), torch.randn(2, 12, 6, 6)
+    kernel, features = torch.randn(16, 12, 3, 3).double(), torch.randn(2, 12, 6, 6).double()
     reads, writes = (1 + scale[:, None, None] for scale in (adapter.input_scale, adapter.output_scale))
     expected = F.conv2d(features * reads, kernel) * writes
     torch.testing.assert_close(F.conv2d(features, *adapter(kernel, None)), expected)
