@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from afd_serve.engines import torchscript
 from afd_serve.evaluation.latency import Forms, Latency, bfloat16_forms, deployed_forms, measure
 from afd_serve.evaluation.metrics import Interval
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="time on the CPU instead of by the clock on the wall")
     arguments = parser.parse_args()
     forms: dict[str, Forms] = {"float32": deployed_forms(arguments.model, arguments.batch)}
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if torch.bfloat16 in torchscript.precisions():
         forms["bfloat16"] = bfloat16_forms(arguments.model, arguments.batch)
     clock = time.thread_time if arguments.cpu_time else time.perf_counter
     show({precision: measure(form, arguments.rounds, clock) for precision, form in forms.items()})

@@ -10,7 +10,7 @@ Note [Packed kernels]
 
     Which layout it wants depends on the features' height and width as well; a kernel in another one is brought into it
     on every call, which for one convolution has taken longer than for all others together. The graph does not know
-    these sizes, so they are seen in a run of the plain convolutions with an example.
+    these sizes, so a copy of it that notes them runs once with an example.
 """
 
 import io
@@ -23,11 +23,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from afd_serve.errors import CheckpointError
 
-__all__ = ["Packed", "compiled", "freeze", "load", "quiet", "to_bytes"]
+__all__ = ["Packed", "compiled", "freeze", "load", "precisions", "quiet", "to_bytes"]
 
 _CPU: Final = torch.device("cpu")
 
@@ -77,7 +76,7 @@ class Packed:
 
     def __init__(self, module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> None:
         self.graph = module.graph.copy()
-        self._sizes = _pack(self.graph, _feature_sizes(module, example))
+        self._sizes = _pack(self.graph, example)
         self._run = _function(self.graph) if self._sizes else module
         self.threads = torch.get_num_threads()
         self._packing = Lock()
@@ -122,30 +121,6 @@ def compiled(module: nn.Module, example: Sequence[Tensor]) -> Packed:
     return Packed(freeze(module), example)
 
 
-_Sizes = dict[int, list[int]]
-"""The shapes of what convolutions read, one picture of it, by the addresses of their kernels."""
-
-
-class _SeeSizes(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.sizes: _Sizes = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.conv2d.default, torch.ops.aten.convolution.default):
-            x, kernel = args[:2]
-            self.sizes[kernel.data_ptr()] = [1, *x.shape[1:]]
-        return func(*args, **(kwargs or {}))
-
-
-def _feature_sizes(module: torch.jit.ScriptModule, example: Sequence[Tensor]) -> _Sizes:
-    seen = _SeeSizes()
-    unplanned = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]  # planning takes six times as long
-    with torch.inference_mode(), unplanned, seen:
-        module(*example)
-    return seen.sizes
-
-
 def _function(graph: Any) -> Any:
     """What computes a frozen module's graph: a function of its own, as a module that has run keeps to its old plan."""
     alone = graph.copy()
@@ -169,24 +144,24 @@ _RECEIVER: Final = 0
 _ZEROS: Final = [1, 0, 1, 0]
 """How a kernel is padded by a column before it and a row above it."""
 
+_Sizes = dict[int, list[int]]
+"""The shapes of what convolutions read, one picture of it, by the addresses of their kernels."""
+
 
 class _Convolution:
     """A node of a graph that calls ``aten::conv2d``, with the activation behind it where nothing else reads between.
 
     Attributes:
         kernel: its value; None where the graph computes it.
-        size: the shape of what oneDNN's operator reads in its place, where that is known.
     """
 
-    def __init__(self, graph: Any, node: Any, sizes: _Sizes) -> None:
+    def __init__(self, graph: Any, node: Any) -> None:
         self._graph = graph
         self._node = node
         inputs = list(node.inputs())
         self._x, self._kernel, self._bias, *self._geometry = inputs
         self._stride, self._padding, self._dilation, self._groups = (_value(value) for value in self._geometry)
         self.kernel: Tensor | None = _value(self._kernel)
-        self._sides = self._padding_instead_of_pad()
-        self.size = self._size(sizes)
         users = [use.user for use in node.output().uses()]
         self._activation = users[0] if len(users) == 1 and users[0].kind() in _ACTIVATIONS else None
         self._last = self._activation or self._node
@@ -195,42 +170,44 @@ class _Convolution:
         """Whether oneDNN's operator can take its place on this processor."""
         if isinstance(self._padding, str) or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return False
-        # What a computed kernel will be is not known here.
-        return torch.bfloat16 in _precisions() if self.kernel is None else self.kernel.dtype in _precisions()
+        dtype = torch.bfloat16 if self.kernel is None else self.kernel.dtype  # a computed kernel may be in either
+        return dtype in precisions()
 
-    def pack(self) -> None:
-        """Put oneDNN's operator in its place."""
+    def pack(self, sizes: _Sizes) -> list[int] | None:
+        """Put oneDNN's operator in its place; returns the shape of what that reads, where it is known."""
         stride, padding, dilation, groups = self._geometry
-        sides = self._sides
+        sides = self._padding_instead_of_pad()
+        size = None if self.kernel is None else sizes.get(self.kernel.data_ptr())
+        if size and sides:
+            size = [*size[:2], *(side - (2 * before - 1) for side, before in zip(size[2:], sides, strict=True))]
         if sides:
             self._x, padding = self._x.node().inputsAt(0), self._constant(sides)
         name = _ACTIVATIONS[self._activation.kind()] if self._activation else "none"
         bounds = list(self._activation.inputs())[1:] if self._activation else []
         geometry = [padding, stride, dilation, groups]
-        inputs = [self._x, self._laid_out(), self._bias, *geometry, self._constant(name), self._range(bounds)]
+        inputs = [
+            self._x,
+            self._laid_out(sides, size),
+            self._bias,
+            *geometry,
+            self._constant(name),
+            self._range(bounds),
+        ]
         packed = self._create(_PACKED, [*inputs, self._constant("")])
         packed.output().setType(self._last.output().type())
         self._last.output().replaceAllUsesWith(packed.output())
         self._last.destroy()
         if self._activation:
             self._node.destroy()
+        return size
 
-    def _size(self, sizes: _Sizes) -> list[int] | None:
-        seen = None if self.kernel is None else sizes.get(self.kernel.data_ptr())
-        if seen is None or not self._sides:
-            return seen
-        *batch, height, width = seen
-        top, left = self._sides
-        return [*batch, height - (2 * top - 1), width - (2 * left - 1)]  # without the pad
-
-    def _laid_out(self) -> Any:
-        """The kernel as the operator takes it; in place of a pad it gets a row and a column of zeros."""
+    def _laid_out(self, sides: list[int] | None, size: list[int] | None) -> Any:
+        """The kernel as the operator takes it; with ``sides`` it gets the row and the column of zeros."""
         if self.kernel is None:
-            return self._pad_computed_kernel() if self._sides else self._kernel
-        kernel = F.pad(self.kernel, _ZEROS) if self._sides else self.kernel
+            return self._pad_computed_kernel() if sides else self._kernel
+        kernel = F.pad(self.kernel, _ZEROS) if sides else self.kernel
         constant = self._create("prim::ConstantMKLDNNTensor", [])
-        geometry = [self._sides or self._padding, self._stride, self._dilation, self._groups]
-        _set_kernel(constant, kernel, geometry, self.size)
+        _set_kernel(constant, kernel, [sides or self._padding, self._stride, self._dilation, self._groups], size)
         return constant.output()
 
     def _pad_computed_kernel(self) -> Any:
@@ -267,7 +244,7 @@ class _Convolution:
         return self._graph.create(kind, list(inputs), 1).insertBefore(self._last)
 
 
-def _pack(graph: Any, sizes: _Sizes) -> list[list[int] | None]:
+def _pack(graph: Any, example: Sequence[Tensor]) -> list[list[int] | None]:
     """Rewrite a frozen module's convolutions, see Note [Packed kernels].
 
     One that oneDNN lacks leaves all as it is, and so does a module that has kept attributes.
@@ -275,17 +252,40 @@ def _pack(graph: Any, sizes: _Sizes) -> list[list[int] | None]:
     Returns:
         For each packed convolution the size that it was packed for, in the graph's order.
     """
-    nodes = [node for node in _nodes(graph) if node.kind() == _CONVOLUTION]
+    nodes = _convolutions(graph)
     keeps_attributes = list(graph.inputs())[_RECEIVER].uses()
-    if keeps_attributes or not all(_Convolution(graph, node, sizes).packable() for node in nodes):
+    if keeps_attributes or not all(_Convolution(graph, node).packable() for node in nodes):
         return []
-    packed_for = []
-    for node in nodes:  # looked at anew, because packing the one before changes what a node reads
-        convolution = _Convolution(graph, node, sizes)
-        convolution.pack()
-        packed_for.append(convolution.size)
+    sizes = _feature_sizes(graph, example)
+    # Looked at anew, because packing the one before changes what a node reads.
+    packed_for = [_Convolution(graph, node).pack(sizes) for node in nodes]
     torch._C._jit_pass_dce(graph)
     return packed_for
+
+
+def _feature_sizes(graph: Any, example: Sequence[Tensor]) -> _Sizes:
+    """Run a copy of the graph that returns what its convolutions read.
+
+    Seeing it from Python, with a TorchDispatchMode, would import 800 modules: 80 MiB and a second for each worker.
+    """
+    watched = graph.copy()
+    nodes = _convolutions(watched)
+    seen = watched.prependNode(watched.create("prim::DictConstruct", [], 1)).output()
+    seen.setType(torch._C.DictType(torch._C.IntType.get(), torch._C.ListType.ofInts()))
+    for index, node in enumerate(nodes):
+        size = watched.create("aten::size", [node.inputsAt(0)], 1).insertBefore(node).output()
+        size.setType(torch._C.ListType.ofInts())
+        key = watched.insertConstant(index)
+        key.node().moveBefore(node)
+        watched.create("aten::_set_item", [seen, key, size], 0).insertBefore(node)
+    while list(watched.outputs()):
+        watched.eraseOutput(0)
+    watched.registerOutput(seen)
+    unplanned = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]  # planning takes longer than the run
+    with torch.inference_mode(), unplanned:
+        sizes = _function(watched)(*example)
+    kernels = {index: _value(nodes[index].inputsAt(1)) for index in sizes}
+    return {kernels[index].data_ptr(): [1, *size[1:]] for index, size in sizes.items() if kernels[index] is not None}
 
 
 def _set_kernel(constant: Any, kernel: Tensor, geometry: Sequence[Any], size: list[int] | None) -> None:
@@ -300,9 +300,14 @@ def _pack_kernel_anew(node: Any, size: list[int] | None) -> None:
         _set_kernel(kernel.node(), plain, [_value(value) for value in geometry], size)
 
 
-def _precisions() -> set[torch.dtype]:
+def precisions() -> set[torch.dtype]:
+    """In what this CPU computes by itself; bfloat16 that it lacks is refused or emulated, at several times the cost."""
     has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return {torch.float32, torch.bfloat16} if has_bfloat16 else {torch.float32}
+
+
+def _convolutions(graph: Any) -> list[Any]:
+    return [node for node in _nodes(graph) if node.kind() == _CONVOLUTION]
 
 
 def _nodes(block: Any) -> Iterator[Any]:

@@ -90,10 +90,10 @@ def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
     """
     backbone = load_backbone(read_config(find_weights(source)).backbone)
     classifier = with_trunks_in(eager_classifier(source), torch.bfloat16)
-    example = example_inputs(backbone.preprocessing.size)
-    bare = torchscript.compiled(nn.Sequential(classifier.normalize, classifier.bare), [example.rgb])
-    inputs = example_inputs(backbone.preprocessing.size, batch)
-    return _forms(bare, torchscript.compiled(classifier, example), inputs)
+    size = backbone.preprocessing.size
+    inputs = example_inputs(size, batch)
+    bare = torchscript.compiled(nn.Sequential(classifier.normalize, classifier.bare), [inputs.rgb])
+    return _forms(bare, torchscript.compiled(classifier, example_inputs(size)), inputs)
 
 
 def _forms(bare: Callable[[Tensor], object], classifier: Engine, inputs: ClassifierInputs) -> Forms:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from afd_serve.engines import torchscript
 from afd_serve.models.attach import conv_arguments
 
 __all__ = ["autocast_to_bfloat16", "strided_depthwise_in_float32"]
@@ -14,11 +15,8 @@ _Sides = tuple[int, int]
 
 
 def autocast_to_bfloat16(wanted: bool) -> torch.autocast:
-    """What computes in bfloat16 inside its ``with`` block, if that is wanted and the CPU has it.
-
-    Where it has not, bfloat16 is emulated and takes several times as long as float32.
-    """
-    return torch.autocast("cpu", torch.bfloat16, enabled=wanted and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+    """What computes in bfloat16 inside its ``with`` block, if that is wanted and the CPU has it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=wanted and torch.bfloat16 in torchscript.precisions())
 
 
 def _float32_conv(
