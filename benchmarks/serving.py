@@ -9,7 +9,8 @@ under way), then with requests that arrive at random at 70 % of that rate (open 
 request was due). ``stock`` is TorchServe's own image_classifier handler with the bare backbone as TorchScript in
 float32; ``echo`` answers without looking, which is what TorchServe itself costs. CPU time is that of the server's
 processes, the client's excluded. Of the rounds, the medians are shown. The first answer's time counts from the start of
-the server's process, while the servers before it idle. The machine should do nothing else.
+the server's process, while the servers before it idle. The machine should do nothing else. Pictures without colours are
+passed over, because the stock handler fails on them; so is bfloat16 on a CPU that lacks it, unless it is asked for.
 
 Needs the extras ``torchserve``, ``torchvision`` and ``plots``, those of the engines, and captum, which the stock
 handler imports: pip install --no-deps captum
@@ -40,8 +41,9 @@ from pictures import made_pictures
 from rich.console import Console
 from rich.table import Table
 
+from afd_serve import jpeg
 from afd_serve.checkpoint import find_weights, read_config
-from afd_serve.engines.torchscript import freeze
+from afd_serve.engines.torchscript import freeze, precisions
 from afd_serve.export import export_classifier
 from afd_serve.models.backbones import load_backbone
 from afd_serve.models.folding import fold_norms
@@ -111,6 +113,22 @@ SYSTEMS = {
     "openvino float32": System(ours("openvino", "float32")),
     "openvino bfloat16": System(ours("openvino", "bfloat16")),
 }
+
+
+def fit_for_this_cpu() -> list[str]:
+    """The systems that compute in what this CPU has."""
+    known = {str(precision).removeprefix("torch.") for precision in precisions()}
+    return [name for name in SYSTEMS if "bfloat16" in known or "bfloat16" not in name]
+
+
+def coloured(folder: Path, most: int) -> list[bytes]:
+    """The first JPEGs of a folder that have colours."""
+    found: list[bytes] = []
+    for path in sorted(folder.glob("*.[jJ][pP]*[gG]")):
+        data = path.read_bytes()
+        if len(found) < most and len(jpeg.read_header(data).components) == 3:
+            found.append(data)
+    return found
 
 
 @dataclass(frozen=True)
@@ -283,9 +301,8 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--workers", type=int, default=0, help="per server; 0 for one per core")
     arguments = parser.parse_args()
-    files = sorted(arguments.pictures.glob("*.[jJ][pP]*[gG]"))[:256] if arguments.pictures else []
-    pictures = [file.read_bytes() for file in files] or made_pictures(32)
-    names = arguments.systems.split(",") if arguments.systems else list(SYSTEMS)
+    pictures = coloured(arguments.pictures, 256) if arguments.pictures else made_pictures(32)
+    names = arguments.systems.split(",") if arguments.systems else fit_for_this_cpu()
     workers = arguments.workers or os.cpu_count() or 1
     rounds: dict[str, list[Measured]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="afd-serving-") as scratch, ExitStack() as stack:
