@@ -66,27 +66,36 @@ class PictureTooLargeError(InputError):
 
 
 class JpegError(InputError):
-    """A JPEG cannot be decoded; the message carries the codec's own words."""
+    """A JPEG cannot be decoded; the message carries the codec's own words, and what to do where that is known."""
 
     code = "bad_jpeg"
+    remedy: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        """What was wrong, and what to do."""
+        words = super().__str__()
+        return f"{words}; {self.remedy}" if self.remedy else words
 
 
 class CorruptJpegError(JpegError):
     """The file violates the standard where no recovery is possible."""
 
     code = "corrupt_jpeg"
+    remedy = "send an intact copy, or save the picture anew"
 
 
 class TruncatedJpegError(JpegError):
     """The data ends before the picture does."""
 
     code = "truncated_jpeg"
+    remedy = "send the whole file"
 
 
 class UnsupportedJpegError(JpegError):
     """A valid process that this build cannot decode (lossless, 12-bit, hierarchical, ...)."""
 
     code = "unsupported_jpeg"
+    remedy = "save it as a baseline or progressive JPEG of 8 bits"
 
 
 class JpegTooLargeError(JpegError):

@@ -161,6 +161,20 @@ class TestErrors:
         image = jpeg.read(data.replace(b"\xff\xd1", b"\xff\xd5"), tolerant=True)
         assert any("RST" in text for text in image.warnings)
 
+    @pytest.mark.parametrize(
+        ("data", "remedy"),
+        [
+            (truncated_at(pillow_jpeg(64, 64), 300), "send the whole file"),
+            (truncated_at(pillow_jpeg(64, 64), 300) + b"\xff\xd9", "send an intact copy"),
+            (patched_size(pillow_jpeg(16, 16), 16, 0), "save it as a baseline"),
+        ],
+    )
+    def test_the_message_says_what_to_do(self, data: bytes, remedy: str) -> None:
+        with pytest.raises(JpegError) as raised:
+            jpeg.read(data)
+        (words,) = raised.value.args
+        assert str(raised.value).startswith(f"{words}; {remedy}")
+
     def test_data_that_ends_early_before_a_marker_is_corrupt(self) -> None:
         data = truncated_at(pillow_jpeg(64, 64), 300) + b"\xff\xd9"
         with pytest.raises(CorruptJpegError, match="premature end of data segment"):
