@@ -21,7 +21,7 @@ HALF = Interval(0.5, 0.4, 0.6)
 
 
 def report_of(*protocols: str, classes: tuple[ClassGain, ...] = ()) -> Report:
-    scores, bins = Scores(HALF, HALF, 0.1), (ReliabilityBin(3, 0.4, 0.5), ReliabilityBin(9, 0.9, 0.8))
+    scores, bins = Scores(HALF, HALF, 0.7, 0.1), (ReliabilityBin(3, 0.4, 0.5), ReliabilityBin(9, 0.9, 0.8))
     return Report(
         "model",
         "made",

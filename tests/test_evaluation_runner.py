@@ -197,6 +197,20 @@ def test_summary_of_known_answers(pictures: list[LabelledPicture], evaluation: E
     assert compressed.afd_reliability[0].accuracy == pytest.approx(5 / 6)
 
 
+def test_agreement_is_with_the_clean_answer_whether_that_is_right_or_wrong(
+    pictures: list[LabelledPicture], evaluation: Evaluation
+) -> None:
+    answers = made_answers(pictures)
+    answers[pictures[1].id, "clean", False] = answers[pictures[1].id, "A/10", False]  # wrong
+    known = replace(evaluation, protocols=("clean", "A"))
+    clean, compressed = summarize(answers, pictures, known).protocols
+    scores = compressed.conditions[3]
+    assert scores.bare.agreement == pytest.approx(5 / 6)
+    assert (scores.bare.top1.value, scores.afd.top1.value) == (pytest.approx(4 / 6), pytest.approx(5 / 6))
+    assert scores.afd.agreement == 1.0
+    assert (clean.conditions[0].bare.agreement, clean.conditions[0].afd.agreement) == (1.0, pytest.approx(5 / 6))
+
+
 def test_gains_of_classes(pictures: list[LabelledPicture], evaluation: Evaluation) -> None:
     known = replace(evaluation, protocols=("clean", "A"))
     cat, dog, owl = summarize(made_answers(pictures), pictures, known, labels=("cat", "dog", "owl")).classes

@@ -31,6 +31,8 @@ _COLUMNS = (
     "p",
     "top-5 without",
     "top-5 with AFD",
+    "as clean without",
+    "as clean with AFD",
     "ECE without",
     "ECE with AFD",
     "gate open",
@@ -95,6 +97,8 @@ def _condition_row(report: ConditionReport) -> tuple[str, ...]:
         "<0.001" if report.p_value < 0.001 else f"{report.p_value:.3f}",
         f"{100 * report.bare.top5.value:.1f}",
         f"{100 * report.afd.top5.value:.1f}",
+        f"{100 * report.bare.agreement:.1f}",
+        f"{100 * report.afd.agreement:.1f}",
         f"{100 * report.bare.calibration_error:.1f}",
         f"{100 * report.afd.calibration_error:.1f}",
         f"{100 * report.gate_open:.0f}",
@@ -138,7 +142,8 @@ def _footer(report: Report) -> str:
     left_out = f"; {len(report.failures)} could not be read and are left out" if report.failures else ""
     return (
         f"{report.pictures} pictures of {report.dataset}{left_out}. Per cent, with 95% bootstrap intervals over "
-        "pictures; p: McNemar's exact test. Recovered = (with - without) / (clean without - without), means over rows."
+        "pictures; p: McNemar's exact test. As clean: the first class is that of the clean picture without AFD, right "
+        "or wrong. Recovered = (with - without) / (clean without - without), means over rows."
     )
 
 

@@ -31,10 +31,18 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy (0..1) with its 95% interval, and expected calibration error (0..1)."""
+    """How good the answers are.
+
+    Attributes:
+        top1: accuracy (0..1) of the first class with its 95% interval.
+        top5: the same of the first five.
+        agreement: share of the pictures whose first class is that of the clean picture without AFD.
+        calibration_error: expected calibration error (0..1).
+    """
 
     top1: Interval
     top5: Interval
+    agreement: float
     calibration_error: float
 
 
@@ -197,6 +205,11 @@ class _Table:
         """1.0 where the label is among the first ``k``, ``[N]``."""
         return self._hits[:, self._column[key, afd, k]]
 
+    def agreement(self, key: str, afd: bool) -> float:
+        """Share of the pictures whose first class is that of the clean picture without AFD."""
+        pairs = zip(self.answers[key, afd], self.answers["clean", False], strict=True)
+        return float(np.mean([answer.indices[0] == clean.indices[0] for answer, clean in pairs]))
+
     def resampled(self, key: str, afd: bool, k: int = 1) -> Floats:
         """Mean hits of each resample, ``[R]``."""
         return self._resampled[:, self._column[key, afd, k]]
@@ -210,7 +223,7 @@ def _padded(indices: Sequence[int]) -> list[int]:
 def _scores(table: _Table, key: str, afd: bool) -> Scores:
     top1, top5 = (interval(float(table.hits(key, afd, k).mean()), table.resampled(key, afd, k)) for k in (1, _TOP))
     confidences = np.array([answer.confidence for answer in table.answers[key, afd]])
-    return Scores(top1, top5, calibration_error(confidences, table.hits(key, afd) > 0))
+    return Scores(top1, top5, table.agreement(key, afd), calibration_error(confidences, table.hits(key, afd) > 0))
 
 
 def _condition_report(condition: Condition, table: _Table) -> ConditionReport:
