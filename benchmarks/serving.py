@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -117,18 +118,15 @@ SYSTEMS = {
 
 def fit_for_this_cpu() -> list[str]:
     """The systems that compute in what this CPU has."""
-    known = {str(precision).removeprefix("torch.") for precision in precisions()}
-    return [name for name in SYSTEMS if "bfloat16" in known or "bfloat16" not in name]
+    return [name for name in SYSTEMS if "bfloat16" not in name or torch.bfloat16 in precisions()]
 
 
-def coloured(folder: Path, most: int) -> list[bytes]:
-    """The first JPEGs of a folder that have colours."""
-    found: list[bytes] = []
+def coloured(folder: Path) -> Iterator[bytes]:
+    """The JPEGs of a folder that have colours."""
     for path in sorted(folder.glob("*.[jJ][pP]*[gG]")):
         data = path.read_bytes()
-        if len(found) < most and len(jpeg.read_header(data).components) == 3:
-            found.append(data)
-    return found
+        if len(jpeg.read_header(data).components) == 3:
+            yield data
 
 
 @dataclass(frozen=True)
@@ -301,7 +299,8 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--workers", type=int, default=0, help="per server; 0 for one per core")
     arguments = parser.parse_args()
-    pictures = coloured(arguments.pictures, 256) if arguments.pictures else made_pictures(32)
+    usable = islice(coloured(arguments.pictures), 256) if arguments.pictures else ()
+    pictures = list(usable) or made_pictures(32)
     names = arguments.systems.split(",") if arguments.systems else fit_for_this_cpu()
     workers = arguments.workers or os.cpu_count() or 1
     rounds: dict[str, list[Measured]] = {name: [] for name in names}
