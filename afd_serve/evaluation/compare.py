@@ -32,6 +32,7 @@ from afd_serve.export import example_inputs
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.preprocess import PreparedPicture, prepare, stack
+from afd_serve.runs import alone_in
 from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import fit
 
@@ -165,18 +166,20 @@ def compare(
         task: Opens a progress bar for each part of the work.
 
     Raises:
-        ConfigError: A row is unknown or cannot be had, or the folder holds another comparison.
+        ConfigError: A row is unknown or cannot be had, or the folder holds another comparison, or
+            another process is at work in it.
         CheckpointError: A model is missing, or another backbone's.
         BackboneError: The backbone cannot be loaded.
     """
     unknown = [row for row in rows if row not in ROWS]
     if unknown:
         raise ConfigError(f"unknown row {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    comparison = _Comparison(config, ours, task or _silent)
-    wanted = [row for row in ROWS if row in rows or row == "direct"]
-    if "batchnorm" in wanted and not has_norms(comparison.backbone):
-        wanted.remove("batchnorm")
-    return [comparison.row(name) for name in wanted]
+    with alone_in(config.out):
+        comparison = _Comparison(config, ours, task or _silent)
+        wanted = [row for row in ROWS if row in rows or row == "direct"]
+        if "batchnorm" in wanted and not has_norms(comparison.backbone):
+            wanted.remove("batchnorm")
+        return [comparison.row(name) for name in wanted]
 
 
 @contextmanager

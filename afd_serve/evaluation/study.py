@@ -16,6 +16,7 @@ from afd_serve.evaluation.summary import Report, summarize
 from afd_serve.explain import Explainer
 from afd_serve.export import load_features
 from afd_serve.pipeline import Pipeline
+from afd_serve.runs import alone_in
 from afd_serve.signature import Signature
 
 __all__ = ["Study", "run_study"]
@@ -61,8 +62,14 @@ def run_study(study: Study, progress: Progress | None = None, *, fresh: bool = F
 
     Raises:
         CheckpointError: there is no such model.
-        ConfigError: the labelled set cannot be used, or ``study.out`` holds another evaluation.
+        ConfigError: the labelled set cannot be used, or ``study.out`` holds another evaluation, or another process is
+            at work there.
     """
+    with alone_in(study.out):
+        return _run_alone(study, progress, fresh)
+
+
+def _run_alone(study: Study, progress: Progress | None, fresh: bool) -> tuple[Report, list[Path]]:
     pipeline = Pipeline.load(study.model, threads=study.threads)
     signature = pipeline.signature
     pictures = load_labelled(study.images, signature.labels, split=study.split, limit=study.limit)

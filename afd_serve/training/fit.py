@@ -21,6 +21,7 @@ from afd_serve.models.classifier import GUIDES, Normalize, insertions, kernel_ch
 from afd_serve.models.fde import picture_statistics
 from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
+from afd_serve.runs import alone_in
 from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
 from afd_serve.training.losses import FeatureLoss
 from afd_serve.training.precision import autocast_to_bfloat16, strided_depthwise_in_float32
@@ -51,15 +52,17 @@ def fit(config: FitConfig) -> FitResult:
     ``afd.safetensors``.
 
     Raises:
-        ConfigError: The settings cannot work, or differ from those of the run in ``config.out``.
+        ConfigError: The settings cannot work, or differ from those of the run in ``config.out``, or another process is
+            at work there.
         BackboneError: The backbone cannot be loaded or has no usable attach site.
     """
-    _check_resumable(config)
-    torch.manual_seed(config.seed)
-    backbone = load_backbone(config.backbone)
-    pictures = find_pictures(config.images, config.exclude)
-    trainer = Trainer(config, backbone, pictures)
-    loss = trainer.run()
+    with alone_in(config.out):
+        _check_resumable(config)
+        torch.manual_seed(config.seed)
+        backbone = load_backbone(config.backbone)
+        pictures = find_pictures(config.images, config.exclude)
+        trainer = Trainer(config, backbone, pictures)
+        loss = trainer.run()
     return FitResult(weights=config.out / WEIGHTS_NAME, loss=loss)
 
 

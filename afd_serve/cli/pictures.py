@@ -1,0 +1,110 @@
+# ruff: noqa: PLC0415
+"""Commands about single pictures: what is in them, and what they show."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from afd_serve.cli.options import BAD_INPUT, DEFAULT_MODEL, ModelOption
+from afd_serve.errors import ConfigError
+from afd_serve.mode import Mode
+
+if TYPE_CHECKING:
+    from afd_serve.results import Failure, Prediction
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.command()
+def inspect(
+    picture: Annotated[Path, typer.Argument(help="A JPEG file.", exists=True, dir_okay=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a JPEG's header, components and quantization tables, and how it was compressed."""
+    from afd_serve.inspection import inspect_jpeg, print_inspection, to_dict
+
+    inspection = inspect_jpeg(picture)
+    if as_json:
+        _print_json(to_dict(inspection))
+    else:
+        print_inspection(inspection, Console())
+
+
+@app.command()
+def classify(
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files.", exists=True, dir_okay=False)],
+    model: ModelOption = DEFAULT_MODEL,
+    mode: Annotated[
+        Mode | None, typer.Option(help="Whether AFD answers, is off, or only runs as well; else as the model is set.")
+    ] = None,
+    afd: Annotated[
+        bool | None, typer.Option("--afd/--no-afd", help="The same as --mode protect, and --mode off.")
+    ] = None,
+    crop: Annotated[bool, typer.Option("--crop/--no-crop", help="Crop, or take pictures as cropped already.")] = True,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many classes to name.")] = 5,
+    as_json: JsonOption = False,
+    server: Annotated[
+        str | None,
+        typer.Option(help="grpc://HOST:PORT or http://HOST:PORT of a Triton or TorchServe, whose model answers."),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="AFD_SERVE_TOKEN", help="The server's key for inference, as TorchServe has.")
+    ] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="Draw where the picture has drifted, as a PNG.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Classify pictures here, or on a server."""
+    from afd_serve import classification
+    from afd_serve.request import Options
+    from afd_serve.results import Failure
+
+    mode = _chosen_mode(mode, afd)
+    if explain and (server or mode not in (None, Mode.PROTECT) or len(pictures) > 1):
+        raise ConfigError("--explain draws one picture, with AFD on and a model that is here")
+    data, options = [path.read_bytes() for path in pictures], Options(mode, top_k, crop)
+    if server:
+        results, model_info = classification.ask_server(server, token, data, options), None
+    else:
+        results, model_info = classification.predict_here(model, data, options)
+    failed = any(isinstance(result, Failure) for result in results)
+    explained = classification.draw_explanation(model, data[0], options, explain) if explain and not failed else None
+    if as_json:
+        answers = classification.wire_format(results, model_info)
+        _print_json(answers[0] if len(pictures) == 1 else answers)
+    else:
+        for path, result in zip(pictures, results, strict=True):
+            _print_result(path, result)
+        if explained:
+            typer.echo(f"{explained}\nwrote {explain}")
+    if failed:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _chosen_mode(mode: Mode | None, afd: bool | None) -> Mode | None:
+    if afd is None:
+        return mode
+    if mode not in (None, Mode.of(afd)):
+        raise ConfigError("--mode says one thing, and --afd or --no-afd another")
+    return Mode.of(afd)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_result(path: Path, result: "Prediction | Failure") -> None:
+    from afd_serve.classification import show
+    from afd_serve.results import Failure
+
+    if isinstance(result, Failure):
+        typer.echo(f"{path}: {result.code}: {result.reason}", err=True)
+    else:
+        typer.echo(show(path, result))

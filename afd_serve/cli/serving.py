@@ -1,0 +1,141 @@
+# ruff: noqa: PLC0415
+"""Commands that bring a classifier to a server: export, package, serve, stop, doctor."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from afd_serve.cli.options import DEFAULT_MODEL, FAILED, ModelOption
+from afd_serve.mode import Mode
+
+__all__ = ["app"]
+
+app = typer.Typer()
+package_app = typer.Typer(help="Package a classifier for a server.", no_args_is_help=True)
+serve_app = typer.Typer(help="Start a server and ask it a first question.", no_args_is_help=True)
+app.add_typer(package_app, name="package")
+app.add_typer(serve_app, name="serve")
+
+DefaultModeOption = Annotated[
+    Mode, typer.Option("--mode", help="For requests that name none: AFD answers, is off, or runs for the metrics only.")
+]
+StateDirOption = Annotated[Path, typer.Option("--state-dir", help="Where the server's settings and logs lie.")]
+
+_DEFAULT_STATE = Path(".serve/torchserve")
+_DEFAULT_TRITON_STATE = Path(".serve/triton")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The folder for the engine's files and signature.json.")],
+    model: ModelOption = DEFAULT_MODEL,
+    engine: Annotated[str, typer.Option(help="torchscript; on a CPU also onnxruntime or openvino.")] = "torchscript",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16, as the engine can.")] = "float32",
+) -> None:
+    """Write a classifier with its AFD for one engine, checked against the original on real pictures."""
+    from afd_serve.export import export_classifier
+
+    signature = export_classifier(model, out, engine=engine, precision=precision).signature
+    typer.echo(f"{out}: {signature.backbone}, preset {signature.preset}, {engine} {precision}")
+    typer.echo(f"largest difference of a probability from the original: {signature.parity:.1e}")
+
+
+@package_app.command("torchserve")
+def package_torchserve(
+    out: Annotated[Path, typer.Option(help="The model store: the folder for the archive.")],
+    model: ModelOption = DEFAULT_MODEL,
+    name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "afd",
+    version: Annotated[str, typer.Option(help="The model's version.")] = "1.0",
+    mode: DefaultModeOption = Mode.PROTECT,
+) -> None:
+    """Build a model archive (.mar) for TorchServe."""
+    from afd_serve.packaging import torchserve
+
+    typer.echo(torchserve.package_torchserve(model, out, name=name, version=version, mode=mode))
+
+
+@package_app.command("triton")
+def package_triton(
+    out: Annotated[Path, typer.Option(help="The model repository.")],
+    model: ModelOption = DEFAULT_MODEL,
+    platform: Annotated[
+        str, typer.Option(help="python, python_cpu, or pytorch_libtorch where Triton has it, as in NVIDIA's container.")
+    ] = "python",
+    decoders: Annotated[int, typer.Option(min=1, help="Processes that read pictures.")] = 1,
+    classifiers: Annotated[int, typer.Option(min=1, help="Classifier processes, per GPU where there are any.")] = 1,
+    mode: DefaultModeOption = Mode.PROTECT,
+) -> None:
+    """Build a model repository for Triton."""
+    from afd_serve.packaging import triton
+
+    limits = triton.TritonLimits(decoders=decoders, classifiers=classifiers)
+    typer.echo(triton.package_triton(model, out, platform=platform, limits=limits, mode=mode))
+
+
+@serve_app.command("torchserve")
+def serve_torchserve(
+    model: ModelOption = DEFAULT_MODEL,
+    state_dir: StateDirOption = _DEFAULT_STATE,
+    name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "afd",
+    mode: DefaultModeOption = Mode.PROTECT,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 for one per core.")] = 0,
+    port: Annotated[int, typer.Option(help="For predictions.")] = 8080,
+    management_port: Annotated[int, typer.Option(help="For management.")] = 8081,
+    metrics_port: Annotated[int, typer.Option(help="For metrics.")] = 8082,
+    grpc_port: Annotated[int, typer.Option(help="For predictions over gRPC.")] = 7070,
+    grpc_management_port: Annotated[int, typer.Option(help="For management over gRPC.")] = 7071,
+) -> None:
+    """Serve a classifier on TorchServe in the background, on loopback, and classify a sample picture."""
+    from afd_serve.servers import quickstart
+    from afd_serve.servers.torchserve import Ports
+
+    ports = Ports(port, management_port, metrics_port, grpc_port, grpc_management_port)
+    server = quickstart.serve_torchserve(model, state_dir, name=name, mode=mode, ports=ports, workers=workers)
+    typer.echo(quickstart.show(server))
+
+
+@serve_app.command("triton")
+def serve_triton(
+    model: ModelOption = DEFAULT_MODEL,
+    state_dir: StateDirOption = _DEFAULT_TRITON_STATE,
+    python: Annotated[
+        Path | None, typer.Option(help="A Python with afd-serve[triton-server]; else this one, or a new one.")
+    ] = None,
+    mode: DefaultModeOption = Mode.PROTECT,
+    workers: Annotated[int, typer.Option(min=0, help="Classifier processes; 0 for one per core.")] = 0,
+    port: Annotated[int, typer.Option(help="For HTTP.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="For gRPC.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="For metrics.")] = 8002,
+) -> None:
+    """Serve a classifier on Triton in the background, on loopback, and classify a sample picture."""
+    from afd_serve.servers import triton_quickstart
+    from afd_serve.servers.triton import TritonPorts
+
+    ports = TritonPorts(port, grpc_port, metrics_port)
+    server = triton_quickstart.serve_triton(model, state_dir, mode=mode, python=python, ports=ports, workers=workers)
+    typer.echo(triton_quickstart.show(server))
+
+
+@app.command()
+def stop(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
+    """Stop the server that `serve` started."""
+    from afd_serve.servers import torchserve, triton
+
+    # Each knows its own state files only.
+    stopped = torchserve.stop(state_dir) or triton.stop(state_dir)
+    typer.echo("stopped" if stopped else "nothing runs")
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what is installed, what is missing, and what to do about it."""
+    from afd_serve.doctor import examine
+
+    healthy = True
+    for check in examine():
+        mark = "ok" if check.ok else "missing"
+        typer.echo(f"{mark:8}{check.name:22}{check.detail}")
+        healthy = healthy and (check.ok or not check.required)
+    if not healthy:
+        raise typer.Exit(FAILED)
