@@ -21,6 +21,7 @@
 #   TORCH_SPEC   which torch to install; constraints.txt must allow it
 #   PIP_OPTIONS  options for every pip install, for example an index that holds CPU builds of torch
 #   MODEL        what to serve: a shipped name, a run's directory or an exported model's
+#   PROCESSES    how many of pytest run at a time; each gets whole files, and a server of its own where they need one
 #   SECONDS      how long to fuzz
 #   SERVE_OPTIONS  options for `afd-serve serve torchserve` or `... serve triton`, for example --port 9000
 
@@ -33,6 +34,7 @@ TORCH_SPEC ?= torch==2.13.0
 PIP_OPTIONS ?=
 MODEL ?= efficientnet-lite0
 SERVE_OPTIONS ?=
+PROCESSES ?= 2
 SECONDS ?= 120
 
 BIN := $(VENV)/bin
@@ -104,7 +106,8 @@ TRITON_PYTHON := $(abspath $(BIN_TRITON))/python
 py-test: $(VENV)/.installed-dev $(if $(filter no,$(TRITON)),,$(VENV_TRITON)/.installed)
 	@$(if $(filter no,$(PROMETHEUS)),,sh scripts/prometheus.sh $(UNPACKED))
 	PATH="$(abspath $(UNPACKED))/usr/bin:$$PATH" \
-	  $(if $(filter no,$(TRITON)),,AFD_TRITON_PYTHON=$(TRITON_PYTHON)) $(BIN)/python -m pytest
+	  $(if $(filter no,$(TRITON)),,AFD_TRITON_PYTHON=$(TRITON_PYTHON)) \
+	  $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 test-triton: $(VENV)/.installed-dev $(VENV_TRITON)/.installed
 	AFD_TRITON_PYTHON=$(TRITON_PYTHON) $(BIN)/python -m pytest tests/serving/test_triton.py
