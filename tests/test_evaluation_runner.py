@@ -220,6 +220,23 @@ def test_gains_of_classes(pictures: list[LabelledPicture], evaluation: Evaluatio
     assert not summarize(made_answers(pictures), pictures, replace(known, protocols=("clean",))).classes
 
 
+def test_saved_again_is_compared_with_saved_once(pictures: list[LabelledPicture], evaluation: Evaluation) -> None:
+    answers = made_answers(pictures)
+    without = replace(evaluation, protocols=("clean", "A"))
+    assert summarize(answers, pictures, without).resave_gap is None
+    for picture in pictures:
+        for afd in (True, False):
+            answers[picture.id, "resave", afd] = answers[picture.id, "A/10", False]  # AFD changes nothing
+    report = summarize(answers, pictures, replace(evaluation, protocols=("clean", "A", "resave")))
+    assert report.resave_gap is not None
+    assert report.resave_gap.value == pytest.approx(-0.5)
+    assert report.resave_gap.low < -0.5 < report.resave_gap.high
+    assert "Recovered of the lost top-1: 0.0 [0.0, 0.0]; beside QF 10 alone -50.0 [-100.0, +0.0] points" in text_of(
+        report
+    )
+    assert summarize(answers, pictures, replace(evaluation, protocols=("clean", "resave"))).resave_gap is None
+
+
 def text_of(report: Report) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
     print_report(report, console)

@@ -33,6 +33,7 @@ from afd_serve.transforms import crop_box, resize_crop
 __all__ = [
     "PROTOCOLS",
     "QUALITIES",
+    "SAVED_ONCE",
     "TITLES",
     "Condition",
     "compress",
@@ -92,6 +93,10 @@ class Condition:
         if self.protocol in _OTHER_CODECS:
             return f"quality {self.level}"
         return f"QF {self.level}" if self.level else "as it is"
+
+
+SAVED_ONCE = Condition("A", _RESAVE[0])
+"""What `resave` has before it saves again: its answers should be as good as these."""
 
 
 def parse_protocols(text: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from afd_serve.evaluation.drift_maps import DriftExample
 from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import Interval
-from afd_serve.evaluation.protocols import TITLES
+from afd_serve.evaluation.protocols import SAVED_ONCE, TITLES
 from afd_serve.evaluation.summary import ConditionReport, ProtocolReport, Report
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def print_report(report: Report, console: Console) -> None:
         for row in _rows(protocol):
             table.add_row(*row[:_SHOWN], style="bold" if row[0] == "mean" else None)
         console.print(table)
-        console.print(_verdict(protocol, report.pictures), style="bold", highlight=False)
+        console.print(_verdict(protocol, report), style="bold", highlight=False)
     if report.latency is not None:
         console.print(_latency(report.latency), style="bold", highlight=False)
     console.print(_footer(report), style="dim", highlight=False)
@@ -113,18 +113,16 @@ def _percent(value: Interval, sign: str = "-") -> str:
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
-def _recovered(protocol: ProtocolReport) -> str:
-    share = "not defined" if protocol.recovered is None else _percent(protocol.recovered)
-    return f"Recovered of the lost top-1: {share}"
-
-
-def _verdict(protocol: ProtocolReport, pictures: int) -> str:
-    """The one figure that counts: what was won back, or what it costs where nothing was lost."""
+def _verdict(protocol: ProtocolReport, report: Report) -> str:
+    """The figure that counts: what was won back, or what it costs where nothing was lost."""
     if protocol.recovered is not None:
-        return _recovered(protocol)
+        recovered = f"Recovered of the lost top-1: {_percent(protocol.recovered)}"
+        if protocol.name == "resave" and report.resave_gap is not None:
+            recovered += f"; beside {SAVED_ONCE.title} alone {_percent(report.resave_gap, sign='+')} points"
+        return recovered
     opened = protocol.conditions[0].gates_opened
     cost = _percent(protocol.gain, sign="+")
-    return f"Clean cost: top-1 changes by {cost} points; the gate opened for {opened} of {pictures} pictures"
+    return f"Clean cost: top-1 changes by {cost} points; the gate opened for {opened} of {report.pictures} pictures"
 
 
 def _latency(latency: Latency) -> str:
@@ -153,7 +151,7 @@ def _markdown(report: Report, plots: "Sequence[Plot]") -> str:
         lines += [f"## {TITLES[protocol.name]}", "", _markdown_row(_COLUMNS)]
         lines.append(_markdown_row(["---", *["--:"] * _NUMBERS]))
         lines += [_markdown_row(row) for row in _rows(protocol)]
-        lines += ["", f"{_verdict(protocol, report.pictures)}.", ""]
+        lines += ["", f"{_verdict(protocol, report)}.", ""]
     if report.latency is not None:
         lines += ["## Latency", "", f"{_latency(report.latency)}.", ""]
     for plot in plots:

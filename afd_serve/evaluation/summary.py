@@ -1,6 +1,5 @@
 """From the answers to the figures: accuracy with and without AFD, recovered share, intervals, tests."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ from afd_serve.evaluation.metrics import (
     reliability,
     top_k_hits,
 )
-from afd_serve.evaluation.protocols import Condition, conditions
+from afd_serve.evaluation.protocols import SAVED_ONCE, Condition, conditions
 from afd_serve.evaluation.runner import Answer, Evaluation, Key
 
 __all__ = ["ClassGain", "ConditionReport", "ProtocolReport", "Report", "Scores", "summarize"]
@@ -124,6 +123,8 @@ class Report:
         classes: every class that the set has pictures of, in order; empty where nothing was compressed.
         latency: what AFD costs, where it was measured.
         failures: the pictures left out, and why.
+        resave_gap: the share recovered of pictures that were saved again, minus that of `SAVED_ONCE`, paired over
+            pictures; None where one of them was not evaluated.
     """
 
     model: str
@@ -134,6 +135,7 @@ class Report:
     classes: tuple[ClassGain, ...] = ()
     latency: Latency | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
+    resave_gap: Interval | None = None
 
 
 def summarize(
@@ -176,6 +178,7 @@ def summarize(
         classes=_class_gains(table, [c.key for c in wanted if c.protocol != "clean"], labels),
         latency=latency,
         failures=failures,
+        resave_gap=_resave_gap(table, wanted),
     )
 
 
@@ -291,11 +294,23 @@ def _gain(table: _Table, keys: Sequence[str]) -> Interval:
 
 
 def _recovered(table: _Table, keys: Sequence[str]) -> Interval:
+    return interval(*_shares(table, keys))
+
+
+def _shares(table: _Table, keys: Sequence[str]) -> tuple[float, Floats]:
+    """The recovered share, and the same of each resample; NaN where nothing was lost."""
     clean, bare, protected = (
         _means(table, ["clean"], afd=False),
         _means(table, keys, afd=False),
         _means(table, keys, afd=True),
     )
     share = recovered_share(np.array(clean[0]), np.array(bare[0]), np.array(protected[0]))
-    value = float(share) if np.isfinite(share) else math.nan
-    return interval(value, recovered_share(clean[1], bare[1], protected[1]))
+    return float(share), recovered_share(clean[1], bare[1], protected[1])
+
+
+def _resave_gap(table: _Table, wanted: Sequence[Condition]) -> Interval | None:
+    again = [condition for condition in wanted if condition.protocol == "resave"]
+    if not again or SAVED_ONCE not in wanted:
+        return None
+    (gap, gaps), (share, shares) = (_shares(table, [condition.key]) for condition in (*again, SAVED_ONCE))
+    return interval(gap - share, gaps - shares)
