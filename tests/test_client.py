@@ -200,6 +200,16 @@ def test_retries_end_with_the_attempts_and_with_the_deadline() -> None:
         play(Talk(Settings("http://x:1")), [b"x"], [Reply(404, b'{"error": "no model"}')])
 
 
+def test_a_request_that_two_workers_died_of_is_not_sent_again() -> None:
+    talk = Talk(Settings("http://x:1", server="torchserve"))
+    died, answered = Reply(507, b'{"message": "Worker died."}'), Reply(200, json.dumps([wire(CLOCK)]).encode())
+    assert play(talk, [b"x"], [died, answered])[0] == [CLOCK]
+    assert play(talk, [b"x"], [BUSY, died, BUSY, answered])[0] == [CLOCK]
+    with pytest.raises(ServerUnavailableError, match="Worker died"):
+        play(talk, [b"x"], [died, BUSY, died])
+    assert play(talk, [b"x"], [answered])[0] == [CLOCK]
+
+
 def test_many_pictures_become_several_requests_with_one_deadline() -> None:
     pictures = [b"%d" % index for index in range(MAX_PICTURES + 2)]
     results, steps = play(

@@ -21,6 +21,7 @@ from afd_serve.client.dialects import (
     TorchServeHttp,
     TritonGrpc,
     TritonHttp,
+    WorkerDiedError,
     serialize,
 )
 from afd_serve.client.regions import Region, RegionPool
@@ -39,6 +40,8 @@ __all__ = ["Conversation", "Exchange", "Pause", "Settings", "Talk", "identify"]
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
+_DEATHS: Final = 2
+"""After so many workers died of one request, or beside it, it is not sent again: it may be its pictures' doing."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class Talk:
 
     def _persist(self, pictures: Sequence[bytes], options: Options, deadline: float, request_id: str) -> Conversation:
         """One request, again and again while the server is unavailable; classifying twice harms nobody."""
+        deaths = 0
         for attempt in range(1, self._settings.attempts + 1):
             try:
                 question = Question(pictures, options, request_id, _left(deadline))
@@ -131,10 +135,12 @@ class Talk:
                     return (yield from self._through_memory(self._triton, question, deadline))
                 reply = yield from _exchange(self._dialect.ask(question), deadline)
                 return self._dialect.read(reply, len(pictures))
-            except ServerUnavailableError:
+            except ServerUnavailableError as error:
+                deaths += isinstance(error, WorkerDiedError)
                 # Random, so that clients that were turned away together do not come back together.
                 pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5)
-                if attempt == self._settings.attempts or pause > deadline - time.monotonic():
+                last = attempt == self._settings.attempts or deaths == _DEATHS
+                if last or pause > deadline - time.monotonic():
                     raise
                 yield Pause(pause)
             except LostRegionError:

@@ -27,6 +27,7 @@ __all__ = [
     "TorchServeHttp",
     "TritonGrpc",
     "TritonHttp",
+    "WorkerDiedError",
     "serialize",
 ]
 
@@ -38,6 +39,10 @@ _REQUEST_CODES: Final = frozenset({"bad_request", "bad_option", "too_many_pictur
 
 class LostRegionError(RequestRefusedError):
     """The server does not know a shared memory region: it has been started anew."""
+
+
+class WorkerDiedError(ServerUnavailableError):
+    """The worker that had the request died, be it of the request or of something else; the server replaces it."""
 
 
 @dataclass(frozen=True)
@@ -278,8 +283,8 @@ def _torchserve_results(reply: Reply, count: int) -> list[Result]:
     if isinstance(values, list) and reply.status == 200:
         return _results(values, count)
     said = reply.message or reply.body[:500].decode(errors="replace")
-    if reply.status >= 500 and "Worker died" in said:  # TorchServe replaces it; the status is 500 or 507
-        raise ServerUnavailableError(said)
+    if reply.status >= 500 and "Worker died" in said:  # the status is 500 or 507
+        raise WorkerDiedError(said)
     # Over gRPC a refusal has no status; its body tells.
     refused = 400 <= reply.status < 500 or (isinstance(values, dict) and "error" in values)
     raise (RequestRefusedError if refused else BadAnswerError)(f"the server answered {reply.status}: {said}")
