@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afd_serve.errors import InputError, OutputTooSmallError
-from afd_serve.jpeg import JpegComponent, JpegImage
+from afd_serve.jpeg_types import ColorSpace, JpegComponent, JpegImage
 
-ColorSpace = Literal["grayscale", "ycbcr", "rgb", "cmyk", "ycck"]
 Decoder = Literal["fastest", "portable", "libjpeg"]
 Instructions = Literal["fastest", "avx2", "portable"]
 Interpolation = Literal["bicubic", "bilinear"]

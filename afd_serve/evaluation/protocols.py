@@ -33,6 +33,7 @@ from afd_serve.transforms import crop_box, resize_crop
 __all__ = [
     "PROTOCOLS",
     "QUALITIES",
+    "RESAVED",
     "SAVED_ONCE",
     "TITLES",
     "Condition",
@@ -95,8 +96,9 @@ class Condition:
         return f"QF {self.level}" if self.level else "as it is"
 
 
+RESAVED = Condition("resave")
 SAVED_ONCE = Condition("A", _RESAVE[0])
-"""What `resave` has before it saves again: its answers should be as good as these."""
+"""What `RESAVED` is before it is saved again: its answers should be as good as these."""
 
 
 def parse_protocols(text: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from afd_serve.evaluation.drift_maps import DriftExample
 from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import Interval
-from afd_serve.evaluation.protocols import SAVED_ONCE, TITLES
+from afd_serve.evaluation.protocols import RESAVED, SAVED_ONCE, TITLES
 from afd_serve.evaluation.summary import ConditionReport, ProtocolReport, Report
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _verdict(protocol: ProtocolReport, report: Report) -> str:
     """The figure that counts: what was won back, or what it costs where nothing was lost."""
     if protocol.recovered is not None:
         recovered = f"Recovered of the lost top-1: {_percent(protocol.recovered)}"
-        if protocol.name == "resave" and report.resave_gap is not None:
+        if protocol.name == RESAVED.protocol and report.resave_gap is not None:
             recovered += f"; beside {SAVED_ONCE.title} alone {_percent(report.resave_gap, sign='+')} points"
         return recovered
     opened = protocol.conditions[0].gates_opened

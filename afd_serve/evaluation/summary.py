@@ -20,7 +20,7 @@ from afd_serve.evaluation.metrics import (
     reliability,
     top_k_hits,
 )
-from afd_serve.evaluation.protocols import SAVED_ONCE, Condition, conditions
+from afd_serve.evaluation.protocols import RESAVED, SAVED_ONCE, Condition, conditions
 from afd_serve.evaluation.runner import Answer, Evaluation, Key
 
 __all__ = ["ClassGain", "ConditionReport", "ProtocolReport", "Report", "Scores", "summarize"]
@@ -123,8 +123,8 @@ class Report:
         classes: every class that the set has pictures of, in order; empty where nothing was compressed.
         latency: what AFD costs, where it was measured.
         failures: the pictures left out, and why.
-        resave_gap: the share recovered of pictures that were saved again, minus that of `SAVED_ONCE`, paired over
-            pictures; None where one of them was not evaluated.
+        resave_gap: the share recovered of pictures that were saved again, minus that of those saved once, paired
+            over pictures; None where one of them was not evaluated.
     """
 
     model: str
@@ -309,8 +309,7 @@ def _shares(table: _Table, keys: Sequence[str]) -> tuple[float, Floats]:
 
 
 def _resave_gap(table: _Table, wanted: Sequence[Condition]) -> Interval | None:
-    again = [condition for condition in wanted if condition.protocol == "resave"]
-    if not again or SAVED_ONCE not in wanted:
+    if RESAVED not in wanted or SAVED_ONCE not in wanted:
         return None
-    (gap, gaps), (share, shares) = (_shares(table, [condition.key]) for condition in (*again, SAVED_ONCE))
-    return interval(gap - share, gaps - shares)
+    (resaved, resampled), (once, once_resampled) = (_shares(table, [c.key]) for c in (RESAVED, SAVED_ONCE))
+    return interval(resaved - once, resampled - once_resampled)
