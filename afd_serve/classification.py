@@ -5,35 +5,83 @@ Torch is imported only where the model runs here: asking a server stays quick, a
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from afd_serve.errors import RequestRefusedError
 from afd_serve.mode import Mode
 from afd_serve.request import Options
 from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
 from afd_serve.results import Failure, Prediction, Shadow
 
-__all__ = ["ask_server", "draw_explanation", "predict_here", "show", "wire_format"]
+if TYPE_CHECKING:
+    from afd_serve.client import Client
+
+__all__ = ["Here", "Model", "There", "show", "wire_format"]
 
 
-def predict_here(
-    model: str, pictures: Sequence[bytes], options: Options
-) -> tuple[list[Prediction | Failure], ModelInfo]:
-    """Classify pictures in this process; arguments and errors as of `Pipeline`."""
-    from afd_serve.pipeline import Pipeline
+class Model(Protocol):
+    """Something that classifies pictures, and draws where they have drifted."""
 
-    pipeline = Pipeline.load(model)
-    mode = options.mode or Mode.PROTECT
-    results = pipeline.predict(pictures, top_k=options.top_k, afd=mode, crop=options.crop)
-    return results, ModelInfo(pipeline.signature.name, pipeline.signature.version)
+    def classify(
+        self, pictures: Sequence[bytes], options: Options
+    ) -> tuple[list[Prediction | Failure], ModelInfo | None]:
+        """The answers, and which model gives them where that is known."""
+
+    def draw(self, picture: bytes, options: Options) -> tuple[bytes, str]:
+        """A picture's drift map as a PNG, and what it says of the picture's compressions, for people."""
 
 
-def ask_server(url: str, token: str | None, pictures: Sequence[bytes], options: Options) -> list[Prediction | Failure]:
-    """Let a server classify pictures; arguments and errors as of `Client`."""
-    from afd_serve.client import Client, detect_server
+@dataclass(frozen=True)
+class Here:
+    """A model that runs in this process; errors as of `Pipeline` and `Explainer`."""
 
-    with Client(url, server=detect_server(url), token=token) as client:
-        return client.classify_many(pictures, options)
+    source: str
+
+    def classify(self, pictures: Sequence[bytes], options: Options) -> tuple[list[Prediction | Failure], ModelInfo]:
+        """See `Model.classify`."""
+        from afd_serve.pipeline import Pipeline
+
+        pipeline = Pipeline.load(self.source)
+        mode = options.mode or Mode.PROTECT
+        results = pipeline.predict(pictures, top_k=options.top_k, afd=mode, crop=options.crop)
+        return results, ModelInfo(pipeline.signature.name, pipeline.signature.version)
+
+    def draw(self, picture: bytes, options: Options) -> tuple[bytes, str]:
+        """See `Model.draw`."""
+        from afd_serve.explain import Explainer
+        from afd_serve.overlay import render
+
+        explanation = Explainer.load(self.source).explain(picture, top_k=options.top_k, crop=options.crop)
+        return render(explanation), "".join(f"  {line}\n" for line in explanation.lines())
+
+
+@dataclass(frozen=True)
+class There:
+    """Whichever server is at a URL; attributes and errors as of `Client` and `detect_server`."""
+
+    url: str
+    token: str | None = None
+    ca: Path | None = None
+
+    def classify(self, pictures: Sequence[bytes], options: Options) -> tuple[list[Prediction | Failure], None]:
+        """See `Model.classify`."""
+        with self._connect() as client:
+            return client.classify_many(pictures, options), None
+
+    def draw(self, picture: bytes, options: Options) -> tuple[bytes, str]:
+        """See `Model.draw`; a server's words are in its drawing."""
+        with self._connect() as client:
+            drawing = client.explain(picture, options)
+        if isinstance(drawing, Failure):
+            raise RequestRefusedError(f"{drawing.code}: {drawing.reason}")
+        return drawing, ""
+
+    def _connect(self) -> "Client":
+        from afd_serve.client import Client, detect_server
+
+        return Client(self.url, server=detect_server(self.url, ca=self.ca), token=self.token, ca=self.ca)
 
 
 def wire_format(results: Sequence[Prediction | Failure], model: ModelInfo | None) -> list[dict[str, Any]]:
@@ -60,19 +108,3 @@ def show(path: Path, result: Prediction) -> str:
 def _show_shadow(shadow: Shadow) -> str:
     verdict = "another class" if shadow.disagrees else "the same class"
     return f"  with AFD: {verdict} first, its probability {shadow.confidence_change:+.2%}"
-
-
-def draw_explanation(model: str, data: bytes, options: Options, out: Path) -> str:
-    """Draw where a picture has drifted, as a PNG; returns what is known of its compressions, for people.
-
-    Raises:
-        ConfigError: The model is exported.
-        InputError: The picture cannot be used.
-        OSError: The file cannot be written.
-    """
-    from afd_serve.explain import Explainer
-    from afd_serve.overlay import render
-
-    explanation = Explainer.load(model).explain(data, top_k=options.top_k, crop=options.crop)
-    out.write_bytes(render(explanation))
-    return "\n".join(f"  {line}" for line in explanation.lines())

@@ -30,6 +30,7 @@ __all__ = [
     "RequestRefusedError",
     "ServerUnavailableError",
     "ServingError",
+    "TlsError",
     "TruncatedJpegError",
     "UnsupportedJpegError",
 ]
@@ -174,6 +175,12 @@ class ServerUnavailableError(ClientError):
     """The server cannot be reached, or has no room for the request; it is safe to ask again."""
 
     code = "unavailable"
+
+
+class TlsError(ClientError):
+    """The server does not speak TLS, or nobody vouches for its certificate, or the certificate is another server's."""
+
+    code = "tls"
 
 
 class DeadlineExceededError(ClientError):

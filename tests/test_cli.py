@@ -178,16 +178,11 @@ def test_classify_draws_where_the_picture_has_drifted(run: Run, picture: Path, t
     assert drawing.exists()
 
 
-def test_classify_explains_one_readable_picture_here(
+def test_classify_explains_one_readable_picture(
     run: Run, picture: Path, damaged: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     drawing = tmp_path / "heat.png"
-    for wrong in (
-        (picture, picture),
-        (picture, "--no-afd"),
-        (picture, "--mode", "shadow"),
-        (picture, "--server", "grpc://127.0.0.1:1"),
-    ):
+    for wrong in ((picture, picture), (picture, "--no-afd"), (picture, "--mode", "shadow")):
         status, _, err = run("classify", *wrong, "--model", tiny_run, "--explain", drawing)
         assert (status, "--explain draws one picture" in err) == (2, True)
     status, _, err = run("classify", damaged, "--model", tiny_run, "--explain", drawing)

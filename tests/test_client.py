@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from afd_serve.errors import (
     DeadlineExceededError,
     RequestRefusedError,
     ServerUnavailableError,
+    TlsError,
 )
 from afd_serve.request import MAX_PICTURES, read_request
 from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
@@ -111,6 +114,27 @@ def test_torchserve_reads_what_the_client_writes(over_grpc: bool) -> None:
     body = json.dumps([wire(CLOCK), wire(CUT), wire(CUT)]).encode()
     dialect = TorchServeGrpc("afd", None) if over_grpc else TorchServeHttp("afd", None)
     assert dialect.read(Reply(200, field(1, body) if over_grpc else body), 3) == [CLOCK, CUT, CUT]
+
+
+DRAWING = b"\x89PNG\r\n\x1a\n and so on"
+
+
+def test_a_torchserve_draws_one_picture_s_drift_map() -> None:
+    dialect = TorchServeHttp("afd", "secret")
+    call = dialect.ask_why(question(b"one", top_k=2))
+    assert (call.target, call.headers["Authorization"]) == ("/explanations/afd", "Bearer secret")
+    request = read_request({"data": call.body}, {})
+    assert (request.pictures, request.format, request.options) == ((b"one",), "png", Options(top_k=2))
+    assert dialect.read_drawing(Reply(200, DRAWING)) == DRAWING
+    assert dialect.read_drawing(Reply(400, json.dumps(wire(CUT)).encode())) == CUT
+    option = json.dumps(wire(Failure("bad_option", "nothing to explain"))).encode()
+    with pytest.raises(RequestRefusedError, match="nothing to explain"):
+        dialect.read_drawing(Reply(400, option))
+    with pytest.raises(RequestRefusedError, match="InvalidKey"):
+        dialect.read_drawing(Reply(400, b'{"code": 400, "type": "InvalidKeyException"}'))
+    for nonsense in (b"", b"[]", b'{"error": {}}', b"not even a drawing"):
+        with pytest.raises((BadAnswerError, RequestRefusedError)):
+            dialect.read_drawing(Reply(200, nonsense))
 
 
 def test_what_a_triton_error_means() -> None:
@@ -248,6 +272,19 @@ def test_regions_are_shared_by_no_two_calls() -> None:
     assert pool.drain() == []
 
 
+def test_explanations_are_for_torchserve_over_http() -> None:
+    for settings in (Settings("http://x:1"), Settings("grpc://x:1"), Settings("grpc://x:1", server="torchserve")):
+        with pytest.raises(ConfigError, match="TorchServe over HTTP"):
+            Talk(settings).explain(b"x", Options(), 1)
+    conversation = Talk(Settings("http://x:1", server="torchserve")).explain(b"x", Options(), 1)
+    assert isinstance(next(conversation), Exchange)
+    assert isinstance(conversation.throw(BUSY), Pause), "it is asked again, as any request is"
+    assert isinstance(conversation.send(None), Exchange)
+    with pytest.raises(StopIteration) as end:
+        conversation.send(Reply(200, DRAWING))
+    assert end.value.value == DRAWING
+
+
 @pytest.mark.parametrize("url", ["x:1", "ftp://x:1", "http://", "http://x:1/path", "grpc://x:1?y=1"])
 def test_a_url_of_another_form_is_refused(url: str) -> None:
     with pytest.raises(ConfigError):
@@ -263,13 +300,15 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 
 
 Answer = Callable[[str, bytes], Reply]
+Tls = tuple[Path, Path]
+"""A server's certificate and its key."""
 
 
 @pytest.fixture
-def http_server() -> Iterator[Callable[[Answer], str]]:
+def http_server() -> Iterator[Callable[..., str]]:
     servers: list[ThreadingHTTPServer] = []
 
-    def serve(answer: Answer) -> str:
+    def serve(answer: Answer, tls: Tls | None = None) -> str:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -288,9 +327,13 @@ def http_server() -> Iterator[Callable[[Answer], str]]:
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}"
+        return f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
 
     yield serve
     for server in servers:
@@ -299,10 +342,10 @@ def http_server() -> Iterator[Callable[[Answer], str]]:
 
 
 @pytest.fixture
-def grpc_server() -> Iterator[Callable[[Answer], str]]:
+def grpc_server() -> Iterator[Callable[..., str]]:
     servers: list[Any] = []
 
-    def serve(answer: Answer) -> str:
+    def serve(answer: Answer, tls: Tls | None = None) -> str:
         class Handler(grpc.GenericRpcHandler):  # type: ignore[misc,name-defined]
             def service(self, details: Any) -> Any:
                 def respond(body: bytes, context: Any) -> bytes:
@@ -314,10 +357,14 @@ def grpc_server() -> Iterator[Callable[[Answer], str]]:
                 return grpc.unary_unary_rpc_method_handler(respond)
 
         server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Handler()])
-        port = server.add_insecure_port("127.0.0.1:0")
+        if tls:
+            proof = grpc.ssl_server_credentials([(tls[1].read_bytes(), tls[0].read_bytes())])
+            port = server.add_secure_port("127.0.0.1:0", proof)
+        else:
+            port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)
-        return f"grpc://127.0.0.1:{port}"
+        return f"grpc{'s' if tls else ''}://127.0.0.1:{port}"
 
     yield serve
     for server in servers:
@@ -382,6 +429,27 @@ def test_both_clients_over_grpc(grpc_server: Callable[[Answer], str]) -> None:
     for error in classify_both_ways(slow, timeout=0.2):
         assert isinstance(error, DeadlineExceededError)
     assert detect_server(grpc_server(lambda *_: Reply(501, b"", "UNIMPLEMENTED"))) == "torchserve"
+
+
+def test_both_clients_in_tls(
+    http_server: Callable[..., str], grpc_server: Callable[..., str], certificate: Tls
+) -> None:
+    response = service_pb2.ModelInferResponse(raw_output_contents=[serialize([json.dumps(wire(CLOCK)).encode()])])
+    over_http = http_server(lambda *_: answers(CLOCK), certificate)
+    over_grpc = grpc_server(lambda *_: Reply(200, response.SerializeToString()), certificate)
+    in_the_clear = http_server(lambda *_: answers(CLOCK)).replace("http:", "https:")
+    for url in (over_http, over_grpc):
+        assert classify_both_ways(url, ca=certificate[0]) == [CLOCK, CLOCK]
+        assert detect_server(url, ca=certificate[0]) == "triton"
+    for url, ca in ((over_http, None), (over_grpc, None), (in_the_clear, certificate[0])):
+        assert [type(error) for error in classify_both_ways(url, ca=ca)] == [TlsError, TlsError]
+
+
+def test_what_vouches_for_a_server_must_be_certificates(tmp_path: Path, certificate: Tls) -> None:
+    (tmp_path / "junk.pem").write_bytes(b"\xff certificates\n")
+    for ca in (tmp_path / "junk.pem", tmp_path / "none.pem", tmp_path, certificate[1]):
+        with pytest.raises(ConfigError, match=ca.name):
+            Client("https://x:1", ca=ca)
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])

@@ -52,10 +52,13 @@ def classify(
     as_json: JsonOption = False,
     server: Annotated[
         str | None,
-        typer.Option(help="grpc://HOST:PORT or http://HOST:PORT of a Triton or TorchServe, whose model answers."),
+        typer.Option(help="A Triton or TorchServe, whose model answers: grpc, grpcs, http or https://HOST:PORT."),
     ] = None,
     token: Annotated[
         str | None, typer.Option(envvar="AFD_SERVE_TOKEN", help="The server's key for inference, as TorchServe has.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(envvar="AFD_SERVE_CA", help="In TLS, certificates (PEM) that vouch for the server.")
     ] = None,
     explain: Annotated[
         Path | None, typer.Option(help="Draw where the picture has drifted, as a PNG.", dir_okay=False)
@@ -67,23 +70,23 @@ def classify(
     from afd_serve.results import Failure
 
     mode = _chosen_mode(mode, afd)
-    if explain and (server or mode not in (None, Mode.PROTECT) or len(pictures) > 1):
-        raise ConfigError("--explain draws one picture, with AFD on and a model that is here")
+    if explain and (mode not in (None, Mode.PROTECT) or len(pictures) > 1):
+        raise ConfigError("--explain draws one picture, with AFD on")
     data, options = [path.read_bytes() for path in pictures], Options(mode, top_k, crop)
-    if server:
-        results, model_info = classification.ask_server(server, token, data, options), None
-    else:
-        results, model_info = classification.predict_here(model, data, options)
+    chosen: classification.Model = classification.There(server, token, ca) if server else classification.Here(model)
+    results, model_info = chosen.classify(data, options)
     failed = any(isinstance(result, Failure) for result in results)
-    explained = classification.draw_explanation(model, data[0], options, explain) if explain and not failed else None
+    drawing, words = chosen.draw(data[0], options) if explain and not failed else (b"", "")
+    if explain and drawing:
+        explain.write_bytes(drawing)
     if as_json:
         answers = classification.wire_format(results, model_info)
         _print_json(answers[0] if len(pictures) == 1 else answers)
     else:
         for path, result in zip(pictures, results, strict=True):
             _print_result(path, result)
-        if explained:
-            typer.echo(f"{explained}\nwrote {explain}")
+        if drawing:
+            typer.echo(f"{words}wrote {explain}")
     if failed:
         raise typer.Exit(BAD_INPUT)
 

@@ -12,8 +12,9 @@ the way to the server or with the server itself is a `ClientError`. torch is not
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from afd_serve.client.channels import Channel, open_async_channel, open_channel
 from afd_serve.client.conversation import Conversation, Pause, Settings, Talk, identify
@@ -28,6 +29,7 @@ __all__ = ["AsyncClient", "Client", "Failure", "Mode", "Options", "Prediction", 
 
 Server = Literal["triton", "torchserve"]
 Result = Prediction | Failure
+T = TypeVar("T")
 
 _HEALTH_TIMEOUT = 5.0
 
@@ -42,8 +44,9 @@ class Client:
     """
 
     def __init__(self, url: str, **settings: Any) -> None:
-        self._talk = Talk(Settings(url, **settings))
-        self._channel = open_channel(url)
+        chosen = Settings(url, **settings)
+        self._talk = Talk(chosen)
+        self._channel = open_channel(url, chosen.ca)
 
     def classify(self, picture: bytes, options: Options | None = None, *, timeout: float | None = None) -> Result:
         """Classify one picture; see `classify_many`."""
@@ -64,11 +67,23 @@ class Client:
 
         Raises:
             ServerUnavailableError: The server cannot be reached or has no room, and stayed so.
+            TlsError: The server cannot be trusted, or does not speak TLS.
             DeadlineExceededError: The time is over.
             RequestRefusedError: The server does not take the request.
             BadAnswerError: The server does not answer as it should.
         """
         return _carry_out(self._talk.classify(pictures, options or Options(), timeout), self._channel)
+
+    def explain(
+        self, picture: bytes, options: Options | None = None, *, timeout: float | None = None
+    ) -> bytes | Failure:
+        """Have drawn where a picture has drifted: a PNG; only a TorchServe does that, and only over HTTP.
+
+        Raises:
+            ConfigError: This is no TorchServe over HTTP.
+            ClientError: As of `classify_many`.
+        """
+        return _carry_out(self._talk.explain(picture, options or Options(), timeout), self._channel)
 
     def healthy(self, *, timeout: float = _HEALTH_TIMEOUT) -> bool:
         """Whether the server classifies: a sample picture is the question, because readiness proves nothing."""
@@ -94,8 +109,9 @@ class AsyncClient:
     """As `Client`, for one event loop: make it while the loop runs."""
 
     def __init__(self, url: str, **settings: Any) -> None:
-        self._talk = Talk(Settings(url, **settings))
-        self._channel = open_async_channel(url)
+        chosen = Settings(url, **settings)
+        self._talk = Talk(chosen)
+        self._channel = open_async_channel(url, chosen.ca)
 
     async def classify(self, picture: bytes, options: Options | None = None, *, timeout: float | None = None) -> Result:
         """See `Client.classify`."""
@@ -106,6 +122,12 @@ class AsyncClient:
     ) -> list[Result]:
         """See `Client.classify_many`."""
         return await self._carry_out(self._talk.classify(pictures, options or Options(), timeout))
+
+    async def explain(
+        self, picture: bytes, options: Options | None = None, *, timeout: float | None = None
+    ) -> bytes | Failure:
+        """See `Client.explain`."""
+        return await self._carry_out(self._talk.explain(picture, options or Options(), timeout))
 
     async def healthy(self, *, timeout: float = _HEALTH_TIMEOUT) -> bool:
         """See `Client.healthy`."""
@@ -126,7 +148,7 @@ class AsyncClient:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         await self.close()
 
-    async def _carry_out(self, conversation: Conversation) -> list[Result]:
+    async def _carry_out(self, conversation: Conversation[T]) -> T:
         try:
             step = next(conversation)
             while True:
@@ -141,13 +163,13 @@ class AsyncClient:
                 else:
                     step = conversation.send(reply)
         except StopIteration as end:
-            results: list[Result] = end.value
-            return results
+            result: T = end.value
+            return result
         finally:
             conversation.close()
 
 
-def _carry_out(conversation: Conversation, channel: Channel) -> list[Result]:
+def _carry_out(conversation: Conversation[T], channel: Channel) -> T:
     try:
         step = next(conversation)
         while True:
@@ -162,21 +184,22 @@ def _carry_out(conversation: Conversation, channel: Channel) -> list[Result]:
             else:
                 step = conversation.send(reply)
     except StopIteration as end:
-        results: list[Result] = end.value
-        return results
+        result: T = end.value
+        return result
     finally:
         conversation.close()
 
 
-def detect_server(url: str, *, timeout: float = _HEALTH_TIMEOUT) -> Server:
-    """Which of the two servers answers at a URL.
+def detect_server(url: str, *, ca: Path | None = None, timeout: float = _HEALTH_TIMEOUT) -> Server:
+    """Which of the two servers answers at a URL; ``ca`` as of `open_channel`.
 
     Raises:
         ConfigError: The URL has another form.
         ServerUnavailableError: Nobody answers.
+        TlsError: The server cannot be trusted, or does not speak TLS.
         DeadlineExceededError: Nobody answers in time.
     """
-    channel = open_channel(url)
+    channel = open_channel(url, ca)
     try:
         question = identify(url, timeout)
         return "triton" if channel.exchange(question.call, question.timeout).status == 200 else "torchserve"

@@ -1,12 +1,20 @@
 """One exchange of bytes with a server, over HTTP or gRPC, blocking or not. What the bytes mean is not known here."""
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from afd_serve.errors import ConfigError, DeadlineExceededError, DependencyError, ServerUnavailableError
+from afd_serve.errors import (
+    ConfigError,
+    DeadlineExceededError,
+    DependencyError,
+    ServerUnavailableError,
+    TlsError,
+)
 
 try:
     import aiohttp
@@ -15,7 +23,7 @@ try:
 except ModuleNotFoundError as error:
     raise DependencyError(f"the client needs {error.name}: pip install 'afd-serve[client]'") from error
 
-__all__ = ["AsyncChannel", "Call", "Channel", "Reply", "open_async_channel", "open_channel"]
+__all__ = ["Address", "AsyncChannel", "Call", "Channel", "Reply", "open_async_channel", "open_channel"]
 
 
 @dataclass(frozen=True)
@@ -73,27 +81,66 @@ class AsyncChannel(Protocol):
         """End all connections."""
 
 
-def open_channel(url: str) -> Channel:
-    """A channel to ``http://host:port`` or ``grpc://host:port``.
+class Address(NamedTuple):
+    """Where a server is, and how it is spoken to: gRPC or HTTP, in TLS or in the clear."""
+
+    host: str
+    grpc: bool
+    tls: bool
+
+    @classmethod
+    def of(cls, url: str) -> "Address":
+        """Take a URL apart: ``http``, ``https``, ``grpc`` or ``grpcs``, a host and a port.
+
+        Raises:
+            ConfigError: The URL has another form.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in _SCHEMES or not parts.netloc or parts.path.strip("/") or parts.query:
+            raise ConfigError(f"a server is {', '.join(f'{scheme}://HOST:PORT' for scheme in _SCHEMES)}, not {url!r}")
+        return cls(parts.netloc, *_SCHEMES[parts.scheme])
+
+    @property
+    def base(self) -> str:
+        """The beginning of an HTTP URL."""
+        return f"http{'s' if self.tls else ''}://{self.host}"
+
+
+_SCHEMES: Final = {"http": (False, False), "https": (False, True), "grpc": (True, False), "grpcs": (True, True)}
+"""Of each scheme, whether it is gRPC and whether it is in TLS."""
+
+
+def open_channel(url: str, ca: Path | None = None) -> Channel:
+    """A channel to a server.
+
+    Args:
+        url: As of `Address.of`.
+        ca: In TLS, the certificates (PEM) that vouch for the server; where None, for HTTP those that the system trusts,
+            and for gRPC those that come with it or that ``GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`` names.
 
     Raises:
-        ConfigError: The URL is neither.
+        ConfigError: The URL has another form, or ``ca`` holds no certificates.
     """
-    scheme, address = _split(url)
-    return HttpChannel(f"http://{address}") if scheme == "http" else GrpcChannel(address)
+    address, authorities = Address.of(url), _read_authorities(ca)
+    return GrpcChannel(address, authorities) if address.grpc else HttpChannel(address, authorities)
 
 
-def open_async_channel(url: str) -> AsyncChannel:
+def open_async_channel(url: str, ca: Path | None = None) -> AsyncChannel:
     """As `open_channel`, for use in the running event loop."""
-    scheme, address = _split(url)
-    return AsyncHttpChannel(f"http://{address}") if scheme == "http" else AsyncGrpcChannel(address)
+    address, authorities = Address.of(url), _read_authorities(ca)
+    return AsyncGrpcChannel(address, authorities) if address.grpc else AsyncHttpChannel(address, authorities)
 
 
-def _split(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "grpc") or not parts.netloc or parts.path.strip("/") or parts.query:
-        raise ConfigError(f"a server is http://HOST:PORT or grpc://HOST:PORT, not {url!r}")
-    return parts.scheme, parts.netloc
+def _read_authorities(ca: Path | None) -> str | None:
+    """The certificates' text, once it is known that it holds some."""
+    if ca is None:
+        return None
+    try:
+        text = ca.read_text(encoding="ascii")
+        ssl.create_default_context(cadata=text)
+    except (OSError, ValueError) as error:  # ssl's errors are OSErrors
+        raise ConfigError(f"{ca} holds no certificates in PEM that can be read: {error}") from error
+    return text
 
 
 _CONNECTIONS: Final = 64
@@ -117,9 +164,10 @@ _BUSY: Final = 503
 class HttpChannel:
     """HTTP/1.1 with kept connections."""
 
-    def __init__(self, base: str) -> None:
-        self._base = base
-        self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS, retries=False)
+    def __init__(self, address: Address, authorities: str | None) -> None:
+        self._base = address.base
+        context = ssl.create_default_context(cadata=authorities) if address.tls else None
+        self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS, retries=False, ssl_context=context)
 
     def exchange(self, call: Call, timeout: float) -> Reply:
         """See `Channel.exchange`."""
@@ -135,6 +183,8 @@ class HttpChannel:
             raise ServerUnavailableError(f"{self._base} cannot be reached: {error}") from error
         except urllib3.exceptions.TimeoutError as error:
             raise DeadlineExceededError(f"no answer from {self._base} within {timeout:.3g} s") from error
+        except urllib3.exceptions.SSLError as error:
+            raise TlsError(f"no TLS with {self._base}: {error}") from error
         except urllib3.exceptions.HTTPError as error:
             raise ServerUnavailableError(f"{self._base} cannot be reached: {error}") from error
         return _checked(Reply(response.status, response.data), self._base)
@@ -147,9 +197,10 @@ class HttpChannel:
 class AsyncHttpChannel:
     """As `HttpChannel`."""
 
-    def __init__(self, base: str) -> None:
-        self._base = base
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_CONNECTIONS))
+    def __init__(self, address: Address, authorities: str | None) -> None:
+        self._base = address.base
+        context = ssl.create_default_context(cadata=authorities) if address.tls else True
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=context))
 
     async def exchange(self, call: Call, timeout: float) -> Reply:
         """See `Channel.exchange`."""
@@ -164,6 +215,8 @@ class AsyncHttpChannel:
                 return _checked(Reply(response.status, await response.read()), self._base)
         except asyncio.TimeoutError as error:
             raise DeadlineExceededError(f"no answer from {self._base} within {timeout:.3g} s") from error
+        except aiohttp.ClientSSLError as error:
+            raise TlsError(f"no TLS with {self._base}: {error}") from error
         except aiohttp.ClientError as error:
             raise ServerUnavailableError(f"{self._base} cannot be reached: {error}") from error
 
@@ -181,8 +234,12 @@ def _checked(reply: Reply, base: str) -> Reply:
 class GrpcChannel:
     """gRPC without generated stubs: messages are bytes here."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=_GRPC_OPTIONS)
+    def __init__(self, address: Address, authorities: str | None) -> None:
+        self._channel = (
+            grpc.secure_channel(address.host, _credentials(authorities), options=_GRPC_OPTIONS)
+            if address.tls
+            else grpc.insecure_channel(address.host, options=_GRPC_OPTIONS)
+        )
 
     def exchange(self, call: Call, timeout: float) -> Reply:
         """See `Channel.exchange`."""
@@ -200,8 +257,12 @@ class GrpcChannel:
 class AsyncGrpcChannel:
     """As `GrpcChannel`."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_GRPC_OPTIONS)
+    def __init__(self, address: Address, authorities: str | None) -> None:
+        self._channel = (
+            grpc.aio.secure_channel(address.host, _credentials(authorities), options=_GRPC_OPTIONS)
+            if address.tls
+            else grpc.aio.insecure_channel(address.host, options=_GRPC_OPTIONS)
+        )
 
     async def exchange(self, call: Call, timeout: float) -> Reply:
         """See `Channel.exchange`."""
@@ -216,8 +277,14 @@ class AsyncGrpcChannel:
         await self._channel.close()
 
 
+def _credentials(authorities: str | None) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(None if authorities is None else authorities.encode())
+
+
 def _failed(error: grpc.RpcError) -> Reply:
     code, details = error.code().name, error.details() or ""
+    if "SSL_ERROR_SSL" in details:  # the code only says that the server is unavailable
+        raise TlsError(f"no TLS with the server: {details}") from error
     if code in ("UNAVAILABLE", "CANCELLED"):
         raise ServerUnavailableError(f"the server is unavailable: {details}") from error
     if code == "DEADLINE_EXCEEDED":

@@ -7,12 +7,13 @@ returns is the result. `Client` and `AsyncClient` only differ in how they carry 
 import random
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from pathlib import Path
+from typing import Final, TypeAlias, TypeVar
 
-from afd_serve.client.channels import Call, Reply
+from afd_serve.client.channels import Address, Call, Reply
 from afd_serve.client.dialects import (
     Dialect,
     LostRegionError,
@@ -59,9 +60,9 @@ class Pause:
     seconds: float
 
 
-Results: TypeAlias = list[Prediction | Failure]
-Conversation: TypeAlias = Generator[Exchange | Pause, Reply | None, Results]
-_Steps: TypeAlias = Generator[Exchange | Pause, Reply | None, None]
+T = TypeVar("T")
+Conversation: TypeAlias = Generator[Exchange | Pause, Reply | None, T]
+_Results: TypeAlias = list[Prediction | Failure]
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ class Settings:
     """How to talk to a server.
 
     Attributes:
-        url: ``http://HOST:PORT`` or ``grpc://HOST:PORT``.
+        url: ``http://HOST:PORT`` or ``grpc://HOST:PORT``; in TLS ``https`` or ``grpcs``.
         server: ``triton`` or ``torchserve``.
         model: The model's name; the usual one where None.
         token: TorchServe's key for inference.
+        ca: In TLS, a file of certificates that vouch for the server, see `open_channel`.
         timeout: Seconds for a request with all its retries.
         attempts: How often to ask a server that is unavailable.
         shared_memory: Whether pictures go to Triton through shared memory: the server must run on this machine, for
@@ -83,6 +85,7 @@ class Settings:
     server: str = "triton"
     model: str | None = None
     token: str | None = None
+    ca: Path | None = None
     timeout: float = 30.0
     attempts: int = 5
     shared_memory: bool = False
@@ -106,7 +109,7 @@ class Talk:
         self._regions = RegionPool()
 
     def _choose(self) -> Dialect:
-        over_grpc = self._settings.url.startswith("grpc:")
+        over_grpc = Address.of(self._settings.url).grpc
         if self._settings.server == "triton":
             model = self._settings.model or ENSEMBLE
             self._triton = TritonGrpc(model) if over_grpc else TritonHttp(model)
@@ -116,25 +119,47 @@ class Talk:
 
     def classify(
         self, pictures: Sequence[bytes], options: Options, timeout: float | None, request_id: str = ""
-    ) -> Conversation:
+    ) -> Conversation[_Results]:
         """Classify any number of pictures, in requests of at most `MAX_PICTURES`; one deadline for all of them."""
-        deadline = time.monotonic() + (self._settings.timeout if timeout is None else timeout)
-        results: Results = []
+        deadline = self._deadline(timeout)
+        results: _Results = []
         for start in range(0, len(pictures), MAX_PICTURES):
             part = pictures[start : start + MAX_PICTURES]
-            results += yield from self._persist(part, options, deadline, request_id or uuid.uuid4().hex)
+            results += yield from self._persist(self._ask, part, options, deadline, request_id or uuid.uuid4().hex)
         return results
 
-    def _persist(self, pictures: Sequence[bytes], options: Options, deadline: float, request_id: str) -> Conversation:
-        """One request, again and again while the server is unavailable; classifying twice harms nobody."""
+    def explain(self, picture: bytes, options: Options, timeout: float | None) -> Conversation[bytes | Failure]:
+        """Have the drift map of one picture drawn.
+
+        Raises:
+            ConfigError: This server gives no explanations, or not this way.
+        """
+        dialect = self._dialect
+        if not isinstance(dialect, TorchServeHttp):
+            raise ConfigError("explanations are given by TorchServe over HTTP, not by Triton and not over gRPC")
+
+        def ask(question: Question, deadline: float) -> Conversation[bytes | Failure]:
+            reply = yield from _exchange(dialect.ask_why(question), deadline)
+            return dialect.read_drawing(reply)
+
+        return self._persist(ask, [picture], options, self._deadline(timeout), uuid.uuid4().hex)
+
+    def _deadline(self, timeout: float | None) -> float:
+        return time.monotonic() + (self._settings.timeout if timeout is None else timeout)
+
+    def _persist(
+        self,
+        ask: Callable[[Question, float], Conversation[T]],
+        pictures: Sequence[bytes],
+        options: Options,
+        deadline: float,
+        request_id: str,
+    ) -> Conversation[T]:
+        """One request, again and again while the server is unavailable; asking twice harms nobody."""
         deaths = 0
         for attempt in range(1, self._settings.attempts + 1):
             try:
-                question = Question(pictures, options, request_id, _left(deadline))
-                if self._settings.shared_memory and self._triton:
-                    return (yield from self._through_memory(self._triton, question, deadline))
-                reply = yield from _exchange(self._dialect.ask(question), deadline)
-                return self._dialect.read(reply, len(pictures))
+                return (yield from ask(Question(pictures, options, request_id, _left(deadline)), deadline))
             except ServerUnavailableError as error:
                 deaths += isinstance(error, WorkerDiedError)
                 # Random, so that clients that were turned away together do not come back together.
@@ -148,7 +173,15 @@ class Talk:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    def _through_memory(self, triton: TritonHttp | TritonGrpc, question: Question, deadline: float) -> Conversation:
+    def _ask(self, question: Question, deadline: float) -> Conversation[_Results]:
+        if self._settings.shared_memory and self._triton:
+            return (yield from self._through_memory(self._triton, question, deadline))
+        reply = yield from _exchange(self._dialect.ask(question), deadline)
+        return self._dialect.read(reply, len(question.pictures))
+
+    def _through_memory(
+        self, triton: TritonHttp | TritonGrpc, question: Question, deadline: float
+    ) -> Conversation[_Results]:
         data = serialize(question.pictures)
         region = self._regions.take(len(data))
         try:
@@ -164,7 +197,7 @@ class Talk:
         self._regions.give_back(region)
         return results
 
-    def _register(self, triton: TritonHttp | TritonGrpc, region: Region, deadline: float) -> _Steps:
+    def _register(self, triton: TritonHttp | TritonGrpc, region: Region, deadline: float) -> Conversation[None]:
         reply = yield from _exchange(triton.register(region), deadline)
         if reply.status != 200:
             said = reply.message or reply.body[:500].decode(errors="replace")
@@ -172,14 +205,13 @@ class Talk:
         region.registered = True
         region.forget_name()
 
-    def goodbye(self) -> Conversation:
+    def goodbye(self) -> Conversation[None]:
         """Give the shared memory back."""
         for region in self._regions.drain():
             if self._triton:
                 with suppress(ClientError):  # a server that is gone has given it back itself
                     yield Exchange(self._triton.unregister(region), 5.0)
             region.close()
-        return []
 
 
 def _left(deadline: float) -> float:
@@ -189,7 +221,7 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _exchange(call: Call, deadline: float) -> Generator[Exchange | Pause, Reply | None, Reply]:
+def _exchange(call: Call, deadline: float) -> Conversation[Reply]:
     reply = yield Exchange(call, _left(deadline))
     if reply is None:
         raise AssertionError("an exchange ends with a reply or an error")
@@ -198,5 +230,5 @@ def _exchange(call: Call, deadline: float) -> Generator[Exchange | Pause, Reply 
 
 def identify(url: str, timeout: float) -> Exchange:
     """The question that only Triton understands."""
-    target = "/inference.GRPCInferenceService/ServerMetadata" if url.startswith("grpc:") else "/v2"
+    target = "/inference.GRPCInferenceService/ServerMetadata" if Address.of(url).grpc else "/v2"
     return Exchange(Call(target), timeout)

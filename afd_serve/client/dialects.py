@@ -8,7 +8,13 @@ from typing import Any, Final, Protocol
 
 from afd_serve.client.channels import Call, Reply
 from afd_serve.client.regions import Region
-from afd_serve.errors import BadAnswerError, DependencyError, RequestRefusedError, ServerUnavailableError
+from afd_serve.errors import (
+    BadAnswerError,
+    ClientError,
+    DependencyError,
+    RequestRefusedError,
+    ServerUnavailableError,
+)
 from afd_serve.request import Options
 from afd_serve.response import read_result
 from afd_serve.results import Failure, Prediction
@@ -35,6 +41,8 @@ Result = Prediction | Failure
 
 _REQUEST_CODES: Final = frozenset({"bad_request", "bad_option", "too_many_pictures", "answer_too_large"})
 """Failures that are the request's, not a picture's."""
+
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
 class LostRegionError(RequestRefusedError):
@@ -213,17 +221,35 @@ class TorchServeHttp:
     """TorchServe's REST API."""
 
     def __init__(self, model: str, token: str | None) -> None:
-        self._target = f"/predictions/{model}"
+        self._model = model
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def ask(self, question: Question) -> Call:
         """See `Dialect.ask`."""
+        return self._call("predictions", question)
+
+    def ask_why(self, question: Question) -> Call:
+        """The call that has the drift map of the only picture drawn."""
+        return self._call("explanations", question, format="png")
+
+    def _call(self, route: str, question: Question, **more: str) -> Call:
         headers = {"Content-Type": "application/json", "X-Request-Id": question.request_id} | self._headers
-        return Call(self._target, _instances(question), headers)
+        return Call(f"/{route}/{self._model}", _instances(question, **more), headers)
 
     def read(self, reply: Reply, count: int) -> list[Result]:
         """See `Dialect.read`."""
         return _torchserve_results(reply, count)
+
+    def read_drawing(self, reply: Reply) -> bytes | Failure:
+        """The PNG, or why the picture cannot be used; raises what `Dialect.read` raises."""
+        if reply.status == 200 and reply.body.startswith(_PNG):
+            return reply.body
+        value = _json_or_none(reply.body)
+        if isinstance(value, dict) and isinstance(value.get("error"), dict):
+            (failure,) = _results([value], 1)
+            if isinstance(failure, Failure) and failure.code not in _REQUEST_CODES:
+                return failure
+        raise _torchserve_fault(reply)
 
 
 class TorchServeGrpc:
@@ -270,24 +296,34 @@ def _varint(data: bytes, start: int) -> tuple[int, int]:
     raise BadAnswerError("the answer ends in the middle of a number")
 
 
-def _instances(question: Question) -> bytes:
+def _instances(question: Question, **more: str) -> bytes:
     instances = [{"b64": base64.b64encode(picture).decode()} for picture in question.pictures]
-    return json.dumps({"instances": instances} | _options(question.options)).encode()
+    return json.dumps({"instances": instances} | _options(question.options) | more).encode()
 
 
 def _torchserve_results(reply: Reply, count: int) -> list[Result]:
-    try:
-        values = json.loads(reply.body)
-    except ValueError:
-        values = None
+    values = _json_or_none(reply.body)
     if isinstance(values, list) and reply.status == 200:
         return _results(values, count)
+    raise _torchserve_fault(reply)
+
+
+def _torchserve_fault(reply: Reply) -> ClientError:
+    """What is wrong with a request, or with the server, that got no answer."""
     said = reply.message or reply.body[:500].decode(errors="replace")
     if reply.status >= 500 and "Worker died" in said:  # the status is 500 or 507
-        raise WorkerDiedError(said)
+        return WorkerDiedError(said)
     # Over gRPC a refusal has no status; its body tells.
-    refused = 400 <= reply.status < 500 or (isinstance(values, dict) and "error" in values)
-    raise (RequestRefusedError if refused else BadAnswerError)(f"the server answered {reply.status}: {said}")
+    value = _json_or_none(reply.body)
+    refused = 400 <= reply.status < 500 or (isinstance(value, dict) and "error" in value)
+    return (RequestRefusedError if refused else BadAnswerError)(f"the server answered {reply.status}: {said}")
+
+
+def _json_or_none(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
 
 
 def _parse(text: str | bytes, kind: type) -> Any:

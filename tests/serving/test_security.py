@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import ssl
-import subprocess
 import tempfile
 import threading
 import time
@@ -18,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from afd_serve.errors import ClientError, TlsError
 from afd_serve.packaging.torchserve import package_torchserve
+from afd_serve.results import Prediction
 from afd_serve.sample import sample_picture
 from afd_serve.servers import torchserve
 from afd_serve.servers.http import Answer, ask
@@ -27,6 +27,10 @@ from afd_serve.servers.launch import Ports, launch, short_temporary_folder, writ
 from afd_serve.servers.processes import end, read_log
 from afd_serve.servers.torchserve import TorchServe
 from tests.serving.test_torchserve import field
+
+pytest.importorskip("tritonclient.grpc")
+
+from afd_serve.client import Client
 
 pytestmark = pytest.mark.serving
 
@@ -191,19 +195,6 @@ def test_no_line_of_a_log_and_no_metric_can_be_forged(small: TorchServe) -> None
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("openssl makes the certificate")
-    paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(paths[0]), "-keyout", str(paths[1])]
-    subprocess.run(command, check=True, capture_output=True)
-    return paths
-
-
-@pytest.fixture
 def encrypted(certificate: tuple[Path, Path], tiny_run: Path, tmp_path: Path) -> Iterator[tuple[Path, Ports]]:
     """A server with the settings that docs/security.md gives for TLS: its state folder and its ports."""
     state, ports = tmp_path / "state", Ports.free()
@@ -222,26 +213,18 @@ def encrypted(certificate: tuple[Path, Path], tiny_run: Path, tmp_path: Path) ->
             end(pid, 30)
 
 
-def over_tls(request: urllib.request.Request, context: ssl.SSLContext) -> int:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
-    with opener.open(request, timeout=10) as response:
-        return int(response.status)
-
-
 def test_tls_lets_in_only_those_who_speak_it(encrypted: tuple[Path, Ports], certificate: tuple[Path, Path]) -> None:
     state, ports = encrypted
-    trusting = ssl.create_default_context(cafile=str(certificate[0]))
-    address, deadline, status = f"127.0.0.1:{ports.inference}", time.monotonic() + 120, 0
-    while status != 200:
+    url, deadline, answer = f"https://127.0.0.1:{ports.inference}", time.monotonic() + 120, None
+    while not isinstance(answer, Prediction):
         assert time.monotonic() < deadline, read_log(state)
-        with suppress(OSError, ValueError):  # not ready yet: no answer, or no key
+        with suppress(OSError, ValueError, ClientError):  # not ready yet: no key, or no answer
             token = json.loads((state / "key_file.json").read_text())["inference"]["key"]
-            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
-            url = f"https://{address}/predictions/afd"
-            status = over_tls(urllib.request.Request(url, data=sample_picture(), headers=headers), trusting)
+            with Client(url, server="torchserve", token=token, ca=certificate[0]) as client:
+                answer = client.classify(sample_picture(), timeout=10)
         time.sleep(0.2)
-    with pytest.raises(urllib.error.URLError, match="self-signed"):
-        over_tls(urllib.request.Request(f"https://{address}/ping"), ssl.create_default_context())
+    with Client(url, server="torchserve", token=token) as client, pytest.raises(TlsError, match="self-signed"):
+        client.classify(sample_picture())
     for port in (ports.inference, ports.management, ports.metrics):
         refusal = ask(urllib.request.Request(f"http://127.0.0.1:{port}/ping"), 10)
         assert (refusal.status, "only accepts HTTPS" in refusal.body.decode()) == (403, True)

@@ -1,11 +1,16 @@
 """The client against a real TorchServe, over REST and gRPC."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from afd_serve.cli import main
 from afd_serve.errors import RequestRefusedError
+from afd_serve.explain import Explainer
+from afd_serve.overlay import render
 from afd_serve.pipeline import Pipeline
+from afd_serve.results import Failure
 from afd_serve.servers.torchserve import TorchServe
 from tests.serving.pictures import BAD, GOOD
 
@@ -37,6 +42,40 @@ def test_the_clients_get_the_pipelines_answers(server: TorchServe, pipeline: Pip
             return await asyncio.gather(*(asking.classify(picture) for picture in MIXED))
 
     assert asyncio.run(ask()) == pipeline.predict(MIXED)
+
+
+def test_the_clients_get_the_explainers_drawing(server: TorchServe, exported: Path) -> None:
+    expected = render(Explainer.load(exported).explain(GOOD["sample"]))
+    url = url_of(server, "http")
+    with Client(url, server="torchserve", token=server.token()) as client:
+        assert client.explain(GOOD["sample"]) == expected
+        failed = client.explain(BAD["truncated"])
+        assert isinstance(failed, Failure)
+        assert failed.code == "truncated_jpeg"
+        with pytest.raises(RequestRefusedError, match="bad_option"):
+            client.explain(GOOD["sample"], Options(Mode.OFF))
+
+    async def ask() -> object:
+        async with AsyncClient(url, server="torchserve", token=server.token()) as asking:
+            return await asking.explain(GOOD["sample"])
+
+    assert asyncio.run(ask()) == expected
+
+
+def test_the_command_line_asks_the_server(
+    server: TorchServe, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, drawing = tmp_path / "picture.jpg", tmp_path / "heat.png"
+    picture.write_bytes(GOOD["sample"])
+    url = url_of(server, "http")
+    arguments = ["classify", str(picture), "--server", url, "--token", server.token(), "--explain", str(drawing)]
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code in (0, None)
+    out = capsys.readouterr().out
+    assert out.startswith(f"{picture}: estimated quality")
+    assert out.endswith(f"wrote {drawing}\n")
+    assert drawing.read_bytes() == render(Explainer.load(exported).explain(GOOD["sample"]))
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
