@@ -110,7 +110,7 @@ py-test: $(VENV)/.installed-dev $(if $(filter no,$(TRITON)),,$(VENV_TRITON)/.ins
 	  $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 test-triton: $(VENV)/.installed-dev $(VENV_TRITON)/.installed
-	AFD_TRITON_PYTHON=$(TRITON_PYTHON) $(BIN)/python -m pytest tests/serving/test_triton.py
+	AFD_TRITON_PYTHON=$(TRITON_PYTHON) $(BIN)/python -m pytest tests/serving/test_triton*.py
 
 # An environment of its own: the auditor's packages are none of ours.
 audit:

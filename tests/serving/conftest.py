@@ -1,5 +1,12 @@
-"""One real TorchServe for all tests here, with the default model."""
+"""One real TorchServe for all tests here, and one real Triton of each platform, with the default model.
 
+Triton lives in an environment of its own, because its Python backend needs an older NumPy: the variable
+AFD_TRITON_PYTHON names the Python there, as ``make test`` does.
+"""
+
+import importlib.util
+import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +17,12 @@ import yaml
 from afd_serve.export import export_classifier
 from afd_serve.packaging.seal import SEAL_NAME, make_seal
 from afd_serve.packaging.torchserve import package_torchserve
+from afd_serve.packaging.triton import TritonLimits, package_triton
 from afd_serve.pipeline import Pipeline
 from afd_serve.sample import sample_picture
-from afd_serve.servers import torchserve
+from afd_serve.servers import torchserve, triton
+from afd_serve.servers.triton import Triton, TritonPorts
+from afd_serve.servers.triton_environment import SHARED_MEMORY
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +58,27 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     running = torchserve.start(archive, state, probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
     yield running
     torchserve.stop(state)
+
+
+@pytest.fixture(scope="session")
+def triton_python() -> Path:
+    named = os.environ.get("AFD_TRITON_PYTHON")
+    if named:
+        return Path(named)
+    if importlib.util.find_spec("pytriton") is None:
+        pytest.skip("AFD_TRITON_PYTHON names no Python whose environment has afd-serve[triton-server]")
+    return Path(sys.executable)
+
+
+@pytest.fixture(scope="session", params=["python", "python_cpu"])
+def triton_server(
+    request: pytest.FixtureRequest, exported: Path, triton_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Triton]:
+    """Reading and classifying in processes of their own, as on a GPU, and in one."""
+    built, limits = tmp_path_factory.mktemp("repository"), TritonLimits(classifiers=2)
+    repository = package_triton(exported, built, platform=request.param, limits=limits)
+    state = tmp_path_factory.mktemp("triton")
+    running = triton.start(repository, state, python=triton_python, ports=TritonPorts.free())
+    yield running
+    triton.stop(state)
+    assert not list(SHARED_MEMORY.glob(f"{running.prefix}*"))

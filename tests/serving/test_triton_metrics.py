@@ -1,0 +1,77 @@
+"""What a real Triton counts, and what Prometheus makes of it."""
+
+from pathlib import Path
+
+import pytest
+
+from afd_serve.client import Client, Mode, Options
+from afd_serve.errors import RequestRefusedError
+from afd_serve.pipeline import Pipeline, Prediction
+from afd_serve.results import Shadow
+from afd_serve.servers.triton import Triton
+from tests.monitoring import TRITON_METRICS
+from tests.serving import prometheus
+from tests.serving.pictures import BAD, GOOD
+from tests.serving.scrape import counted, names, settled, total
+
+pytestmark = pytest.mark.serving
+
+
+def test_metrics_have_the_catalogues_names_and_leave_probes_out(triton_server: Triton) -> None:
+    with Client(triton_server.grpc_url) as client:
+        pictures, failures = counted(triton_server, "afd_pictures_total"), counted(triton_server, "afd_failures_total")
+        client.classify_many([GOOD["sample"], BAD["truncated"]])
+        client.classify(BAD["truncated"])
+        assert client.healthy(timeout=30)
+        with pytest.raises(RequestRefusedError):
+            client.classify(GOOD["sample"], Options(top_k=0))
+    assert counted(triton_server, "afd_pictures_total") == pictures + 3
+    assert counted(triton_server, "afd_failures_total") == failures + 3
+    assert counted(triton_server, "afd_failures_total", ModelName="afd_classify", code="truncated_jpeg") >= 2
+    assert counted(triton_server, "afd_inference_seconds_sum") > 0
+
+
+@pytest.mark.parametrize("shared", ["alone", "among others"])
+def test_in_shadow_mode_the_answer_is_the_bare_one_and_the_metrics_tell_the_rest(
+    triton_server: Triton, pipeline: Pipeline, shared: str
+) -> None:
+    pictures = [GOOD["sample"], GOOD["fine"], GOOD["gray"]]
+    requests = [pictures] if shared == "among others" else [[picture] for picture in pictures]
+    before = settled(triton_server)
+    with Client(triton_server.grpc_url) as client:
+        answers = [answer for request in requests for answer in client.classify_many(request, Options(Mode.SHADOW))]
+    assert answers == pipeline.predict(pictures, afd=Mode.OFF)
+    after = settled(triton_server)
+
+    def grown(name: str, **labels: str) -> float:
+        return total(after, name, **labels) - total(before, name, **labels)
+
+    shadows = [
+        result.shadow
+        for result in pipeline.predict(pictures, afd=Mode.SHADOW)
+        if isinstance(result, Prediction) and isinstance(result.shadow, Shadow)
+    ]
+    assert grown("afd_shadow_total") == len(shadows) == 2, "the gate of the fine picture stays closed"
+    assert grown("afd_requests_total", mode="shadow") == len(requests)
+    assert grown("afd_shadow_seconds_count") == (1 if shared == "among others" else 2)
+    assert grown("afd_shadow_failures_total") == grown("afd_protected_total") == 0
+    assert grown("afd_shadow_disagreements_total") == sum(shadow.disagrees for shadow in shadows)
+    net = grown("afd_shadow_confidence_change_total", direction="up")
+    net -= grown("afd_shadow_confidence_change_total", direction="down")
+    assert net == pytest.approx(sum(shadow.confidence_change for shadow in shadows), abs=1e-5)
+
+
+def test_a_scrape_has_the_catalogues_series(triton_server: Triton) -> None:
+    with Client(triton_server.grpc_url) as client:
+        for mode in Mode:
+            client.classify_many([GOOD["sample"], BAD["truncated"]], Options(mode))
+    assert prometheus.catalogue("triton") | TRITON_METRICS <= names(settled(triton_server))
+
+
+def test_prometheus_reads_the_server_and_answers_the_dashboard(triton_server: Triton, tmp_path: Path) -> None:
+    def ask_all() -> None:
+        with Client(triton_server.grpc_url) as client:
+            for mode in Mode:
+                client.classify_many([GOOD["sample"], BAD["truncated"]], Options(mode))
+
+    prometheus.check("triton", triton_server.ports.metrics, tmp_path, ask_all)
