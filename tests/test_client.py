@@ -285,7 +285,7 @@ def test_explanations_are_for_torchserve_over_http() -> None:
     assert end.value.value == DRAWING
 
 
-@pytest.mark.parametrize("url", ["x:1", "ftp://x:1", "http://", "http://x:1/path", "grpc://x:1?y=1"])
+@pytest.mark.parametrize("url", ["x:1", "ftp://x:1", "http://", "grpc://x:1/path", "http://x:1?y=1", "http://x:1#y"])
 def test_a_url_of_another_form_is_refused(url: str) -> None:
     with pytest.raises(ConfigError):
         Client(url)
@@ -316,6 +316,8 @@ def http_server() -> Iterator[Callable[..., str]]:
                 reply = answer(self.path, self.rfile.read(int(self.headers.get("Content-Length", 0))))
                 self.send_response(reply.status)
                 self.send_header("Content-Length", str(len(reply.body)))
+                if reply.message:
+                    self.send_header("Location", reply.message)
                 self.end_headers()
                 self.wfile.write(reply.body)
 
@@ -458,6 +460,23 @@ def test_nobody_there(scheme: str) -> None:
         assert isinstance(error, ServerUnavailableError)
     with Client(f"{scheme}://127.0.0.1:9", attempts=1) as client:
         assert not client.healthy(timeout=2)
+
+
+def test_nobody_is_sent_elsewhere(http_server: Callable[..., str]) -> None:
+    asked: list[str] = []
+    elsewhere = http_server(lambda path, _: asked.append(path) or answers(CLOCK))
+    url = http_server(lambda *_: Reply(307, b"", f"{elsewhere}/v2"))
+    assert [type(error) for error in classify_both_ways(url)] == [BadAnswerError, BadAnswerError]
+    assert not asked
+
+
+def test_a_server_may_lie_below_a_path_of_a_proxy(http_server: Callable[..., str]) -> None:
+    def answer(path: str, _: bytes) -> Reply:
+        return answers(CLOCK) if path == "/pictures/v2/models/afd_classify/infer" else Reply(404, b"{}")
+
+    url = http_server(answer)
+    assert classify_both_ways(f"{url}/pictures/") == [CLOCK, CLOCK]
+    assert all(isinstance(error, RequestRefusedError) for error in classify_both_ways(url))
 
 
 def test_a_call_without_a_body_is_a_get(http_server: Callable[[Answer], str]) -> None:

@@ -87,23 +87,28 @@ class Address(NamedTuple):
     host: str
     grpc: bool
     tls: bool
+    path: str = ""
 
     @classmethod
     def of(cls, url: str) -> "Address":
         """Take a URL apart: ``http``, ``https``, ``grpc`` or ``grpcs``, a host and a port.
 
+        A path may follow where it is HTTP: proxies put servers below one.
+
         Raises:
             ConfigError: The URL has another form.
         """
         parts = urlsplit(url)
-        if parts.scheme not in _SCHEMES or not parts.netloc or parts.path.strip("/") or parts.query:
+        over_grpc, tls = _SCHEMES.get(parts.scheme, (False, False))
+        path = parts.path.rstrip("/")
+        if parts.scheme not in _SCHEMES or not parts.netloc or parts.query or parts.fragment or (over_grpc and path):
             raise ConfigError(f"a server is {', '.join(f'{scheme}://HOST:PORT' for scheme in _SCHEMES)}, not {url!r}")
-        return cls(parts.netloc, *_SCHEMES[parts.scheme])
+        return cls(parts.netloc, over_grpc, tls, path)
 
     @property
     def base(self) -> str:
         """The beginning of an HTTP URL."""
-        return f"http{'s' if self.tls else ''}://{self.host}"
+        return f"http{'s' if self.tls else ''}://{self.host}{self.path}"
 
 
 _SCHEMES: Final = {"http": (False, False), "https": (False, True), "grpc": (True, False), "grpcs": (True, True)}
@@ -211,6 +216,7 @@ class AsyncHttpChannel:
                 data=call.body or None,
                 headers=dict(call.headers),
                 timeout=aiohttp.ClientTimeout(total=timeout),
+                allow_redirects=False,  # as urllib3 is told: a picture goes where it was sent
             ) as response:
                 return _checked(Reply(response.status, await response.read()), self._base)
         except asyncio.TimeoutError as error:
