@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <random>
 #include <string>
@@ -19,7 +18,6 @@ using afd::Box;
 using afd::Bytes;
 using afd::encode;
 using afd::EncodeOptions;
-using afd::failed_checks;
 using afd::Filter;
 using afd::Instructions;
 using afd::kLimits;
@@ -266,32 +264,23 @@ void crops_are_centred_squares() {
   CHECK(afd::decoding_scale({0, 0, 9000, 9000}, 224) == 1);
 }
 
-struct Test {
-  const char* name;
-  void (*run)();
-};
-
 }  // namespace
 
-int main() {
-  const Test tests[] = {
-      {"vector_and_portable_resamples_are_equal", vector_and_portable_resamples_are_equal},
-      {"a_part_resamples_as_the_whole_does", a_part_resamples_as_the_whole_does},
-      {"a_flat_picture_stays_flat", a_flat_picture_stays_flat},
-      {"rows_are_those_of_the_whole_picture", rows_are_those_of_the_whole_picture},
-      {"regions_hold_the_pixels_and_blocks_of_the_whole_picture",
-       regions_hold_the_pixels_and_blocks_of_the_whole_picture},
-      {"damage_outside_a_region_is_found", damage_outside_a_region_is_found},
-      {"damaged_files_are_prepared_or_fail", damaged_files_are_prepared_or_fail},
-      {"turning_back_gives_the_stored_grid", turning_back_gives_the_stored_grid},
-      {"vector_and_portable_histories_are_equal", vector_and_portable_histories_are_equal},
-      {"every_quality_is_estimated_from_its_table", every_quality_is_estimated_from_its_table},
-      {"crops_are_centred_squares", crops_are_centred_squares},
-  };
-  for (const auto& [name, test] : tests) {
-    const int before = failed_checks;
-    test();
-    std::printf("%s %s\n", failed_checks == before ? "ok    " : "FAILED", name);
-  }
-  return failed_checks == 0 ? 0 : 1;
+int main(int argc, char** argv) {
+  return afd::run_tests(
+      {
+          {"vector_and_portable_resamples_are_equal", vector_and_portable_resamples_are_equal},
+          {"a_part_resamples_as_the_whole_does", a_part_resamples_as_the_whole_does},
+          {"a_flat_picture_stays_flat", a_flat_picture_stays_flat},
+          {"rows_are_those_of_the_whole_picture", rows_are_those_of_the_whole_picture},
+          {"regions_hold_the_pixels_and_blocks_of_the_whole_picture",
+           regions_hold_the_pixels_and_blocks_of_the_whole_picture},
+          {"damage_outside_a_region_is_found", damage_outside_a_region_is_found},
+          {"damaged_files_are_prepared_or_fail", damaged_files_are_prepared_or_fail},
+          {"turning_back_gives_the_stored_grid", turning_back_gives_the_stored_grid},
+          {"vector_and_portable_histories_are_equal", vector_and_portable_histories_are_equal},
+          {"every_quality_is_estimated_from_its_table", every_quality_is_estimated_from_its_table},
+          {"crops_are_centred_squares", crops_are_centred_squares},
+      },
+      argc, argv);
 }

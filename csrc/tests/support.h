@@ -1,10 +1,13 @@
 #pragma once
 
-// What the tests share: checks, and a writer of files.
+// What the tests share: checks, what runs them, and a writer of files. They are meant to run under sanitizers:
+// cmake -DAFD_TESTS=ON -DAFD_SANITIZE=...
 
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <initializer_list>
 #include <random>
 #include <vector>
 
@@ -24,6 +27,22 @@ inline int failed_checks = 0;
       ++afd::failed_checks;                                               \
     }                                                                     \
   } while (false)
+
+struct Test {
+  const char* name;
+  void (*run)();
+};
+
+// Runs the tests whose name has the program's argument in it, or all; returns the program's status.
+inline int run_tests(std::initializer_list<Test> tests, int argc, char** argv) {
+  for (const Test& test : tests) {
+    if (argc > 1 && std::strstr(test.name, argv[1]) == nullptr) continue;
+    const int before = failed_checks;
+    test.run();
+    std::printf("%s %s\n", failed_checks == before ? "ok    " : "FAILED", test.name);
+  }
+  return failed_checks == 0 ? 0 : 1;
+}
 
 inline constexpr Limits kLimits{100'000'000, 64 << 20, 100, std::uint64_t{1} << 30, 8.0};
 
