@@ -1,4 +1,6 @@
-// Unit tests of what makes the classifier's inputs; meant to run under sanitizers, as codec_test.cpp.
+// Unit tests of what makes the classifier's inputs.
+//
+// Usage: prepare_test [PART_OF_A_NAME]
 
 #include "../prepare.h"
 
