@@ -6,6 +6,7 @@ Torch is imported only where the model runs here: asking a server stays quick, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,8 @@ from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
 from afd_serve.results import Failure, Prediction, Shadow
 
 if TYPE_CHECKING:
-    from afd_serve.client import Client
+    from afd_serve.client import Client, Server
+    from afd_serve.pipeline import Pipeline
 
 __all__ = ["Here", "Model", "There", "show", "wire_format"]
 
@@ -41,20 +43,25 @@ class Here:
 
     def classify(self, pictures: Sequence[bytes], options: Options) -> tuple[list[Prediction | Failure], ModelInfo]:
         """See `Model.classify`."""
-        from afd_serve.pipeline import Pipeline
-
-        pipeline = Pipeline.load(self.source)
         mode = options.mode or Mode.PROTECT
-        results = pipeline.predict(pictures, top_k=options.top_k, afd=mode, crop=options.crop)
-        return results, ModelInfo(pipeline.signature.name, pipeline.signature.version)
+        results = self._pipeline.predict(pictures, top_k=options.top_k, afd=mode, crop=options.crop)
+        return results, ModelInfo(self._pipeline.signature.name, self._pipeline.signature.version)
 
     def draw(self, picture: bytes, options: Options) -> tuple[bytes, str]:
         """See `Model.draw`."""
         from afd_serve.explain import Explainer
+        from afd_serve.export import load_features
         from afd_serve.overlay import render
 
-        explanation = Explainer.load(self.source).explain(picture, top_k=options.top_k, crop=options.crop)
+        explainer = Explainer(self._pipeline, load_features(self.source))
+        explanation = explainer.explain(picture, top_k=options.top_k, crop=options.crop)
         return render(explanation), "".join(f"  {line}\n" for line in explanation.lines())
+
+    @cached_property
+    def _pipeline(self) -> "Pipeline":
+        from afd_serve.pipeline import Pipeline
+
+        return Pipeline.load(self.source)
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,15 @@ class There:
         return drawing, ""
 
     def _connect(self) -> "Client":
-        from afd_serve.client import Client, detect_server
+        from afd_serve.client import Client
 
-        return Client(self.url, server=detect_server(self.url, ca=self.ca), token=self.token, ca=self.ca)
+        return Client(self.url, server=self._server, token=self.token, ca=self.ca)
+
+    @cached_property
+    def _server(self) -> "Server":
+        from afd_serve.client import detect_server
+
+        return detect_server(self.url, ca=self.ca)
 
 
 def wire_format(results: Sequence[Prediction | Failure], model: ModelInfo | None) -> list[dict[str, Any]]:

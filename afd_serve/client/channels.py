@@ -5,7 +5,8 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from types import ModuleType
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from afd_serve.errors import (
@@ -241,11 +242,7 @@ class GrpcChannel:
     """gRPC without generated stubs: messages are bytes here."""
 
     def __init__(self, address: Address, authorities: str | None) -> None:
-        self._channel = (
-            grpc.secure_channel(address.host, _credentials(authorities), options=_GRPC_OPTIONS)
-            if address.tls
-            else grpc.insecure_channel(address.host, options=_GRPC_OPTIONS)
-        )
+        self._channel = _dial(grpc, address, authorities)
 
     def exchange(self, call: Call, timeout: float) -> Reply:
         """See `Channel.exchange`."""
@@ -264,11 +261,7 @@ class AsyncGrpcChannel:
     """As `GrpcChannel`."""
 
     def __init__(self, address: Address, authorities: str | None) -> None:
-        self._channel = (
-            grpc.aio.secure_channel(address.host, _credentials(authorities), options=_GRPC_OPTIONS)
-            if address.tls
-            else grpc.aio.insecure_channel(address.host, options=_GRPC_OPTIONS)
-        )
+        self._channel = _dial(grpc.aio, address, authorities)
 
     async def exchange(self, call: Call, timeout: float) -> Reply:
         """See `Channel.exchange`."""
@@ -283,8 +276,12 @@ class AsyncGrpcChannel:
         await self._channel.close()
 
 
-def _credentials(authorities: str | None) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(None if authorities is None else authorities.encode())
+def _dial(api: ModuleType, address: Address, authorities: str | None) -> Any:
+    """A channel of ``grpc`` or of ``grpc.aio``."""
+    if not address.tls:
+        return api.insecure_channel(address.host, options=_GRPC_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(None if authorities is None else authorities.encode())
+    return api.secure_channel(address.host, credentials, options=_GRPC_OPTIONS)
 
 
 def _failed(error: grpc.RpcError) -> Reply:
