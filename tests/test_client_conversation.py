@@ -1,0 +1,129 @@
+"""What the client says and when: retries, deadlines, shared memory; nothing is sent."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from afd_serve.errors import (
+    ClientError,
+    ConfigError,
+    DeadlineExceededError,
+    RequestRefusedError,
+    ServerUnavailableError,
+)
+from afd_serve.request import MAX_PICTURES
+
+pytest.importorskip("tritonclient.grpc")
+
+from afd_serve.client import Options
+from afd_serve.client.channels import Reply
+from afd_serve.client.conversation import Exchange, Pause, Settings, Talk
+from afd_serve.client.regions import RegionPool
+from tests.client_answers import CLOCK, CUT, DRAWING, Result, answers, wire
+
+Script = list[Reply | ClientError]
+
+
+def play(talk: Talk, pictures: Sequence[bytes], script: Script, timeout: float = 5.0) -> tuple[list[Result], list[Any]]:
+    """Carry a conversation out with replies from a script, without waiting; the results and all steps."""
+    steps: list[Any] = []
+    conversation = talk.classify(pictures, Options(), timeout)
+    try:
+        step = next(conversation)
+        while True:
+            steps.append(step)
+            if isinstance(step, Pause):
+                step = conversation.send(None)
+            elif isinstance(answer := script.pop(0), ClientError):
+                step = conversation.throw(answer)
+            else:
+                step = conversation.send(answer)
+    except StopIteration as end:
+        assert not script
+        return end.value, steps
+
+
+BUSY = ServerUnavailableError("busy")
+
+
+def test_an_unavailable_server_is_asked_again_after_longer_and_longer_pauses() -> None:
+    talk = Talk(Settings("http://x:1", attempts=4))
+    results, steps = play(talk, [b"x"], [BUSY, BUSY, BUSY, answers(CLOCK)])
+    assert results == [CLOCK]
+    pauses = [step.seconds for step in steps if isinstance(step, Pause)]
+    assert len(pauses) == 3
+    assert all(0.5 <= pause / (0.05 * 2**index) <= 1.5 for index, pause in enumerate(pauses))
+
+
+def test_retries_end_with_the_attempts_and_with_the_deadline() -> None:
+    with pytest.raises(ServerUnavailableError):
+        play(Talk(Settings("http://x:1", attempts=2)), [b"x"], [BUSY, BUSY])
+    with pytest.raises(ServerUnavailableError):
+        play(Talk(Settings("http://x:1", attempts=99)), [b"x"], [BUSY], timeout=0.02)
+    with pytest.raises(DeadlineExceededError):
+        play(Talk(Settings("http://x:1")), [b"x"], [DeadlineExceededError("late")])
+    with pytest.raises(RequestRefusedError):
+        play(Talk(Settings("http://x:1")), [b"x"], [Reply(404, b'{"error": "no model"}')])
+
+
+def test_a_request_that_two_workers_died_of_is_not_sent_again() -> None:
+    talk = Talk(Settings("http://x:1", server="torchserve"))
+    died, answered = Reply(507, b'{"message": "Worker died."}'), Reply(200, json.dumps([wire(CLOCK)]).encode())
+    assert play(talk, [b"x"], [died, answered])[0] == [CLOCK]
+    assert play(talk, [b"x"], [BUSY, died, BUSY, answered])[0] == [CLOCK]
+    with pytest.raises(ServerUnavailableError, match="Worker died"):
+        play(talk, [b"x"], [died, BUSY, died])
+    assert play(talk, [b"x"], [answered])[0] == [CLOCK]
+
+
+def test_many_pictures_become_several_requests_with_one_deadline() -> None:
+    pictures = [b"%d" % index for index in range(MAX_PICTURES + 2)]
+    results, steps = play(
+        Talk(Settings("http://x:1")), pictures, [answers(*[CLOCK] * MAX_PICTURES), answers(CUT, CLOCK)]
+    )
+    assert results == [CLOCK] * MAX_PICTURES + [CUT, CLOCK]
+    first, second = steps
+    assert second.timeout <= first.timeout <= 5
+    assert play(Talk(Settings("http://x:1")), [], []) == ([], [])
+
+
+def test_shared_memory_is_registered_once_and_its_name_forgotten() -> None:
+    talk = Talk(Settings("http://x:1", shared_memory=True))
+    done = Reply(200, b"")
+    _, (register, ask) = play(talk, [b"x" * 1000], [done, answers(CLOCK)])
+    assert "systemsharedmemory" in register.call.target
+    assert len(ask.call.body) < 1000
+    assert len(play(talk, [b"y"], [answers(CLOCK)])[1]) == 1
+    lost = Reply(400, b'{"error": "Unable to find shared memory region"}')
+    assert play(talk, [b"y"], [lost, done, answers(CUT)])[0] == [CUT]
+    goodbyes = [step.call.target for step in talk.goodbye() if isinstance(step, Exchange)]
+    assert len(goodbyes) == 1
+    assert goodbyes[0].endswith("/unregister")
+
+
+def test_regions_are_shared_by_no_two_calls() -> None:
+    pool = RegionPool()
+    one, other = pool.take(10), pool.take(10)
+    assert one is not other
+    pool.give_back(one)
+    assert pool.take(10) is one
+    larger = pool.take(one.size + 1)
+    assert larger.size > one.size
+    for region in (one, other, larger):
+        region.close()
+    assert pool.drain() == []
+
+
+def test_explanations_are_for_torchserve_over_http() -> None:
+    for settings in (Settings("http://x:1"), Settings("grpc://x:1"), Settings("grpc://x:1", server="torchserve")):
+        with pytest.raises(ConfigError, match="TorchServe over HTTP"):
+            Talk(settings).explain(b"x", Options(), 1)
+    conversation = Talk(Settings("http://x:1", server="torchserve")).explain(b"x", Options(), 1)
+    assert isinstance(next(conversation), Exchange)
+    assert isinstance(conversation.throw(BUSY), Pause), "it is asked again, as any request is"
+    assert isinstance(conversation.send(None), Exchange)
+    with pytest.raises(StopIteration) as end:
+        conversation.send(Reply(200, DRAWING))
+    assert end.value.value == DRAWING

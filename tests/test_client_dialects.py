@@ -1,0 +1,147 @@
+"""What the client says to each server, and what it makes of every kind of answer."""
+
+import json
+from typing import Any
+
+import pytest
+
+from afd_serve.errors import (
+    BadAnswerError,
+    RequestRefusedError,
+    ServerUnavailableError,
+)
+from afd_serve.request import read_request
+from afd_serve.results import Failure
+
+service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
+
+from afd_serve.client import Mode, Options  # noqa: E402
+from afd_serve.client.channels import Reply  # noqa: E402
+from afd_serve.client.dialects import (  # noqa: E402
+    Question,
+    TorchServeGrpc,
+    TorchServeHttp,
+    TritonGrpc,
+    TritonHttp,
+    serialize,
+)
+from tests.client_answers import CLOCK, CUT, DRAWING, Result, wire  # noqa: E402
+
+
+def question(*pictures: bytes, **options: Any) -> Question:
+    return Question(pictures, Options(**options), "id 7", 2.5)
+
+
+def test_triton_over_http() -> None:
+    call = TritonHttp("m").ask(question(b"one", b"", mode=Mode.SHADOW, top_k=3))
+    length = int(call.headers["Inference-Header-Content-Length"])
+    header = json.loads(call.body[:length])
+    assert call.target == "/v2/models/m/infer"
+    assert header["parameters"] == {"afd": "shadow", "top_k": "3", "crop": "on", "timeout": 2_500_000}
+    assert header["inputs"][0]["shape"] == [2, 1]
+    assert call.body[length:] == b"\x03\0\0\0one\0\0\0\0"
+    data = [json.dumps(wire(CLOCK)), json.dumps(wire(CUT))]
+    body = json.dumps({"outputs": [{"name": "answer", "data": data}]}).encode()
+    assert TritonHttp("m").read(Reply(200, body), 2) == [CLOCK, CUT]
+
+
+def test_triton_over_grpc() -> None:
+    call = TritonGrpc("m").ask(question(b"one", crop=False))
+    request = service_pb2.ModelInferRequest.FromString(call.body)
+    assert (request.model_name, request.id) == ("m", "id 7")
+    assert request.parameters["crop"].string_param == "off"
+    assert "afd" not in request.parameters, "the mode is the model's to choose"
+    assert request.parameters["timeout"].int64_param == 2_500_000
+    assert list(request.raw_input_contents) == [serialize([b"one"])]
+    response = service_pb2.ModelInferResponse()
+    response.raw_output_contents.append(serialize([json.dumps(wire(CUT)).encode(), json.dumps(wire(CLOCK)).encode()]))
+    assert TritonGrpc("m").read(Reply(200, response.SerializeToString()), 2) == [CUT, CLOCK]
+
+
+def field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2, len(value) & 127 | 128, len(value) >> 7]) + value
+
+
+@pytest.mark.parametrize("over_grpc", [False, True])
+def test_torchserve_reads_what_the_client_writes(over_grpc: bool) -> None:
+    pictures = [bytes(range(256)) * 200, b"", b"{not json"]
+    asked = question(*pictures, mode=Mode.OFF, top_k=2)
+    if over_grpc:
+        call = TorchServeGrpc("afd", "secret").ask(asked)
+        part = call.body[call.body.index(b"{") :]
+        assert call.headers == {"authorization": "Bearer secret"}
+    else:
+        call = TorchServeHttp("afd", "secret").ask(asked)
+        part = call.body
+        assert call.headers["Authorization"] == "Bearer secret"
+    request = read_request({"data": part}, {})
+    assert list(request.pictures) == pictures
+    assert request.options == Options(Mode.OFF, top_k=2)
+    assert not request.single
+    body = json.dumps([wire(CLOCK), wire(CUT), wire(CUT)]).encode()
+    dialect = TorchServeGrpc("afd", None) if over_grpc else TorchServeHttp("afd", None)
+    assert dialect.read(Reply(200, field(1, body) if over_grpc else body), 3) == [CLOCK, CUT, CUT]
+
+
+def test_a_torchserve_draws_one_picture_s_drift_map() -> None:
+    dialect = TorchServeHttp("afd", "secret")
+    call = dialect.ask_why(question(b"one", top_k=2))
+    assert (call.target, call.headers["Authorization"]) == ("/explanations/afd", "Bearer secret")
+    request = read_request({"data": call.body}, {})
+    assert (request.pictures, request.format, request.options) == ((b"one",), "png", Options(top_k=2))
+    assert dialect.read_drawing(Reply(200, DRAWING)) == DRAWING
+    assert dialect.read_drawing(Reply(400, json.dumps(wire(CUT)).encode())) == CUT
+    option = json.dumps(wire(Failure("bad_option", "nothing to explain"))).encode()
+    with pytest.raises(RequestRefusedError, match="nothing to explain"):
+        dialect.read_drawing(Reply(400, option))
+    with pytest.raises(RequestRefusedError, match="InvalidKey"):
+        dialect.read_drawing(Reply(400, b'{"code": 400, "type": "InvalidKeyException"}'))
+    for nonsense in (b"", b"[]", b'{"error": {}}', b"not even a drawing"):
+        with pytest.raises(BadAnswerError):
+            dialect.read_drawing(Reply(200, nonsense))
+
+
+def test_what_a_triton_error_means() -> None:
+    http = TritonHttp("m")
+
+    def read(status: int, message: str, count: int = 1) -> list[Result]:
+        return list(http.read(Reply(status, json.dumps({"error": message}).encode()), count))
+
+    assert read(400, "in ensemble 'm', truncated_jpeg: the data ends: too early") == [CUT]
+    assert read(500, "in ensemble 'm', internal: see the log") == [Failure("internal", "see the log")]
+    with pytest.raises(RequestRefusedError, match="bad_option"):
+        read(400, "in ensemble 'm', bad_option: top_k is a whole number")
+    with pytest.raises(RequestRefusedError, match="unknown model"):
+        read(404, "Request for unknown model: 'm' is not found")
+    with pytest.raises(ServerUnavailableError):
+        read(500, "Failed to process the request(s) for model 'm', message: Stub process 'm' is not healthy.")
+    with pytest.raises(BadAnswerError):
+        read(500, "Something else")
+
+
+@pytest.mark.parametrize(
+    ("reply", "count"),
+    [
+        (Reply(200, b""), 1),
+        (Reply(200, b"[]"), 1),
+        (Reply(200, b"{}"), 1),
+        (Reply(200, b'{"outputs": [{"data": []}]}'), 1),
+        (Reply(200, b'{"outputs": [{"data": ["{}"]}]}'), 1),
+        (Reply(200, b'{"outputs": [{"data": ["3"]}]}'), 1),
+        (Reply(500, b"<html>"), 1),
+    ],
+)
+def test_answers_without_sense(reply: Reply, count: int) -> None:
+    with pytest.raises(BadAnswerError):
+        TritonHttp("m").read(reply, count)
+    for dialect in (TorchServeHttp("m", None), TorchServeGrpc("m", None)):
+        with pytest.raises(BadAnswerError):
+            dialect.read(Reply(reply.status, b"\x0a\x80" if dialect.__class__ is TorchServeGrpc else reply.body), count)
+
+
+@pytest.mark.parametrize("status", [500, 507])
+def test_a_request_that_went_down_with_its_worker_may_be_sent_again(status: int) -> None:
+    with pytest.raises(ServerUnavailableError, match="Worker died"):
+        TorchServeHttp("m", None).read(Reply(status, b'{"message": "Worker died."}'), 1)
+    with pytest.raises(ServerUnavailableError, match="Worker died"):
+        TorchServeGrpc("m", None).read(Reply(500, b"", "INTERNAL: Worker died."), 1)
