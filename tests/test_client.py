@@ -197,6 +197,14 @@ def test_both_clients_in_tls(
         assert [type(error) for error in classify_both_ways(url, ca=ca)] == [TlsError, TlsError]
 
 
+def test_certificates_may_have_comments_in_any_language(
+    http_server: Callable[..., str], certificate: Tls, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes("# Eigene Zertifikate für Prüfungen\n".encode() + certificate[0].read_bytes())
+    assert classify_both_ways(http_server(lambda *_: answers(CLOCK), certificate), ca=bundle) == [CLOCK, CLOCK]
+
+
 def test_what_vouches_for_a_server_must_be_certificates(tmp_path: Path, certificate: Tls) -> None:
     (tmp_path / "junk.pem").write_bytes(b"\xff certificates\n")
     for ca in (tmp_path / "junk.pem", tmp_path / "none.pem", tmp_path, certificate[1]):

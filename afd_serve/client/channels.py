@@ -142,7 +142,7 @@ def _read_authorities(ca: Path | None) -> str | None:
     if ca is None:
         return None
     try:
-        text = ca.read_text(encoding="ascii")
+        text = ca.read_text(encoding="ascii", errors="ignore")  # bundles have comments in every language
         ssl.create_default_context(cadata=text)
     except (OSError, ValueError) as error:  # ssl's errors are OSErrors
         raise ConfigError(f"{ca} holds no certificates in PEM that can be read: {error}") from error
