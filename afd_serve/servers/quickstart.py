@@ -26,7 +26,7 @@ def serve_torchserve(
     """Serve a classifier on TorchServe, in the background.
 
     The archive is built only when its sources changed, and a server that runs with the same archive and settings is
-    left alone.
+    left alone. Another one is replaced once the archive is built; where that fails, it goes on.
 
     Args:
         source: A shipped name, a run's directory, or the directory of an exported model.
@@ -45,18 +45,11 @@ def serve_torchserve(
     settings = f"{source}|{name}|{version}|{mode.value}|{ports}|{workers}"
     fingerprint = fingerprint_of(source, handlers_dir(), settings)
     running = find(state_dir)
-    if running is not None:
-        if running.fingerprint == fingerprint and _answers(running):
-            return running
-        stop(state_dir)
-    return start(
-        _archive(source, state_dir / "archives", name, version, mode),
-        state_dir,
-        probe=sample_picture(),
-        fingerprint=fingerprint,
-        ports=ports,
-        workers=workers,
-    )
+    if running is not None and running.fingerprint == fingerprint and _answers(running):
+        return running
+    archive = _archive(source, state_dir / "archives", name, version, mode)
+    stop(state_dir)
+    return start(archive, state_dir, probe=sample_picture(), fingerprint=fingerprint, ports=ports, workers=workers)
 
 
 def show(server: TorchServe) -> str:

@@ -30,7 +30,8 @@ def serve_triton(
 ) -> Triton:
     """Serve a classifier on Triton, in the background.
 
-    A server that runs with the same classifier and settings, and answers, is left alone.
+    A server that runs with the same classifier and settings, and answers, is left alone. Another one is replaced once
+    the model repository is built; where that fails, it goes on.
 
     Args:
         source: A shipped name, a run's directory, or the directory of an exported model.
@@ -50,13 +51,12 @@ def serve_triton(
     settings = f"{source}|{mode.value}|{python}|{ports}|{workers}|{platform}"
     fingerprint = fingerprint_of(source, repository_templates(), settings)
     running = find(state_dir)
-    if running is not None:
-        if running.fingerprint == fingerprint and probe(running, timeout=10) is None:
-            return running
-        stop(state_dir)
+    if running is not None and running.fingerprint == fingerprint and probe(running, timeout=10) is None:
+        return running
     classifiers = workers or os.cpu_count() or 1
     limits = TritonLimits(decoders=classifiers, classifiers=classifiers)
     repository = package_triton(source, state_dir / "model_repository", platform=platform, limits=limits, mode=mode)
+    stop(state_dir)
     return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from afd_serve.errors import ServingError
+from afd_serve.errors import CheckpointError, ServingError
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.sample import sample_picture
 from afd_serve.servers import torchserve
@@ -38,6 +38,10 @@ def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, tmp
         built = archive.stat().st_mtime_ns
         assert serve_torchserve(exported, tmp_path, ports=ports, workers=1) == first
         assert archive.stat().st_mtime_ns == built
+
+        with pytest.raises(CheckpointError, match="misspelt"):
+            serve_torchserve("misspelt", tmp_path, ports=ports, workers=1)
+        assert first.post(sample_picture()).status == 200
 
         family = processes_of(first)
         os.kill(first.pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from afd_serve.client import AsyncClient, Client, Mode, Options, detect_server
-from afd_serve.errors import ClientError, ServingError
+from afd_serve.errors import CheckpointError, ClientError, ServingError
 from afd_serve.packaging.triton import package_triton
 from afd_serve.pipeline import Prediction
 from afd_serve.servers import triton
@@ -122,6 +122,9 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
             answers = [client.classify(GOOD["sample"], options) for options in asked]
         assert [isinstance(answer, Prediction) and answer.protected for answer in answers] == [False, True]
         assert counted(first, "afd_shadow_total") == 1
+        with pytest.raises(CheckpointError, match="misspelt"):
+            serve_triton("misspelt", tmp_path, python=triton_python, ports=ports, workers=1)
+        assert triton.probe(first, timeout=10) is None
         family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
         assert list(SHARED_MEMORY.glob(f"{first.prefix}*"))
         os.kill(first.pid, signal.SIGKILL)
