@@ -26,7 +26,7 @@ from afd_serve.request import BadOptionError, Request, RequestError, TooManyPict
 from afd_serve.response import ModelInfo, Reply, encode, prediction_to_dict, refuse
 from afd_serve.results import Failure
 from afd_serve.service import Call, internal_failure
-from afd_serve.telemetry import EXPLANATIONS, FAILURES, Sample
+from afd_serve.telemetry import EXPLANATION_FAILURES, EXPLANATIONS, Sample
 
 __all__ = ["ExplanationService", "explanation_to_dict", "preferred_format"]
 
@@ -64,7 +64,7 @@ class ExplanationService:
         except Exception:  # a fault of ours must not reach the neighbours in the batch
             reply = internal_failure()
         if isinstance(reply, Failure):
-            return refuse(reply), [Sample(FAILURES, 1, (reply.code,))]
+            return refuse(reply), [Sample(EXPLANATION_FAILURES, 1, (reply.code,))]
         return reply, [Sample(EXPLANATIONS, 1)]
 
     def _explain(self, call: Call) -> Reply | Failure:

@@ -155,7 +155,7 @@ def _instances(value: Mapping[str, Any]) -> Iterator[Picture]:
 
 def _decode(text: object) -> Picture:
     if not isinstance(text, str):
-        return Failure("bad_request", 'each picture in JSON is {"b64": "<base64 of the file>"}')
+        return Failure("bad_input", 'each picture in JSON is {"b64": "<base64 of the file>"}')
     try:
         # Encoders wrap lines; every other character outside the alphabet is an error.
         return base64.b64decode("".join(text.split()), validate=True)
@@ -168,7 +168,7 @@ def _raw(part: object) -> Picture:
         return part
     if isinstance(part, str):
         return part.encode(errors="replace")
-    return Failure("bad_request", "a picture is the bytes of a file, or a JSON object with base64")
+    return Failure("bad_input", "a picture is the bytes of a file, or a JSON object with base64")
 
 
 def read_options(given: Mapping[str, object]) -> Options:

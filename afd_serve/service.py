@@ -81,15 +81,14 @@ class Service:
         times = StageTimes()
         results = self._predict(understood, times)
         remaining = iter(results)
-        replies = [
-            refuse(request) if isinstance(request, Failure) else self._reply(request, next(remaining))
-            for request in requests
+        outcomes = [
+            request if isinstance(request, Failure) else self._reply(request, next(remaining)) for request in requests
         ]
         samples = list(samples_of([result for per_request in results for result in per_request], times))
         modes = Counter(UNREAD if isinstance(item, Failure) else self._mode_of(item.options).value for item in requests)
         samples += [Sample(REQUESTS, count, (mode,)) for mode, count in modes.items()]
-        samples += [Sample(FAILURES, 1, (request.code,)) for request in requests if isinstance(request, Failure)]
-        return Answers(replies, samples)
+        samples += [Sample(FAILURES, 1, (outcome.code,)) for outcome in outcomes if isinstance(outcome, Failure)]
+        return Answers([refuse(item) if isinstance(item, Failure) else item for item in outcomes], samples)
 
     def _read(self, call: Call) -> Request | Failure:
         try:
@@ -99,11 +98,11 @@ class Service:
         except Exception:  # a fault in the parser is ours, and must not reach the neighbours
             return internal_failure()
 
-    def _reply(self, request: Request, results: Sequence[Result]) -> Reply:
+    def _reply(self, request: Request, results: Sequence[Result]) -> Reply | Failure:
         try:
             return reply(results, self._model, single=request.single, top_k=request.options.top_k)
         except Exception:  # such as a probability that is no number
-            return refuse(internal_failure())
+            return internal_failure()
 
     def _predict(self, requests: Sequence[Request], times: StageTimes) -> list[list[Result]]:
         """Results per request: one pass of the pipeline for all pictures that are cropped in the same way."""

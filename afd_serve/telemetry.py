@@ -110,6 +110,7 @@ FAILURES: Final = Metric("afd_failures_total", "counter", "count", ("code",))
 PROTECTED: Final = Metric("afd_protected_total", "counter", "count")
 QUALITY: Final = Metric("afd_estimated_quality_total", "counter", "count", ("quality",))
 EXPLANATIONS: Final = Metric("afd_explanations_total", "counter", "count")
+EXPLANATION_FAILURES: Final = Metric("afd_explanation_failures_total", "counter", "count", ("code",))
 DRIFT: Final = Metric("afd_drift", "summary", "score")
 PREPROCESS: Final = Metric("afd_preprocess_seconds", "summary", "seconds")
 INFERENCE: Final = Metric("afd_inference_seconds", "summary", "seconds")
@@ -129,6 +130,7 @@ METRICS: Final = (
     PROTECTED,
     QUALITY,
     EXPLANATIONS,
+    EXPLANATION_FAILURES,
     DRIFT,
     PREPROCESS,
     INFERENCE,

@@ -156,6 +156,9 @@ def test_a_model_without_usable_features(pipeline: Pipeline, error: Exception, s
 
 
 def test_samples(service: ExplanationService) -> None:
-    for picture, expected in ((POOR, ("afd_explanations_total", ())), (b"", ("afd_failures_total", ("empty",)))):
+    for picture, expected in (
+        (POOR, ("afd_explanations_total", ())),
+        (b"", ("afd_explanation_failures_total", ("empty",))),
+    ):
         _, (sample,) = service.answer(Call({"body": picture}, {}))
         assert (sample.metric.name, sample.labels, sample.value) == (*expected, 1)

@@ -56,7 +56,7 @@ class TestJson:
         good, failure, other = read({"body": encode({"instances": [TEXT, bad, TEXT]})}).pictures
         assert good == other == PICTURE
         assert isinstance(failure, Failure)
-        assert failure.code in {"bad_base64", "bad_request"}
+        assert failure.code in {"bad_base64", "bad_input"}
 
     def test_wrapped_lines_are_fine(self, encode: Callable[[Any], Any]) -> None:
         wrapped = base64.encodebytes(PICTURE * 20).decode()

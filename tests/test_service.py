@@ -13,7 +13,7 @@ from afd_serve.preprocess import Buffer
 from afd_serve.response import ModelInfo
 from afd_serve.results import Shadow
 from afd_serve.service import Call, Service
-from afd_serve.telemetry import METRICS, REQUESTS, Sample
+from afd_serve.telemetry import FAILURES, METRICS, REQUESTS, Sample
 
 Ask = Callable[..., tuple[list[tuple[int, Any]], list[Sample]]]
 
@@ -128,8 +128,9 @@ def test_a_fault_of_ours_costs_only_its_own_request(answer: Ask, caplog: pytest.
 
 
 def test_an_answer_that_cannot_be_written_is_an_internal_error(answer: Ask) -> None:
-    replies, _ = answer(b"n", b"good")
+    replies, samples = answer(b"n", b"good")
     assert [status for status, _ in replies] == [500, 200]
+    assert [(item.labels, item.value) for item in samples if item.metric is FAILURES] == [(("internal",), 1)]
 
 
 def test_an_empty_batch(answer: Ask) -> None:

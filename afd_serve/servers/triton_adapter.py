@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import torch.utils.dlpack
@@ -48,6 +48,7 @@ __all__ = [
     "FailedRequestError",
     "Metrics",
     "Preparing",
+    "Samples",
     "bytes_of",
     "findings_of",
     "options_of",
@@ -61,6 +62,8 @@ __all__ = [
 
 
 Said = TypeVar("Said")
+
+Samples: TypeAlias = list[Sample]
 
 MODEL_CPU: Final = Metric(MODEL_CPU_METRIC, "counter", "seconds")
 
@@ -113,36 +116,55 @@ def text_output(name: str, texts: Sequence[str | bytes]) -> Any:
     return pb_utils.Tensor(name, np.array([[text] for text in texts], dtype=np.object_))
 
 
-def respond(requests: Sequence[Any], answer: Callable[[Any], list[Any]]) -> list[Any]:
+def respond(requests: Sequence[Any], answer: Callable[[Any, Samples], list[Any]], metrics: "Metrics") -> list[Any]:
     """One response per request; what is wrong with one never reaches its neighbours.
 
     Triton fails a whole dynamic batch for one exception, so none may leave ``execute``.
+
+    Args:
+        requests: A dynamic batch.
+        answer: Makes a request's outputs, and adds what it found to the samples as it goes: they count even where the
+            request fails in the end.
+        metrics: Where each request's samples go.
     """
-    return [_respond_to_one(request, answer) for request in requests]
+    return [_respond_to_one(request, answer, metrics) for request in requests]
 
 
-def respond_together(requests: Sequence[Any], answer: Callable[[Sequence[Any]], Iterable[list[Any]]]) -> list[Any]:
+def respond_together(
+    requests: Sequence[Any],
+    answer: Callable[[Sequence[Any], Sequence[Samples]], Sequence[list[Any]]],
+    metrics: "Metrics",
+) -> list[Any]:
     """As `respond`, but all requests at once; where that fails, one by one."""
     if len(requests) > 1:
+        samples: list[Samples] = [[] for _ in requests]
         try:
-            return [pb_utils.InferenceResponse(output_tensors=tensors) for tensors in answer(requests)]
+            responses = [pb_utils.InferenceResponse(output_tensors=tensors) for tensors in answer(requests, samples)]
         except Exception as error:
             pb_utils.Logger.log_warn(f"a batch of {len(requests)} requests failed ({error!r}); trying them one by one")
-    return respond(requests, lambda request: next(iter(answer([request]))))
+        else:
+            for request, own in zip(requests, samples, strict=True):
+                metrics.record(request, own)
+            return responses
+    return respond(requests, lambda request, own: answer([request], [own])[0], metrics)
 
 
-def _respond_to_one(request: Any, answer: Callable[[Any], list[Any]]) -> Any:
+def _respond_to_one(request: Any, answer: Callable[[Any, Samples], list[Any]], metrics: "Metrics") -> Any:
+    samples: Samples = []
     try:
-        return pb_utils.InferenceResponse(output_tensors=answer(request))
+        response = pb_utils.InferenceResponse(output_tensors=answer(request, samples))
     except FailedRequestError as error:
-        return _refuse(error.failure, pb_utils.TritonError.INVALID_ARG)
+        response = _refuse(error.failure, pb_utils.TritonError.INVALID_ARG)
     except InputError as error:
-        return _refuse(Failure(error.code, str(error)), pb_utils.TritonError.INVALID_ARG)
+        response = _refuse(Failure(error.code, str(error)), pb_utils.TritonError.INVALID_ARG)
     except Exception:  # a fault of ours
         identifier = uuid.uuid4().hex[:12]
         pb_utils.Logger.log_error(f"internal error {identifier}: {traceback.format_exc()!a}")
-        reason = f"internal error; the log has the details under id {identifier}"
-        return _refuse(Failure("internal", reason), pb_utils.TritonError.INTERNAL)
+        failure = Failure("internal", f"internal error; the log has the details under id {identifier}")
+        samples.append(Sample(FAILURES, 1, (failure.code,)))
+        response = _refuse(failure, pb_utils.TritonError.INTERNAL)
+    metrics.record(request, samples)
+    return response
 
 
 def _refuse(failure: Failure, status: Any) -> Any:
@@ -156,18 +178,16 @@ class Preparing:
         step: Prepares them.
         args: The arguments of ``initialize``; the model's parameters say which mode requests have that name none, and
             which modes there are.
-        metrics: Where failures go.
     """
 
-    def __init__(self, step: PreparingStep, args: dict[str, str], metrics: "Metrics") -> None:
+    def __init__(self, step: PreparingStep, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         self._mode = read_mode(parameters["afd"]["string_value"])
         self._modes = [Mode(name) for name in parameters["afd_modes"]["string_value"].split()]
         self._step = step
-        self._metrics = metrics
 
-    def prepare(self, request: Any) -> tuple[PreparedBatch, list[Sample]]:
-        """The prepared pictures, and what is to be counted.
+    def prepare(self, request: Any, samples: Samples) -> PreparedBatch:
+        """The prepared pictures; what is to be counted is added to ``samples``.
 
         Raises:
             BadOptionError: An option has an impossible value.
@@ -177,16 +197,17 @@ class Preparing:
             options = options_of(request)
             mode = self._known(options.mode or self._mode)
         except InputError as error:
-            self._metrics.record(request, [Sample(REQUESTS, 1, (UNREAD,)), Sample(FAILURES, 1, (error.code,))])
+            samples += [Sample(REQUESTS, 1, (UNREAD,)), Sample(FAILURES, 1, (error.code,))]
             raise
-        asked = Sample(REQUESTS, 1, (mode.value,))
+        samples.append(Sample(REQUESTS, 1, (mode.value,)))
         start = time.perf_counter()
         batch = self._step.prepare(bytes_of(request, PICTURE), mode=mode, crop=options.crop)
         seconds = time.perf_counter() - start
         if len(batch.findings) == 1 and (failure := batch.findings[0].failure):
-            self._metrics.record(request, [asked, *samples_of([failure], StageTimes(preprocess=seconds))])
+            samples += samples_of([failure], StageTimes(preprocess=seconds))
             raise FailedRequestError(failure)
-        return batch, [asked, Sample(PREPROCESS, seconds)]
+        samples.append(Sample(PREPROCESS, seconds))
+        return batch
 
     def _known(self, mode: Mode) -> Mode:
         if mode not in self._modes:
@@ -245,25 +266,18 @@ def _shared(samples: Iterable[Sample], parts: int) -> list[Sample]:
 class Answers:
     """What clients get, made of what the classifier says."""
 
-    def __init__(self, signature: Signature, args: dict[str, str], metrics: "Metrics") -> None:
+    def __init__(self, signature: Signature, args: dict[str, str]) -> None:
         self._labels = signature.labels
         self._model = ModelInfo(ENSEMBLE, args["model_version"])
-        self._metrics = metrics
 
-    def outputs(
-        self,
-        request: Any,
-        findings: Sequence[Finding],
-        classified: Classified,
-        samples: Sequence[Sample] = (),
-    ) -> list[Any]:
-        """Make the outputs for one request and count them.
+    def outputs(self, request: Any, findings: Sequence[Finding], classified: Classified, samples: Samples) -> list[Any]:
+        """Make the outputs for one request.
 
         Args:
             request: With the options.
             findings: N of them.
             classified: Of the same pictures.
-            samples: Of the steps before, where these count nothing themselves.
+            samples: Gets what is to be counted.
         """
         answered = make_answers(
             classified.logits,
@@ -274,8 +288,8 @@ class Answers:
             top_k=options_of(request).top_k,
             shadows=classified.shadows,
         )
-        own = [item for item in samples_of(answered.results, StageTimes()) if item.metric not in _TIMES]
-        self._metrics.record(request, [*samples, *classified.samples, *own])
+        samples += classified.samples
+        samples += [item for item in samples_of(answered.results, StageTimes()) if item.metric not in _TIMES]
         return [
             output("probabilities", answered.probabilities),
             output("drift", answered.drift),
@@ -299,7 +313,7 @@ class Metrics:
         self._tally = Tally(self._increment)
 
     def record(self, request: Any, samples: Iterable[Sample]) -> None:
-        """Count what a request gives; the warm-up and a probe give nothing."""
+        """Count what a request gives, once for each; the warm-up and a probe give nothing."""
         if self._uncounted:
             self._uncounted -= 1
         elif request.request_id() != PROBE_ID:

@@ -16,13 +16,14 @@ from afd_serve.errors import ServingError
 from afd_serve.mode import Mode
 from afd_serve.servers.http import ask
 from afd_serve.servers.processes import free_ports
-from afd_serve.telemetry import EXPLANATIONS, METRICS
+from afd_serve.telemetry import EXPLANATION_FAILURES, EXPLANATIONS, METRICS
 from tests.monitoring import FOLDER, dashboard_expressions, metrics_in, rules, tool
 
 
 def catalogue(job: str) -> set[str]:
     """The series of our own that a server has; only TorchServe has a route for explanations."""
-    metrics = [metric for metric in METRICS if metric is not EXPLANATIONS or job == "torchserve"]
+    only_torchserves = () if job == "torchserve" else (EXPLANATIONS, EXPLANATION_FAILURES)
+    metrics = [metric for metric in METRICS if metric not in only_torchserves]
     return {name for metric in metrics for name in metric.series}
 
 

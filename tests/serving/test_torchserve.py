@@ -347,7 +347,13 @@ def test_every_declared_metric_arrives(server: TorchServe) -> None:
     server.post(GOOD["sample"], route="explanations")
     server.post(GOOD["sample"], {"afd": "shadow"})
     server.post(BAD["truncated"])
-    for name in ("afd_explanations_total", "afd_shadow_seconds_count", "afd_failures_total"):
+    server.post(BAD["truncated"], route="explanations")
+    for name in (
+        "afd_explanations_total",
+        "afd_explanation_failures_total",
+        "afd_shadow_seconds_count",
+        "afd_failures_total",
+    ):
         text = wait_for(server, name, 1)
     assert {name for metric in METRICS for name in metric.series} <= names(text)
     assert total(text, "afd_failures_total", ModelName="afd", code="truncated_jpeg") > 0
@@ -360,6 +366,7 @@ def test_prometheus_reads_the_server_and_answers_the_dashboard(server: TorchServ
             assert server.post(GOOD["sample"], {"afd": mode.value}).status == 200
         server.post(GOOD["sample"], route="explanations")
         server.post(BAD["truncated"])
+        server.post(BAD["truncated"], route="explanations")
 
     prometheus.check("torchserve", server.ports.metrics, tmp_path, ask_all)
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from afd_serve.client import Client, Mode, Options
-from afd_serve.errors import RequestRefusedError
+from afd_serve.errors import BadAnswerError, RequestRefusedError
+from afd_serve.packaging.triton import package_triton
 from afd_serve.pipeline import Pipeline, Prediction
 from afd_serve.results import Shadow
-from afd_serve.servers.triton import Triton
+from afd_serve.servers import triton
+from afd_serve.servers.triton import Triton, TritonPorts
 from tests.monitoring import TRITON_METRICS
 from tests.serving import prometheus
 from tests.serving.pictures import BAD, GOOD
@@ -59,6 +61,38 @@ def test_in_shadow_mode_the_answer_is_the_bare_one_and_the_metrics_tell_the_rest
     net = grown("afd_shadow_confidence_change_total", direction="up")
     net -= grown("afd_shadow_confidence_change_total", direction="down")
     assert net == pytest.approx(sum(shadow.confidence_change for shadow in shadows), abs=1e-5)
+
+
+FAULT = """
+
+def _broken(step, batches):
+    if any(len(batch.rgb) > 1 for batch in batches):
+        raise ArithmeticError("more than one picture")
+    return _sound(step, batches)
+
+
+_sound, ClassifierStep.classify = ClassifierStep.classify, _broken
+"""
+
+
+@pytest.mark.parametrize(("platform", "model"), [("python", "afd_classifier"), ("python_cpu", "afd_classify")])
+def test_faults_of_ours_are_counted_with_their_requests(
+    exported: Path, triton_python: Path, tmp_path: Path, platform: str, model: str
+) -> None:
+    repository = package_triton(exported, tmp_path / "repository", platform=platform)
+    with (repository / model / "1" / "model.py").open("a") as code:
+        code.write(FAULT)
+    server = triton.start(repository, tmp_path / "state", python=triton_python, ports=TritonPorts.free())
+    try:
+        with Client(server.grpc_url) as client:
+            client.classify(GOOD["sample"])
+            with pytest.raises(BadAnswerError, match="internal error"):
+                client.classify_many([GOOD["sample"], GOOD["fine"]])
+        assert counted(server, "afd_failures_total", code="internal") == 1
+        assert counted(server, "afd_requests_total", mode="protect") == 2
+        assert counted(server, "afd_pictures_total") == 1
+    finally:
+        triton.stop(tmp_path / "state")
 
 
 def test_a_scrape_has_the_catalogues_series(triton_server: Triton) -> None:

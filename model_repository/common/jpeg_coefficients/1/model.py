@@ -17,14 +17,13 @@ class TritonPythonModel:
         torch.set_num_threads(1)
         signature = Signature.from_json((triton.version_folder(args) / SIGNATURE_NAME).read_text())
         self._metrics = triton.Metrics(args)
-        self._preparing = triton.Preparing(PreparingStep(signature.preprocessing), args, self._metrics)
+        self._preparing = triton.Preparing(PreparingStep(signature.preprocessing), args)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return triton.respond(requests, self._answer)
+        return triton.respond(requests, self._answer, self._metrics)
 
-    def _answer(self, request: Any) -> list[Any]:
-        (inputs, findings), samples = self._preparing.prepare(request)
-        self._metrics.record(request, samples)
+    def _answer(self, request: Any, samples: triton.Samples) -> list[Any]:
+        inputs, findings = self._preparing.prepare(request, samples)
         tensors = [triton.output(name, tensor) for name, tensor in zip(INPUTS, inputs, strict=True)]
         return [*tensors, triton.text_output("finding", [finding.to_json() for finding in findings])]
 

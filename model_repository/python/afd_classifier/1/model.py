@@ -1,6 +1,6 @@
 """Second step: the exported classifier, and the answers made of what it says. On a GPU where there is one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,15 +22,18 @@ class TritonPythonModel:
         deployed = load_deployed(triton.version_folder(args), device)
         self._classifying = triton.Classifying(ClassifierStep(deployed, device, together=gpu))
         self._metrics = triton.Metrics(args)
-        self._answers = triton.Answers(deployed.signature, args, self._metrics)
+        self._answers = triton.Answers(deployed.signature, args)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return triton.respond_together(requests, self._answer)
+        return triton.respond_together(requests, self._answer, self._metrics)
 
-    def _answer(self, requests: Sequence[Any]) -> Iterator[list[Any]]:
+    def _answer(self, requests: Sequence[Any], samples: Sequence[triton.Samples]) -> list[list[Any]]:
         batches = [_batch_of(request) for request in requests]
-        for request, batch, classified in zip(requests, batches, self._classifying.classify(batches), strict=True):
-            yield self._answers.outputs(request, batch.findings, classified)
+        classified = self._classifying.classify(batches)
+        return [
+            self._answers.outputs(request, batch.findings, said, own)
+            for request, batch, said, own in zip(requests, batches, classified, samples, strict=True)
+        ]
 
     def finalize(self) -> None:
         self._metrics.close()

@@ -17,15 +17,15 @@ class TritonPythonModel:
         device = torch.device("cpu")
         deployed = load_deployed(triton.version_folder(args), device)
         self._metrics = triton.Metrics(args)
-        self._preparing = triton.Preparing(PreparingStep(deployed.signature.preprocessing), args, self._metrics)
+        self._preparing = triton.Preparing(PreparingStep(deployed.signature.preprocessing), args)
         self._classifying = triton.Classifying(ClassifierStep(deployed, device, together=False))
-        self._answers = triton.Answers(deployed.signature, args, self._metrics)
+        self._answers = triton.Answers(deployed.signature, args)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return triton.respond(requests, self._answer)
+        return triton.respond(requests, self._answer, self._metrics)
 
-    def _answer(self, request: Any) -> list[Any]:
-        batch, samples = self._preparing.prepare(request)
+    def _answer(self, request: Any, samples: triton.Samples) -> list[Any]:
+        batch = self._preparing.prepare(request, samples)
         (classified,) = self._classifying.classify([batch])
         return self._answers.outputs(request, batch.findings, classified, samples)
 

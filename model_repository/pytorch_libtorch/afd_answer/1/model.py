@@ -15,14 +15,14 @@ class TritonPythonModel:
         torch.set_num_threads(1)
         signature = Signature.from_json((triton.version_folder(args) / SIGNATURE_NAME).read_text())
         self._metrics = triton.Metrics(args)
-        self._answers = triton.Answers(signature, args, self._metrics)
+        self._answers = triton.Answers(signature, args)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return triton.respond(requests, self._answer)
+        return triton.respond(requests, self._answer, self._metrics)
 
-    def _answer(self, request: Any) -> list[Any]:
-        logits, drift = triton.tensor_of(request, "logits"), triton.tensor_of(request, "drift")
-        return self._answers.outputs(request, triton.findings_of(request), triton.Classified(logits, drift))
+    def _answer(self, request: Any, samples: triton.Samples) -> list[Any]:
+        classified = triton.Classified(triton.tensor_of(request, "logits"), triton.tensor_of(request, "drift"))
+        return self._answers.outputs(request, triton.findings_of(request), classified, samples)
 
     def finalize(self) -> None:
         self._metrics.close()
