@@ -7,6 +7,7 @@ the decoder's own memory: nothing is copied, and a view keeps that memory alive.
 back, the process keeps up to 32 MiB for the next ones.
 """
 
+import operator
 import os
 import sys
 from pathlib import Path
@@ -85,6 +86,7 @@ def read_header(source: "JpegSource", *, limits: JpegLimits = DEFAULT_LIMITS) ->
         UnsupportedJpegError: A process that this build cannot decode.
         JpegTooLargeError: The file passes ``max_bytes``.
         OSError: The path cannot be read.
+        TypeError: The source is no contiguous buffer and no path.
     """
     header = _jpeg.read_header(_bytes_of(source, limits), native_limits(limits))
     return JpegHeader(
@@ -137,7 +139,7 @@ def read(
         out: Memory for the result; fresh memory by default. Do not touch it meanwhile.
 
     Returns:
-        The picture. A file whose only fault is a missing end marker is complete; it has a warning.
+        The picture. A Huffman-coded file whose only fault is a missing end marker is complete; it has a warning.
 
     Raises:
         EmptyInputError: There are no bytes.
@@ -148,7 +150,8 @@ def read(
         MemoryError: The system refused memory that the limits allow.
         OSError: The path cannot be read.
         OutputTooSmallError: ``out`` cannot hold the picture.
-        TypeError: ``out`` holds something else than contiguous int16 and uint8 arrays in the processor's memory.
+        TypeError: The source is no contiguous buffer and no path, ``scale`` is no whole number, or ``out`` holds
+            something else than contiguous int16 and uint8 arrays in the processor's memory.
         ValueError: ``scale`` is not in 1 to 8; or ``out`` is read-only, not aligned, or overlaps itself.
 
     Source: ITU-T T.81; the pixels are those of libjpeg-turbo's ``JDCT_ISLOW`` with fancy upsampling.
@@ -157,7 +160,7 @@ def read(
         _bytes_of(source, limits),
         native_limits(limits),
         pixels=pixels,
-        scale=scale,
+        scale=_within(scale, "scale", 8),
         tolerant=tolerant,
         apply_orientation=apply_orientation,
         output=_native_output(out),
@@ -192,7 +195,7 @@ def read_batch(
         For each source, in order, the picture or the exception that :func:`read` would raise.
 
     Raises:
-        TypeError: A source is no contiguous buffer and no path, or as for :func:`read`.
+        TypeError: As for :func:`read`.
         ValueError: ``scale`` is not in 1 to 8, ``threads`` is not positive, there are more or fewer members of ``out``
             than sources, or as for :func:`read`.
     """
@@ -204,9 +207,9 @@ def read_batch(
         _jpeg.read_batch(
             [opened[i] for i in readable],
             native_limits(limits),
-            threads=_usable_cores() if threads is None else threads,
+            threads=_usable_cores() if threads is None else _within(threads, "threads"),
             pixels=pixels,
-            scale=scale,
+            scale=_within(scale, "scale", 8),
             tolerant=tolerant,
             apply_orientation=apply_orientation,
             outputs=[] if out is None else [_native_output(out[i]) for i in readable],
@@ -221,6 +224,14 @@ def _bytes_or_failure(source: "JpegSource", limits: JpegLimits) -> "Buffer | OSE
         return _bytes_of(source, limits)
     except (OSError, JpegTooLargeError) as failure:
         return failure
+
+
+def _within(value: int, name: str, most: int = sys.maxsize) -> int:
+    """Returns the number; the extension would write the whole picture into the message of its own refusal."""
+    number = operator.index(value)
+    if not 1 <= number <= most:
+        raise ValueError(f"{name} must be 1 to {most}, not {number}")
+    return number
 
 
 def _usable_cores() -> int:
@@ -259,6 +270,8 @@ _NATIVE_DEFAULT_LIMITS: Final = _made_native(DEFAULT_LIMITS)
 def _bytes_of(source: "JpegSource", limits: JpegLimits) -> "Buffer":
     """Returns the source's bytes; a file that passes the limit is refused unread."""
     if not isinstance(source, str | os.PathLike):
+        if not memoryview(source).c_contiguous:
+            raise TypeError("the bytes do not lie one behind the other; pass a contiguous copy of them")
         return source
     with Path(source).open("rb") as file:
         size = os.fstat(file.fileno()).st_size

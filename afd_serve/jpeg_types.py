@@ -1,5 +1,6 @@
 """What goes into reading a JPEG and what comes out: limits, headers, components, pictures."""
 
+import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -49,11 +50,13 @@ class JpegLimits:
         """Refuses values that cannot be limits.
 
         Raises:
-            ValueError: A limit is not positive.
+            ValueError: A limit is not positive, or a whole number larger than any size in memory.
         """
         for name, value in asdict(self).items():
             if not value > 0:
                 raise ValueError(f"JpegLimits.{name} must be positive, not {value}")
+            if isinstance(value, int) and value > sys.maxsize:
+                raise ValueError(f"JpegLimits.{name} must be {sys.maxsize} at most, not {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -273,8 +273,23 @@ class TestSources:
         for wrong in (None, 3, ["x"], io.BytesIO(b"x")):
             with pytest.raises(TypeError):
                 jpeg.read(wrong)  # type: ignore[arg-type]
-        with pytest.raises((BufferError, ValueError)):
-            jpeg.read(memoryview(pillow_jpeg(8, 8))[::2])
+        data = pillow_jpeg(8, 8)
+        for wrong in (memoryview(data)[::2], np.frombuffer(data, np.uint8)[::2]):
+            for read in (jpeg.read, jpeg.read_header, lambda source: jpeg.read_batch([source])):
+                with pytest.raises(TypeError, match="contiguous"):
+                    read(wrong)
+
+    def test_the_message_of_a_wrong_argument_does_not_hold_the_picture(self) -> None:
+        data = pillow_jpeg(640, 480)
+        wrong: list[dict[str, Any]] = [{"scale": 2.5}, {"scale": 2**70}, {"scale": "8"}, {"scale": 0}]
+        for arguments in wrong:
+            with pytest.raises((TypeError, ValueError)) as refused:
+                jpeg.read(data, **arguments)
+            assert len(str(refused.value)) < 100
+        for arguments in [*wrong, {"threads": -1}, {"threads": 2**70}, {"threads": 1.5}]:
+            with pytest.raises((TypeError, ValueError)) as refused:
+                jpeg.read_batch([data], **arguments)
+            assert len(str(refused.value)) < 100
 
     def test_a_missing_path_is_an_os_error(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):

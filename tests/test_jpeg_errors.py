@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import struct
+import sys
 import time
 from typing import Any
 
@@ -311,3 +313,8 @@ class TestLimits:
         for value in (0, -1):
             with pytest.raises(ValueError, match=field):
                 jpeg.JpegLimits(**{field: value})
+
+    def test_limits_are_sizes_that_there_can_be(self) -> None:
+        assert jpeg.JpegLimits(max_blocks_per_byte=math.inf, max_bytes=sys.maxsize)
+        with pytest.raises(ValueError, match="max_bytes"):
+            jpeg.JpegLimits(max_bytes=2**64)
