@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -98,7 +99,8 @@ def prepare(
         data: A JPEG, or anything that Pillow reads.
         preprocessing: How the backbone was trained.
         crop: False takes the whole picture as the model's crop.
-        limits: On bytes, pixels, scans and memory; the defaults of `JpegLimits` where left out.
+        limits: On bytes, pixels, scans and memory; the defaults of `JpegLimits` where left out. Pillow has a limit of
+            its own on the pixels of other formats than JPEG, about 179 million.
 
     Raises:
         InputError: A subclass says what is wrong with the picture.
@@ -190,6 +192,9 @@ def _model_inputs(
     return rgb, _jpeg.block_features(blocks, quant_tables, orientation)
 
 
+_PILLOW: Final = Lock()
+"""Filters of warnings are the whole process's: threads that set them in turns would leave each other's behind."""
+
 _FORMATS: Final = ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """What Pillow may open: no format that starts another program (EPS) or that nobody uploads."""
 
@@ -198,7 +203,7 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
     if len(data) > limits.max_bytes:
         raise PictureTooLargeError(f"the picture has {len(data)} bytes; the limit is {limits.max_bytes}")
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+        with _PILLOW, warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             warnings.simplefilter("ignore")  # remarks on metadata concern nobody who classifies
             if picture.width * picture.height > limits.max_pixels:
                 raise PictureTooLargeError(
@@ -208,7 +213,9 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
     except PictureTooLargeError:
         raise
     except Image.DecompressionBombError as error:
-        raise PictureTooLargeError(str(error)) from error
+        raise PictureTooLargeError(
+            f"Pillow refuses the picture, whatever the limits here: {error}; send it as a JPEG, or smaller"
+        ) from error
     except UnidentifiedImageError as error:
         raise NotAnImageError(f"the bytes are no JPEG, {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from error
     except Exception as error:  # Pillow's readers raise whatever their parsing stumbles on

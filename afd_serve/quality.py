@@ -15,7 +15,9 @@ Note [When compression does no harm]
     times, 0.6 for 2 and 0.3 for 2.8.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -56,24 +58,57 @@ def is_starved(data: bytes | bytearray | memoryview, pixels: int, reduction: flo
     Their quantizers lie deep in the coded stream; the bits per pixel tell nearly as much. See Note [When compression
     does no harm].
     """
-    return 8 * len(data) < _FEW_BITS * pixels / max(1.0, reduction) ** 1.5 and _is_lossy(data)
+    coded = _lossy_bytes(data)
+    return coded is not None and 8 * coded < _FEW_BITS * pixels / max(1.0, reduction) ** 1.5
+
+
+def _lossy_bytes(data: bytes | bytearray | memoryview) -> int | None:
+    """How many bytes of a WebP or an AVIF hold a lossy picture, without profiles and metadata; None without one."""
+    head = bytes(data[:12])
+    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        return _lossy_webp_bytes(data)
+    if head[4:8] == b"ftyp" and not _AVIF_BRANDS.isdisjoint(_brands(data, int.from_bytes(head[:4], "big"))):
+        return sum(size for kind, size in islice(_boxes(data), _MOST_BOXES) if kind == b"mdat")
+    return None
 
 
 _CHUNKS_BEFORE_THE_PICTURE: Final = 16
 
 
-def _is_lossy(data: bytes | bytearray | memoryview) -> bool:
-    """Whether a file is an AVIF, or a WebP with a lossy picture: a chunk ``VP8 `` (RFC 9649, 2.5), not ``VP8L``."""
-    head = bytes(data[:12])
-    if head[:4] != b"RIFF" or head[8:] != b"WEBP":
-        return head[4:] in (b"ftypavif", b"ftypavis")
-    start = len(head)
+def _lossy_webp_bytes(data: bytes | bytearray | memoryview) -> int | None:
+    """Bytes of the first frame, a chunk ``VP8 `` (RFC 9649, 2.5); None where it is a ``VP8L``."""
+    start = 12
     for _ in range(_CHUNKS_BEFORE_THE_PICTURE):
         kind, size = bytes(data[start : start + 4]), int.from_bytes(data[start + 4 : start + 8], "little")
         if kind in (b"VP8 ", b"VP8L", b""):
-            return kind == b"VP8 "
-        start += 8 + size + size % 2
-    return False
+            return size if kind == b"VP8 " else None
+        # An animation's frame is a chunk that holds chunks, behind 16 bytes of its own.
+        start += 8 + (16 if kind == b"ANMF" else size + size % 2)
+    return None
+
+
+_AVIF_BRANDS: Final = frozenset({b"avif", b"avis"})
+_MOST_BRANDS: Final = 16
+_MOST_BOXES: Final = 64
+
+
+def _brands(data: bytes | bytearray | memoryview, size: int) -> set[bytes]:
+    """The major and the compatible brands of a file type box of ``size`` bytes (ISO/IEC 14496-12, 4.3)."""
+    starts = (8, *range(16, min(size, 16 + 4 * _MOST_BRANDS), 4))
+    return {bytes(data[start : start + 4]) for start in starts}
+
+
+def _boxes(data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, int]]:
+    """Type and size of a file's boxes (ISO/IEC 14496-12, 4.2)."""
+    start = 0
+    while start + 8 <= len(data):
+        size, kind = int.from_bytes(data[start : start + 4], "big"), bytes(data[start + 4 : start + 8])
+        if size == 1:
+            size = int.from_bytes(data[start + 8 : start + 16], "big")
+        if size < 8:  # 0: it goes on to the file's end
+            size = len(data) - start
+        yield kind, size
+        start += size
 
 
 def scaled_table(quality: int, *, chroma: bool = False) -> NDArray[np.uint16]:

@@ -2,6 +2,8 @@
 
 import itertools
 import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -239,6 +241,13 @@ def test_threads_prepare_at_the_same_time() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
+    png, before = encoded(scene(), "PNG"), list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: prepare(png, PREPROCESSING), range(400)))
+    assert list(warnings.filters) == before
 
 
 def test_results_are_writable_and_own_their_memory() -> None:

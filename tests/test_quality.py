@@ -1,9 +1,12 @@
 """Estimating how a picture was compressed, from real files of known history."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ImageCms, features
 
 from afd_serve import _jpeg, jpeg
 from afd_serve.dct import ZIGZAG_TO_NATURAL, dequantize
@@ -94,8 +97,39 @@ def test_the_more_a_picture_is_reduced_the_coarser_its_tables_may_be(
 )
 def test_another_codec_starves_a_reduced_picture_at_fewer_bits(bits: float, reduction: float, starved: bool) -> None:
     pixels = 10_000
-    lossy = b"RIFF----WEBPVP8 " + bytes(round(bits * pixels / 8) - 16)
+    coded = round(bits * pixels / 8)
+    lossy = b"RIFF----WEBPVP8 " + coded.to_bytes(4, "little") + bytes(coded)
     assert is_starved(lossy, pixels, reduction) is starved
+
+
+PROFILE = bytes(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+
+
+@pytest.mark.parametrize("codec", [codec for codec in ("WEBP", "AVIF") if features.check(codec.lower())])
+def test_only_the_bits_of_the_picture_count(codec: str) -> None:
+    pixels = math.prod(scene(seed=3).size)
+    assert is_starved(encoded(scene(seed=3), codec, quality=10), pixels, 1)
+    bloated = encoded(scene(seed=3), codec, quality=10, icc_profile=PROFILE * 40)
+    assert 8 * len(bloated) > 8 * pixels
+    assert is_starved(bloated, pixels, 1)
+    assert not is_starved(
+        encoded(scene(seed=3), codec, quality=100, **({"lossless": True} if codec == "WEBP" else {})), pixels, 1
+    )
+
+
+@pytest.mark.skipif(not features.check("webp"), reason="this Pillow writes no WebP")
+def test_of_an_animation_the_first_frame_counts() -> None:
+    pixels = math.prod(scene(seed=3).size)
+    frames = {"save_all": True, "append_images": [scene(seed=4)], "duration": 100}
+    assert is_starved(encoded(scene(seed=3), "WEBP", quality=5, **frames), pixels, 1)
+    assert not is_starved(encoded(scene(seed=3), "WEBP", lossless=True, **frames), pixels, 1)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_an_avif_is_one_by_any_of_its_brands() -> None:
+    avif = encoded(scene(seed=3), "AVIF", quality=10)
+    assert avif[8:12] == b"avif"
+    assert is_starved(avif[:8] + b"mif1" + avif[12:], math.prod(scene(seed=3).size), 1)
 
 
 FREQUENCIES = np.array(ZIGZAG_TO_NATURAL[1:22])
