@@ -145,3 +145,15 @@ def test_a_request_that_went_down_with_its_worker_may_be_sent_again(status: int)
         TorchServeHttp("m", None).read(Reply(status, b'{"message": "Worker died."}'), 1)
     with pytest.raises(ServerUnavailableError, match="Worker died"):
         TorchServeGrpc("m", None).read(Reply(500, b"", "INTERNAL: Worker died."), 1)
+
+
+def test_a_torchserve_whose_queue_is_full_may_be_asked_again_over_grpc_too() -> None:
+    words = 'Model "m" has no worker to serve inference request.\nInternalServerException.()'
+    with pytest.raises(ServerUnavailableError, match="no worker"):
+        TorchServeGrpc("m", None).read(Reply(500, b"", words), 1)
+
+
+def test_a_torchserve_without_the_model_refuses_over_grpc_too() -> None:
+    words = "Model not found: m\norg.pytorch.serve.archive.model.ModelNotFoundException"
+    with pytest.raises(RequestRefusedError, match="Model not found"):
+        TorchServeGrpc("m", None).read(Reply(500, b"", words), 1)

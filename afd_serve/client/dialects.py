@@ -313,9 +313,15 @@ def _torchserve_fault(reply: Reply) -> ClientError:
     said = reply.message or reply.body[:500].decode(errors="replace")
     if reply.status >= 500 and "Worker died" in said:  # the status is 500 or 507
         return WorkerDiedError(said)
-    # Over gRPC a refusal has no status; its body tells.
+    # Over gRPC neither a full queue nor an unknown model nor a refusal has a status; words and body tell.
+    if "has no worker to serve inference request" in reply.message:
+        return ServerUnavailableError(said)
     value = _json_or_none(reply.body)
-    refused = 400 <= reply.status < 500 or (isinstance(value, dict) and "error" in value)
+    refused = (
+        400 <= reply.status < 500
+        or "ModelNotFoundException" in reply.message
+        or (isinstance(value, dict) and "error" in value)
+    )
     return (RequestRefusedError if refused else BadAnswerError)(f"the server answered {reply.status}: {said}")
 
 

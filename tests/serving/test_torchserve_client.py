@@ -2,15 +2,16 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from afd_serve.cli import main
-from afd_serve.errors import RequestRefusedError
+from afd_serve.errors import RequestRefusedError, ServerUnavailableError
 from afd_serve.explain import Explainer
 from afd_serve.overlay import render
 from afd_serve.pipeline import Pipeline
-from afd_serve.results import Failure
+from afd_serve.results import Failure, Prediction
 from afd_serve.servers.torchserve import TorchServe
 from tests.serving.pictures import BAD, GOOD
 
@@ -89,3 +90,19 @@ def test_refusals(server: TorchServe, transport: str) -> None:
         pytest.raises(RequestRefusedError, match="bad_option"),
     ):
         client.classify(GOOD["sample"], Options(top_k=0))
+    with (
+        Client(url, server="torchserve", model="nobody", token=server.token()) as client,
+        pytest.raises(RequestRefusedError, match="Model not found"),
+    ):
+        client.classify(GOOD["sample"])
+
+
+def test_more_requests_over_grpc_than_the_queue_holds_are_turned_away_and_asked_again(server: TorchServe) -> None:
+    async def ask(attempts: int) -> list[object]:
+        settings: dict[str, Any] = {"server": "torchserve", "token": server.token(), "timeout": 120}
+        async with AsyncClient(url_of(server, "grpc"), attempts=attempts, **settings) as client:
+            asked = (client.classify(GOOD["sample"]) for _ in range(400))
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    assert {type(result) for result in asyncio.run(ask(1))} == {Prediction, ServerUnavailableError}
+    assert {type(result) for result in asyncio.run(ask(60))} == {Prediction}
