@@ -15,7 +15,8 @@ import yaml
 
 from afd_serve.errors import CheckpointError
 from afd_serve.export import export_classifier
-from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
+from afd_serve.packaging.handlers import handlers_dir
+from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.pipeline import Pipeline
 from afd_serve.response import prediction_from_dict
 from tests.conftest import encoded, scene

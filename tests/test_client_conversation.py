@@ -13,7 +13,9 @@ from afd_serve.errors import (
     RequestRefusedError,
     ServerUnavailableError,
 )
+from afd_serve.packaging.handlers import max_request_bytes
 from afd_serve.request import MAX_PICTURES
+from afd_serve.results import Failure
 
 pytest.importorskip("tritonclient.grpc")
 
@@ -87,6 +89,30 @@ def test_many_pictures_become_several_requests_with_one_deadline() -> None:
     first, second = steps
     assert second.timeout <= first.timeout <= 5
     assert play(Talk(Settings("http://x:1")), [], []) == ([], [])
+
+
+def test_a_torchserve_gets_requests_of_no_more_bytes_than_it_takes_and_no_picture_that_is_larger() -> None:
+    talk = Talk(Settings("http://x:1", server="torchserve"))
+    quarter, huge = bytes(max_request_bytes() // 4), bytes(max_request_bytes())  # base64 makes a third of a quarter
+
+    def answered(*results: Result) -> Reply:
+        return Reply(200, json.dumps([wire(result) for result in results]).encode())
+
+    script: Script = [answered(CLOCK), answered(CUT, CLOCK), answered(CUT)]
+    results, steps = play(talk, [quarter, huge, quarter, quarter, quarter], script)
+    refused = results.pop(1)
+    assert results == [CLOCK, CUT, CLOCK, CUT]
+    assert isinstance(refused, Failure)
+    assert refused.code == "too_large"
+    assert all(len(step.call.body) <= max_request_bytes() for step in steps)
+    with pytest.raises(StopIteration) as end:
+        next(talk.explain(huge, Options(), 1))
+    assert end.value.value == refused
+
+
+def test_triton_gets_pictures_of_any_size() -> None:
+    huge = bytes(max_request_bytes())
+    assert play(Talk(Settings("http://x:1")), [huge], [answers(CLOCK)])[0] == [CLOCK]
 
 
 def test_shared_memory_is_registered_once_and_its_name_forgotten() -> None:

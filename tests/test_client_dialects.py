@@ -10,6 +10,7 @@ from afd_serve.errors import (
     RequestRefusedError,
     ServerUnavailableError,
 )
+from afd_serve.packaging.handlers import max_request_bytes
 from afd_serve.request import read_request
 from afd_serve.results import Failure
 
@@ -24,6 +25,7 @@ from afd_serve.client.dialects import (  # noqa: E402
     TritonGrpc,
     TritonHttp,
     serialize,
+    torchserve_fits,
 )
 from tests.client_answers import CLOCK, CUT, DRAWING, Result, wire  # noqa: E402
 
@@ -157,3 +159,16 @@ def test_a_torchserve_without_the_model_refuses_over_grpc_too() -> None:
     words = "Model not found: m\norg.pytorch.serve.archive.model.ModelNotFoundException"
     with pytest.raises(RequestRefusedError, match="Model not found"):
         TorchServeGrpc("m", None).read(Reply(500, b"", words), 1)
+
+
+def test_a_torchserve_is_sent_no_more_bytes_than_it_takes() -> None:
+    largest = bytes((max_request_bytes() - 2048) // 4 * 3)
+    halves = [largest[: len(largest) // 2]] * 3
+    assert torchserve_fits([largest, b""]) >= 1
+    assert torchserve_fits([largest + bytes(2048)]) == 0
+    assert torchserve_fits(halves) == 2
+    assert torchserve_fits([]) == 0
+    for pictures in ([largest], halves[:2]):
+        for dialect in (TorchServeHttp("m" * 200, None), TorchServeGrpc("m" * 200, None)):
+            size = len(dialect.ask(question(*pictures, mode=Mode.SHADOW, top_k=100)).body)
+            assert max_request_bytes() - 4096 < size <= max_request_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from afd_serve.packaging.torchserve import handlers_dir
+from afd_serve.packaging.handlers import handlers_dir
 from afd_serve.telemetry import METRICS
 from tests.monitoring import FOLDER, TRITON_METRICS, dashboard_expressions, metrics_in, panels, rules, tool
 

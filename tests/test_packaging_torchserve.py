@@ -11,7 +11,8 @@ import yaml
 from afd_serve.errors import CheckpointError, ExportError, PackagingError
 from afd_serve.export import export_classifier
 from afd_serve.mode import Mode
-from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
+from afd_serve.packaging.handlers import handlers_dir
+from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.request import read_mode
 from afd_serve.servers import torchserve
 from afd_serve.telemetry import METRICS

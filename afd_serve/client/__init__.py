@@ -58,7 +58,8 @@ class Client:
         """Classify pictures.
 
         Args:
-            pictures: The bytes of each, any number.
+            pictures: The bytes of each, any number: what one request cannot carry becomes several. A picture that a
+                TorchServe takes in no request becomes a `Failure` ``too_large`` and is not sent.
             options: For all of them.
             timeout: Seconds for everything, retries included; the client's own where None.
 

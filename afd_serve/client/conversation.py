@@ -24,12 +24,14 @@ from afd_serve.client.dialects import (
     TritonHttp,
     WorkerDiedError,
     serialize,
+    torchserve_fits,
 )
 from afd_serve.client.regions import Region, RegionPool
 from afd_serve.errors import (
     ClientError,
     ConfigError,
     DeadlineExceededError,
+    PictureTooLargeError,
     RequestRefusedError,
     ServerUnavailableError,
 )
@@ -120,13 +122,20 @@ class Talk:
     def classify(
         self, pictures: Sequence[bytes], options: Options, timeout: float | None, request_id: str = ""
     ) -> Conversation[_Results]:
-        """Classify any number of pictures, in requests of at most `MAX_PICTURES`; one deadline for all of them."""
+        """Classify any number of pictures, in requests as large as the server takes; one deadline for all of them."""
         deadline = self._deadline(timeout)
         results: _Results = []
-        for start in range(0, len(pictures), MAX_PICTURES):
-            part = pictures[start : start + MAX_PICTURES]
-            results += yield from self._persist(self._ask, part, options, deadline, request_id or uuid.uuid4().hex)
+        while len(results) < len(pictures):
+            part = self._first_request(pictures[len(results) : len(results) + MAX_PICTURES])
+            if part:
+                results += yield from self._persist(self._ask, part, options, deadline, request_id or uuid.uuid4().hex)
+            else:
+                results.append(_too_large(pictures[len(results)]))
         return results
+
+    def _first_request(self, pictures: Sequence[bytes]) -> Sequence[bytes]:
+        """The first of the pictures, as many as one request has room for; none where there is no room for one."""
+        return pictures if self._triton else pictures[: torchserve_fits(pictures)]
 
     def explain(self, picture: bytes, options: Options, timeout: float | None) -> Conversation[bytes | Failure]:
         """Have the drift map of one picture drawn.
@@ -139,6 +148,8 @@ class Talk:
             raise ConfigError("explanations are given by TorchServe over HTTP, not by Triton and not over gRPC")
 
         def ask(question: Question, deadline: float) -> Conversation[bytes | Failure]:
+            if not self._first_request(question.pictures):
+                return _too_large(picture)
             reply = yield from _exchange(dialect.ask_why(question), deadline)
             return dialect.read_drawing(reply)
 
@@ -212,6 +223,10 @@ class Talk:
                 with suppress(ClientError):  # a server that is gone has given it back itself
                     yield Exchange(self._triton.unregister(region), 5.0)
             region.close()
+
+
+def _too_large(picture: bytes) -> Failure:
+    return Failure(PictureTooLargeError.code, f"{len(picture)} bytes are more than a request to this server carries")
 
 
 def _left(deadline: float) -> float:

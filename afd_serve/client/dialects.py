@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final, Protocol
 
 from afd_serve.client.channels import Call, Reply
@@ -15,6 +16,7 @@ from afd_serve.errors import (
     RequestRefusedError,
     ServerUnavailableError,
 )
+from afd_serve.packaging.handlers import max_request_bytes
 from afd_serve.request import Options
 from afd_serve.response import read_result
 from afd_serve.results import Failure, Prediction
@@ -35,6 +37,7 @@ __all__ = [
     "TritonHttp",
     "WorkerDiedError",
     "serialize",
+    "torchserve_fits",
 ]
 
 Result = Prediction | Failure
@@ -215,6 +218,21 @@ def _triton_failure(status: int, message: str, count: int) -> list[Result]:
     if "Stub process" in message:  # the supervisor replaces it
         raise ServerUnavailableError(message)
     raise (RequestRefusedError if 400 <= status < 500 else BadAnswerError)(f"the server answered {status}: {message}")
+
+
+def torchserve_fits(pictures: Sequence[bytes]) -> int:
+    """How many of the first pictures one request to TorchServe has room for; 0 where the first alone is too large.
+
+    Raises:
+        PackagingError: The installation lacks TorchServe's settings.
+    """
+    room = max_request_bytes() - _BESIDE_PICTURES
+    sizes = (len('{"b64": ""}, ') + 4 * -(-len(picture) // 3) for picture in pictures)
+    return sum(total <= room for total in accumulate(sizes))
+
+
+_BESIDE_PICTURES: Final = 1024
+"""Bytes of a request to TorchServe for all but its pictures: the options, over gRPC the model's name."""
 
 
 class TorchServeHttp:

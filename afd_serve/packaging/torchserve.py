@@ -19,24 +19,16 @@ from afd_serve.checkpoint import find_weights
 from afd_serve.errors import DependencyError, ExportError, PackagingError
 from afd_serve.export import exported_files
 from afd_serve.mode import Mode
+from afd_serve.packaging.handlers import handlers_dir
 from afd_serve.packaging.seal import SEAL_NAME, make_seal
 
-__all__ = ["handlers_dir", "package_torchserve"]
+__all__ = ["package_torchserve"]
 
 _CONFIG: Final = "model-config.yaml"
 _DEFAULT_MODE: Final = f'mode: "{Mode.PROTECT.value}"'
 _MANIFEST: Final = "MAR-INF/MANIFEST.json"
 # The earliest time that a ZIP archive can hold: archives of equal content are then equal byte for byte.
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
-
-
-def handlers_dir() -> Path:
-    """The folder with the handler and its settings: inside an installed package, beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for parent in (package, package.parent):
-        if (parent / "handlers" / "afd_handler.py").is_file():
-            return parent / "handlers"
-    raise PackagingError(f"the TorchServe handler is missing from the installation in {package}")
 
 
 def package_torchserve(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afd_serve.errors import DependencyError, ServingError
-from afd_serve.packaging.torchserve import handlers_dir
+from afd_serve.packaging.handlers import handlers_dir
 from afd_serve.servers.allocator import preloaded
 from afd_serve.servers.processes import free_ports, read_log
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from afd_serve.errors import ServingError
 from afd_serve.mode import Mode
-from afd_serve.packaging.torchserve import handlers_dir, package_torchserve
+from afd_serve.packaging.handlers import handlers_dir
+from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.response import prediction_from_dict
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of

@@ -45,6 +45,18 @@ def test_the_clients_get_the_pipelines_answers(server: TorchServe, pipeline: Pip
     assert asyncio.run(ask()) == pipeline.predict(MIXED)
 
 
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_more_bytes_than_fit_into_one_request(server: TorchServe, pipeline: Pipeline, transport: str) -> None:
+    large, larger = (GOOD["sample"] + bytes(size << 20) for size in (10, 25))
+    many = [GOOD["sample"], large, large, larger, large, GOOD["gray"]]
+    with Client(url_of(server, transport), server="torchserve", token=server.token()) as client:
+        results = client.classify_many(many, timeout=120)
+    assert isinstance(results[3], Failure)
+    assert results[3].code == "too_large"
+    del results[3], many[3]
+    assert results == pipeline.predict(many)
+
+
 def test_the_clients_get_the_explainers_drawing(server: TorchServe, exported: Path) -> None:
     expected = render(Explainer.load(exported).explain(GOOD["sample"]))
     url = url_of(server, "http")
