@@ -1,7 +1,7 @@
 """What the client says and when: retries, deadlines, shared memory; nothing is sent."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -127,6 +127,44 @@ def test_shared_memory_is_registered_once_and_its_name_forgotten() -> None:
     goodbyes = [step.call.target for step in talk.goodbye() if isinstance(step, Exchange)]
     assert len(goodbyes) == 1
     assert goodbyes[0].endswith("/unregister")
+
+
+def targets(steps: Iterable[Any]) -> list[str]:
+    """Of each call: to register, to infer or to unregister."""
+    return [step.call.target.rsplit("/", 1)[1] for step in steps if isinstance(step, Exchange)]
+
+
+def test_shared_memory_that_a_busy_or_refusing_server_does_not_read_is_used_again() -> None:
+    talk = Talk(Settings("http://x:1", shared_memory=True))
+    _, steps = play(talk, [b"x"], [Reply(200, b""), BUSY, BUSY, answers(CLOCK)])
+    assert targets(steps) == ["register", "infer", "infer", "infer"]
+    with pytest.raises(RequestRefusedError):
+        play(talk, [b"x"], [Reply(400, b'{"error": "bad_option: top_k is a whole number"}')])
+    assert targets(play(talk, [b"x"], [answers(CLOCK)])[1]) == ["infer"]
+    assert targets(talk.goodbye()) == ["unregister"]
+
+
+def test_shared_memory_that_the_server_may_still_read_is_given_back_at_the_end_and_not_used_before() -> None:
+    talk = Talk(Settings("http://x:1", shared_memory=True))
+    with pytest.raises(DeadlineExceededError):
+        play(talk, [b"x"], [Reply(200, b""), DeadlineExceededError("late")])
+    cancelled = talk.classify([b"x"], Options(), 5)
+    assert targets([next(cancelled), cancelled.send(Reply(200, b""))]) == ["register", "infer"]
+    cancelled.close()
+    assert targets(play(talk, [b"x"], [Reply(200, b""), answers(CLOCK)])[1]) == ["register", "infer"]
+    farewells = [step.call.target for step in talk.goodbye() if isinstance(step, Exchange)]
+    assert targets(talk.goodbye()) == []
+    assert len(set(farewells)) == 3
+    assert all(target.endswith("/unregister") for target in farewells)
+
+
+def test_shared_memory_that_the_server_does_not_know_is_not_given_back() -> None:
+    talk = Talk(Settings("http://x:1", shared_memory=True, attempts=1))
+    lost = Reply(400, b'{"error": "Unable to find shared memory region"}')
+    for script in ([Reply(400, b"no")], [BUSY], [Reply(200, b""), lost]):
+        with pytest.raises(ClientError):
+            play(talk, [b"x"], [*script])
+    assert targets(talk.goodbye()) == []
 
 
 def test_regions_are_shared_by_no_two_calls() -> None:

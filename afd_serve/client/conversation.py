@@ -43,6 +43,9 @@ __all__ = ["Conversation", "Exchange", "Pause", "Settings", "Talk", "identify"]
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
+_GOODBYE: Final = 5.0
+"""Seconds to give all shared memory back."""
+
 _DEATHS: Final = 2
 """After so many workers died of one request, or beside it, it is not sent again: it may be its pictures' doing."""
 
@@ -80,7 +83,7 @@ class Settings:
         timeout: Seconds for a request with all its retries.
         attempts: How often to ask a server that is unavailable.
         shared_memory: Whether pictures go to Triton through shared memory: the server must run on this machine, for
-            the same user.
+            the same user. What a call that timed out or was cancelled has there is the server's until `Client.close`.
     """
 
     url: str
@@ -201,12 +204,20 @@ class Talk:
             region.write(data)
             reply = yield from _exchange(triton.ask_in_region(question, region, len(data)), deadline)
             results = triton.read(reply, len(question.pictures))
-        except BaseException:
-            # The server may still read what is in it, or not know it any more: no other call may have this one.
-            region.close()
+        except BaseException as error:
+            self._put_away(region, error)
             raise
         self._regions.give_back(region)
         return results
+
+    def _put_away(self, region: Region, error: BaseException) -> None:
+        """What becomes of a region whose call failed: it depends on what the server still does with it."""
+        if not isinstance(error, ClientError) or isinstance(error, DeadlineExceededError):
+            self._regions.lose(region)  # nobody waits any more for a server that may still read it
+        elif isinstance(error, LostRegionError) or not region.registered:
+            region.close()  # the server does not know it
+        else:  # the server has answered, has turned the call away or is gone: it reads nothing
+            self._regions.give_back(region)
 
     def _register(self, triton: TritonHttp | TritonGrpc, region: Region, deadline: float) -> Conversation[None]:
         reply = yield from _exchange(triton.register(region), deadline)
@@ -218,11 +229,12 @@ class Talk:
 
     def goodbye(self) -> Conversation[None]:
         """Give the shared memory back."""
+        deadline = time.monotonic() + _GOODBYE
         for region in self._regions.drain():
+            region.close()
             if self._triton:
                 with suppress(ClientError):  # a server that is gone has given it back itself
-                    yield Exchange(self._triton.unregister(region), 5.0)
-            region.close()
+                    yield Exchange(self._triton.unregister(region), _left(deadline))
 
 
 def _too_large(picture: bytes) -> Failure:

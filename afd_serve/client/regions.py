@@ -49,10 +49,14 @@ class Region:
 
 
 class RegionPool:
-    """Regions that no call is using; for several threads."""
+    """The regions that a server knows and no call is using; for several threads.
+
+    Those that the server may still read, because a call did not wait for its answer, are lost to further calls.
+    """
 
     def __init__(self) -> None:
         self._free: list[Region] = []
+        self._lost: list[Region] = []
         self._lock = Lock()
 
     def take(self, size: int) -> Region:
@@ -69,8 +73,14 @@ class RegionPool:
         with self._lock:
             self._free.append(region)
 
-    def drain(self) -> list[Region]:
-        """Take all that are free."""
+    def lose(self, region: Region) -> None:
+        """Unmap the region here, and keep it for `drain` alone."""
+        region.close()
         with self._lock:
-            regions, self._free = self._free, []
+            self._lost.append(region)
+
+    def drain(self) -> list[Region]:
+        """Take all, the lost ones too."""
+        with self._lock:
+            regions, self._free, self._lost = [*self._free, *self._lost], [], []
         return regions
