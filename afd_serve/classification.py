@@ -66,9 +66,17 @@ class Here:
 
 @dataclass(frozen=True)
 class There:
-    """Whichever server is at a URL; attributes and errors as of `Client` and `detect_server`."""
+    """Whichever server is at a URL; attributes and errors as of `Client` and `detect_server`.
+
+    Attributes:
+        url: The server's.
+        name: The name that the server knows the model by; the usual one where None.
+        token: The key for inference, where the server asks for one.
+        ca: In TLS, the certificates that vouch for the server.
+    """
 
     url: str
+    name: str | None = None
     token: str | None = None
     ca: Path | None = None
 
@@ -88,7 +96,7 @@ class There:
     def _connect(self) -> "Client":
         from afd_serve.client import Client
 
-        return Client(self.url, server=self._server, token=self.token, ca=self.ca)
+        return Client(self.url, server=self._server, model=self.name, token=self.token, ca=self.ca)
 
     @cached_property
     def _server(self) -> "Server":

@@ -159,6 +159,14 @@ def test_a_mode_and_its_shorthand_may_not_disagree(run: Run, picture: Path, tiny
     assert "shadow" in err
 
 
+def test_a_model_is_chosen_by_path_here_and_by_name_on_a_server(run: Run, picture: Path, tiny_run: Path) -> None:
+    status, _, err = run("classify", picture, "--server", "http://127.0.0.1:9", "--model", tiny_run)
+    assert (status, "leave out --model" in err) == (2, True)
+    for here in ((), ("--model", tiny_run)):
+        status, _, err = run("classify", picture, *here, "--name", "pets")
+        assert (status, "which server" in err) == (2, True)
+
+
 def test_classify_without_crop(run: Run, picture: Path, tiny_run: Path) -> None:
     whole = json.loads(run("classify", picture, "--model", tiny_run, "--json", "--no-crop")[1])
     assert whole != json.loads(run("classify", picture, "--model", tiny_run, "--json")[1])

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from afd_serve.cli import main
 from afd_serve.errors import (
     BadAnswerError,
     ClientError,
@@ -34,7 +35,7 @@ from afd_serve.client.channels import Call, Reply  # noqa: E402
 from afd_serve.client.dialects import (  # noqa: E402
     serialize,
 )
-from tests.client_answers import CLOCK, Result, answers, wire  # noqa: E402
+from tests.client_answers import CLOCK, DRAWING, Result, answers, wire  # noqa: E402
 
 
 def test_nothing_of_torch_is_needed() -> None:
@@ -235,6 +236,22 @@ def test_a_server_may_lie_below_a_path_of_a_proxy(http_server: Callable[..., str
     url = http_server(answer)
     assert classify_both_ways(f"{url}/pictures/") == [CLOCK, CLOCK]
     assert all(isinstance(error, RequestRefusedError) for error in classify_both_ways(url))
+
+
+def test_the_command_line_asks_a_server_for_the_model_of_that_name(
+    http_server: Callable[[Answer], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "picture.jpg").write_bytes(b"x")
+    drawn = {"/predictions/pets": json.dumps([wire(CLOCK)]).encode(), "/explanations/pets": DRAWING}
+    torchserve = http_server(lambda path, _: Reply(200, drawn[path]) if path in drawn else Reply(404, b""))
+    triton_paths = ("/v2", "/v2/models/pets/infer")
+    triton = http_server(lambda path, _: answers(CLOCK) if path in triton_paths else Reply(404, b""))
+    for url, more in ((torchserve, ["--explain", str(tmp_path / "heat.png")]), (triton, [])):
+        with pytest.raises(SystemExit) as end:
+            main(["classify", str(tmp_path / "picture.jpg"), "--server", url, "--name", "pets", *more])
+        assert end.value.code in (0, None)
+        assert "wall clock" in capsys.readouterr().out
+    assert (tmp_path / "heat.png").read_bytes() == DRAWING
 
 
 def test_a_call_without_a_body_is_a_get(http_server: Callable[[Answer], str]) -> None:

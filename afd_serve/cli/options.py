@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 import typer
 
-__all__ = ["BAD_INPUT", "DEFAULT_MODEL", "FAILED", "INTERRUPTED", "ModelOption"]
+__all__ = ["BAD_INPUT", "DEFAULT_MODEL", "FAILED", "INTERRUPTED", "ModelOption", "OptionalModelOption"]
 
 BAD_INPUT: Final = 1
 FAILED: Final = 2
@@ -12,6 +12,7 @@ INTERRUPTED: Final = 130
 
 DEFAULT_MODEL: Final = "efficientnet-lite0"
 
-ModelOption = Annotated[
-    str, typer.Option("--model", help="A shipped model's name, a fitted run's folder or an exported model's folder.")
-]
+_MODEL_HELP: Final = "A shipped model's name, a fitted run's folder or an exported model's folder."
+ModelOption = Annotated[str, typer.Option("--model", help=_MODEL_HELP)]
+OptionalModelOption = Annotated[str | None, typer.Option("--model", help=_MODEL_HELP, show_default=DEFAULT_MODEL)]
+"""As `ModelOption`, for commands that must know whether it was given."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from afd_serve.cli.options import BAD_INPUT, DEFAULT_MODEL, ModelOption
+from afd_serve.cli.options import BAD_INPUT, DEFAULT_MODEL, OptionalModelOption
 from afd_serve.errors import ConfigError
 from afd_serve.mode import Mode
 
@@ -40,7 +40,7 @@ def inspect(
 @app.command()
 def classify(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files.", exists=True, dir_okay=False)],
-    model: ModelOption = DEFAULT_MODEL,
+    model: OptionalModelOption = None,
     mode: Annotated[
         Mode | None, typer.Option(help="Whether AFD answers, is off, or only runs as well; else as the model is set.")
     ] = None,
@@ -54,6 +54,7 @@ def classify(
         str | None,
         typer.Option(help="A Triton or TorchServe, whose model answers: grpc, grpcs, http or https://HOST:PORT."),
     ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name on the server; else the usual one.")] = None,
     token: Annotated[
         str | None, typer.Option(envvar="AFD_SERVE_TOKEN", help="The server's key for inference, as TorchServe has.")
     ] = None,
@@ -73,7 +74,10 @@ def classify(
     if explain and (mode not in (None, Mode.PROTECT) or len(pictures) > 1):
         raise ConfigError("--explain draws one picture, with AFD on")
     data, options = [path.read_bytes() for path in pictures], Options(mode, top_k, crop)
-    chosen: classification.Model = classification.There(server, token, ca) if server else classification.Here(model)
+    _check_where(model, server, name)
+    chosen: classification.Model = (
+        classification.There(server, name, token, ca) if server else classification.Here(model or DEFAULT_MODEL)
+    )
     results, model_info = chosen.classify(data, options)
     failed = any(isinstance(result, Failure) for result in results)
     drawing, words = chosen.draw(data[0], options) if explain and not failed else (b"", "")
@@ -97,6 +101,14 @@ def _chosen_mode(mode: Mode | None, afd: bool | None) -> Mode | None:
     if mode not in (None, Mode.of(afd)):
         raise ConfigError("--mode says one thing, and --afd or --no-afd another")
     return Mode.of(afd)
+
+
+def _check_where(model: str | None, server: str | None, name: str | None) -> None:
+    """Every option that says which model answers must be about where it runs."""
+    if server and model is not None:
+        raise ConfigError("a server has its own models: leave out --model, or choose one of them with --name")
+    if name is not None and not server:
+        raise ConfigError("--name chooses among a server's models: say which server with --server, or use --model")
 
 
 def _print_json(value: object) -> None:
