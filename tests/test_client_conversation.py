@@ -21,7 +21,7 @@ pytest.importorskip("tritonclient.grpc")
 
 from afd_serve.client import Options
 from afd_serve.client.channels import Reply
-from afd_serve.client.conversation import Exchange, Pause, Settings, Talk
+from afd_serve.client.conversation import Conversation, Exchange, Pause, Settings, T, Talk
 from afd_serve.client.regions import RegionPool
 from tests.client_answers import CLOCK, CUT, DRAWING, Result, answers, wire
 
@@ -29,9 +29,13 @@ Script = list[Reply | ClientError]
 
 
 def play(talk: Talk, pictures: Sequence[bytes], script: Script, timeout: float = 5.0) -> tuple[list[Result], list[Any]]:
-    """Carry a conversation out with replies from a script, without waiting; the results and all steps."""
+    """Have pictures classified as of `carry_out`; the results and all steps."""
+    return carry_out(talk.classify(pictures, Options(), timeout), script)
+
+
+def carry_out(conversation: Conversation[T], script: Script) -> tuple[T, list[Any]]:
+    """Carry a conversation out with replies from a script, without waiting; what it returns and all steps."""
     steps: list[Any] = []
-    conversation = talk.classify(pictures, Options(), timeout)
     try:
         step = next(conversation)
         while True:
@@ -124,9 +128,7 @@ def test_shared_memory_is_registered_once_and_its_name_forgotten() -> None:
     assert len(play(talk, [b"y"], [answers(CLOCK)])[1]) == 1
     lost = Reply(400, b'{"error": "Unable to find shared memory region"}')
     assert play(talk, [b"y"], [lost, done, answers(CUT)])[0] == [CUT]
-    goodbyes = [step.call.target for step in talk.goodbye() if isinstance(step, Exchange)]
-    assert len(goodbyes) == 1
-    assert goodbyes[0].endswith("/unregister")
+    assert targets(carry_out(talk.goodbye(), [done])[1]) == ["unregister"]
 
 
 def targets(steps: Iterable[Any]) -> list[str]:
@@ -141,7 +143,7 @@ def test_shared_memory_that_a_busy_or_refusing_server_does_not_read_is_used_agai
     with pytest.raises(RequestRefusedError):
         play(talk, [b"x"], [Reply(400, b'{"error": "bad_option: top_k is a whole number"}')])
     assert targets(play(talk, [b"x"], [answers(CLOCK)])[1]) == ["infer"]
-    assert targets(talk.goodbye()) == ["unregister"]
+    assert targets(carry_out(talk.goodbye(), [Reply(200, b"")])[1]) == ["unregister"]
 
 
 def test_shared_memory_that_the_server_may_still_read_is_given_back_at_the_end_and_not_used_before() -> None:
@@ -152,10 +154,24 @@ def test_shared_memory_that_the_server_may_still_read_is_given_back_at_the_end_a
     assert targets([next(cancelled), cancelled.send(Reply(200, b""))]) == ["register", "infer"]
     cancelled.close()
     assert targets(play(talk, [b"x"], [Reply(200, b""), answers(CLOCK)])[1]) == ["register", "infer"]
-    farewells = [step.call.target for step in talk.goodbye() if isinstance(step, Exchange)]
-    assert targets(talk.goodbye()) == []
-    assert len(set(farewells)) == 3
-    assert all(target.endswith("/unregister") for target in farewells)
+    _, steps = carry_out(talk.goodbye(), [Reply(200, b"")] * 3)
+    assert targets(steps) == ["unregister"] * 3
+    assert len({step.call.target for step in steps}) == 3
+    assert carry_out(talk.goodbye(), [])[1] == []
+
+
+def test_shared_memory_that_the_server_still_reads_at_the_end_is_given_back_when_it_has_read_it() -> None:
+    words = "Cannot unregister shared memory region 'x', it is currently in use."
+    for url, reads in (
+        ("http://x:1", Reply(400, json.dumps({"error": words}).encode())),
+        ("grpc://x:1", Reply(500, b"", words)),
+    ):
+        talk = Talk(Settings(url, shared_memory=True))
+        with pytest.raises(DeadlineExceededError):
+            play(talk, [b"x"], [Reply(200, b""), DeadlineExceededError("late")])
+        _, (asked, pause, again) = carry_out(talk.goodbye(), [reads, Reply(200, b"")])
+        assert isinstance(pause, Pause)
+        assert asked.call == again.call
 
 
 def test_shared_memory_that_the_server_does_not_know_is_not_given_back() -> None:
@@ -164,7 +180,7 @@ def test_shared_memory_that_the_server_does_not_know_is_not_given_back() -> None
     for script in ([Reply(400, b"no")], [BUSY], [Reply(200, b""), lost]):
         with pytest.raises(ClientError):
             play(talk, [b"x"], [*script])
-    assert targets(talk.goodbye()) == []
+    assert carry_out(talk.goodbye(), [])[1] == []
 
 
 def test_regions_are_shared_by_no_two_calls() -> None:

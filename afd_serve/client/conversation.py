@@ -23,6 +23,7 @@ from afd_serve.client.dialects import (
     TritonGrpc,
     TritonHttp,
     WorkerDiedError,
+    is_in_use,
     serialize,
     torchserve_fits,
 )
@@ -234,7 +235,13 @@ class Talk:
             region.close()
             if self._triton:
                 with suppress(ClientError):  # a server that is gone has given it back itself
-                    yield Exchange(self._triton.unregister(region), _left(deadline))
+                    yield from _unregister(self._triton, region, deadline)
+
+
+def _unregister(triton: TritonHttp | TritonGrpc, region: Region, deadline: float) -> Conversation[None]:
+    """Have the server unmap a region, which it does not do while it reads it."""
+    while is_in_use((yield from _exchange(triton.unregister(region), deadline))):
+        yield Pause(_FIRST_PAUSE)
 
 
 def _too_large(picture: bytes) -> Failure:

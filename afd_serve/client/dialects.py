@@ -36,6 +36,7 @@ __all__ = [
     "TritonGrpc",
     "TritonHttp",
     "WorkerDiedError",
+    "is_in_use",
     "serialize",
     "torchserve_fits",
 ]
@@ -143,6 +144,11 @@ class TritonHttp:
     def unregister(self, region: Region) -> Call:
         """The call that makes the server unmap a region."""
         return Call(f"/v2/systemsharedmemory/region/{region.name}/unregister", b"{}")
+
+
+def is_in_use(reply: Reply) -> bool:
+    """Whether Triton keeps a region that it was to unregister, because a request still reads it."""
+    return reply.status != 200 and "currently in use" in (reply.message or reply.body.decode(errors="replace"))
 
 
 class TritonGrpc:
