@@ -153,7 +153,7 @@ def _prepare_other_components(
 ) -> PreparedPicture:
     """A JPEG whose components are not Y, Cb, Cr: the blocks are those of its pixels, and the tables as they are."""
     header = jpeg.read_header(data, limits=limits)
-    box = _crop(header.width, header.height, preprocessing, crop)
+    box = _crop(header.width, header.height, preprocessing, crop, header.orientation)
     scale = _jpeg.decoding_scale(box, preprocessing.size)
     image = jpeg.read(data, pixels=True, scale=scale, limits=limits)
     if image.pixels is None:
@@ -175,8 +175,8 @@ def _prepare_pixels(pixels: NDArray[np.uint8], preprocessing: Preprocessing, cro
     return _picture(rgb, features, _geometry(box, preprocessing.size, (1.0, 1.0)), has_tables=False)
 
 
-def _crop(width: int, height: int, preprocessing: Preprocessing, crop: bool) -> Box:
-    return crop_box(width, height, preprocessing) if crop else (0, 0, width, height)
+def _crop(width: int, height: int, preprocessing: Preprocessing, crop: bool, orientation: int = 1) -> Box:
+    return crop_box(width, height, preprocessing, orientation) if crop else (0, 0, width, height)
 
 
 def _model_inputs(
@@ -188,7 +188,7 @@ def _model_inputs(
 ) -> tuple[NDArray[np.uint8], _jpeg.BlockFeatures]:
     """The upright crop of stored pixels, and features from the blocks that those pixels would have."""
     rgb = _jpeg.resample(pixels, box, preprocessing.size, preprocessing.interpolation, orientation=orientation)
-    blocks = _pixel_blocks(pixels, box, preprocessing.size)
+    blocks = _pixel_blocks(pixels, box, preprocessing.size, orientation)
     return rgb, _jpeg.block_features(blocks, quant_tables, orientation)
 
 
@@ -228,10 +228,13 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _pixel_blocks(pixels: NDArray[np.uint8], box: Box, size: int) -> NDArray[np.int16]:
-    """The blocks [G, G, 3, 8, 8] that a JPEG of these pixels (4:4:4, quantized by 1) would have under the cells."""
+def _pixel_blocks(pixels: NDArray[np.uint8], box: Box, size: int, orientation: int) -> NDArray[np.int16]:
+    """The blocks [G, G, 3, 8, 8] that a JPEG of these pixels (4:4:4, quantized by 1) would have under the cells.
+
+    Pixels, box and blocks are as stored; the cells are those of the upright picture.
+    """
     rows_in_blocks, columns_in_blocks = (math.ceil(side / BLOCK) for side in pixels.shape[:2])
-    rows, columns = block_grid(box, size, columns_in_blocks, rows_in_blocks, BLOCK, BLOCK)
+    rows, columns = block_grid(box, size, columns_in_blocks, rows_in_blocks, BLOCK, BLOCK, orientation)
     ycbcr = np.asarray(Image.fromarray(pixels).convert("YCbCr"))
     y = _sample_indices(rows, pixels.shape[0])
     x = _sample_indices(columns, pixels.shape[1])

@@ -14,12 +14,14 @@ __all__ = ["Box", "block_grid", "crop_box", "resize_crop"]
 Box = tuple[float, float, float, float]
 
 
-def crop_box(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+def crop_box(width: int, height: int, preprocessing: Preprocessing, orientation: int = 1) -> tuple[int, int, int, int]:
     """Return the central square that the model sees of a picture of ``width x height`` pixels.
+
+    It is that of the upright picture, where it lies in one that is stored under an EXIF orientation, 1 to 8.
 
     Source: EfficientNet's evaluation preprocessing (``_decode_and_center_crop``), down to the rounding.
     """
-    return _jpeg.crop_box(width, height, preprocessing.crop_fraction)
+    return _jpeg.crop_box(width, height, preprocessing.crop_fraction, orientation)
 
 
 def resize_crop(
@@ -55,11 +57,13 @@ def block_grid(
     height_in_blocks: int,
     block_width_px: float,
     block_height_px: float,
+    orientation: int = 1,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Find the JPEG block under the centre of each 8x8 cell of the model's input.
 
     ``coefficients[rows[:, None], cols[None, :]]`` then gathers a component's blocks on the model's grid. The map is
-    the identity where the JPEG is exactly the model's crop.
+    the identity where the JPEG is exactly the model's crop. Cells lie as over the upright picture: where an axis is
+    stored mirrored and 8 does not divide the size, the first cell is cut, not the last.
 
     Args:
         box: the part of the picture that becomes the model's input.
@@ -68,12 +72,10 @@ def block_grid(
         height_in_blocks: of the component, without padding.
         block_width_px: width that one block covers, in pixels of the picture: 8, or 16 where chroma is halved.
         block_height_px: height that one block covers.
+        orientation: EXIF's, 1 to 8, of the picture that the box and the blocks are those of, as stored.
 
     Returns:
         Row indices int64 ``[G]`` in ``0..height_in_blocks - 1`` and column indices int64 ``[G]`` in
         ``0..width_in_blocks - 1``, neither ever decreasing.
     """
-    left, top, right, bottom = box
-    rows = _jpeg.blocks_under(top, bottom, size, height_in_blocks, block_height_px)
-    cols = _jpeg.blocks_under(left, right, size, width_in_blocks, block_width_px)
-    return rows, cols
+    return _jpeg.block_grid(box, size, width_in_blocks, height_in_blocks, block_width_px, block_height_px, orientation)

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "orientation.h"
+
 namespace afd {
 namespace {
 
@@ -35,23 +37,12 @@ Dequantize dequantize_for(Instructions instructions) {
   return dequantize_portable;
 }
 
-struct Turn {
-  explicit Turn(int orientation)
-      : swaps_axes(orientation >= 5),
-        flips_x(orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7),
-        flips_y(orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8) {}
-
-  bool swaps_axes;  // first
-  bool flips_x;
-  bool flips_y;
-};
-
-void orient_block(const std::int16_t* stored, const Turn& turn, std::int16_t* out) {
+void orient_block(const std::int16_t* stored, const Orientation& turn, std::int16_t* out) {
   for (int v = 0; v < DCTSIZE; ++v) {
     for (int u = 0; u < DCTSIZE; ++u) {
-      const int value = turn.swaps_axes ? stored[u * DCTSIZE + v] : stored[v * DCTSIZE + u];
-      const bool negated = (turn.flips_x && u % 2 == 1) != (turn.flips_y && v % 2 == 1);
-      out[v * DCTSIZE + u] = static_cast<std::int16_t>(negated ? -value : value);
+      const int value = stored[v * DCTSIZE + u];
+      const bool negated = (turn.mirrors_x && u % 2 == 1) != (turn.mirrors_y && v % 2 == 1);
+      out[turn.swaps_axes ? u * DCTSIZE + v : v * DCTSIZE + u] = static_cast<std::int16_t>(negated ? -value : value);
     }
   }
 }
@@ -59,14 +50,17 @@ void orient_block(const std::int16_t* stored, const Turn& turn, std::int16_t* ou
 }  // namespace
 
 std::vector<std::uint32_t> blocks_under(double start, double stop, std::uint32_t size, std::uint32_t blocks,
-                                        double block_px) {
+                                        double block_px, bool is_mirrored) {
   std::vector<std::uint32_t> under(cells_of(size));
+  const double upright_start = is_mirrored ? blocks * block_px - stop : start;
   for (std::uint32_t cell = 0; cell < under.size(); ++cell) {
     const std::uint32_t first = cell * DCTSIZE;
     const std::uint32_t last = std::min(first + DCTSIZE, size);
-    const double center = start + (first + last) * ((stop - start) / (2.0 * size));
-    under[cell] = static_cast<std::uint32_t>(std::clamp(std::floor(center / block_px), 0.0, blocks - 1.0));
+    const double center = upright_start + (first + last) * ((stop - start) / (2.0 * size));
+    const auto block = static_cast<std::uint32_t>(std::clamp(std::floor(center / block_px), 0.0, blocks - 1.0));
+    under[cell] = is_mirrored ? blocks - 1 - block : block;
   }
+  if (is_mirrored) std::reverse(under.begin(), under.end());
   return under;
 }
 
@@ -80,14 +74,17 @@ void GridCollector::begin(const Header& header) {
     h_max = std::max(h_max, component.h);
     v_max = std::max(v_max, component.v);
   }
+  const Orientation turn(header.orientation);
   planes_.clear();
   planes_.resize(std::min(kCellBlocks, header.components.size()));
   for (std::size_t i = 0; i < planes_.size(); ++i) {
     const Component& component = header.components[i];
     const double block_width_px = static_cast<double>(DCTSIZE * h_max) / component.h;
     const double block_height_px = static_cast<double>(DCTSIZE * v_max) / component.v;
-    planes_[i].rows = blocks_under(box_.top, box_.bottom, size_, component.height_in_blocks, block_height_px);
-    planes_[i].columns = blocks_under(box_.left, box_.right, size_, component.width_in_blocks, block_width_px);
+    planes_[i].rows =
+        blocks_under(box_.top, box_.bottom, size_, component.height_in_blocks, block_height_px, turn.mirrors_y);
+    planes_[i].columns =
+        blocks_under(box_.left, box_.right, size_, component.width_in_blocks, block_width_px, turn.mirrors_x);
     std::copy(component.quant_table->begin(), component.quant_table->end(), planes_[i].table);
   }
   if (planes_.size() < kCellBlocks) {
@@ -110,12 +107,13 @@ void GridCollector::take(std::size_t component, std::uint32_t row, const JCOEF* 
 }
 
 void orient_grid(const std::int16_t* stored, std::uint32_t side, int orientation, std::int16_t* out) {
-  const Turn turn(orientation);
+  const Orientation turn(orientation);
   for (std::size_t y = 0; y < side; ++y) {
     for (std::size_t x = 0; x < side; ++x) {
-      const std::size_t turned_x = turn.flips_x ? side - 1 - x : x;
-      const std::size_t turned_y = turn.flips_y ? side - 1 - y : y;
-      const std::size_t cell = turn.swaps_axes ? turned_x * side + turned_y : turned_y * side + turned_x;
+      const std::size_t column = turn.swaps_axes ? y : x;
+      const std::size_t row = turn.swaps_axes ? x : y;
+      const std::size_t cell =
+          (turn.mirrors_y ? side - 1 - row : row) * side + (turn.mirrors_x ? side - 1 - column : column);
       for (std::size_t i = 0; i < kCellBlocks; ++i, out += DCTSIZE2) {
         orient_block(stored + cell * kCellCoefficients + i * DCTSIZE2, turn, out);
       }

@@ -19,8 +19,10 @@ inline std::uint32_t cells_of(std::uint32_t size) { return (size + DCTSIZE - 1) 
 
 // The block under the centre of each 8x8 cell of an input of `size` pixels along one axis, when the input shows
 // [start, stop) of a picture whose blocks are `block_px` pixels long; none beyond the first or the last of `blocks`.
+// Where the axis is stored mirrored, the cells are those of the upright picture as they lie in the stored one: the
+// first is cut, not the last, and of two blocks that meet under a centre the first counts, not the second.
 std::vector<std::uint32_t> blocks_under(double start, double stop, std::uint32_t size, std::uint32_t blocks,
-                                        double block_px);
+                                        double block_px, bool is_mirrored);
 
 // Collects the dequantized blocks under the cells of an input of `size` pixels that shows `box`: int16 [G, G, 3, 8, 8],
 // natural order, as stored; values saturate. The first three components are Y, Cb, Cr; those that the picture lacks

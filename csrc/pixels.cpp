@@ -3,6 +3,8 @@
 #include <cstring>
 #include <utility>
 
+#include "orientation.h"
+
 namespace afd {
 namespace {
 
@@ -25,25 +27,22 @@ void inverted_cmyk_to_rgb(const std::uint8_t* cmyk, std::uint8_t* rgb, std::size
   }
 }
 
-// Orientation says which edges of the shown picture the stored first row and first column are (EXIF 2.32, 4.6.4.A).
 // Each row of the result is a walk through the stored picture: a start and a step.
 Pixels oriented(const Pixels& stored, int orientation, ByteBuffer memory) {
-  const bool swaps_axes = orientation >= 5;
-  const bool flips_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
-  const bool flips_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+  const Orientation turn(orientation);
   const std::ptrdiff_t width = stored.width;
   const std::ptrdiff_t height = stored.height;
   Pixels result;
-  result.width = swaps_axes ? stored.height : stored.width;
-  result.height = swaps_axes ? stored.width : stored.height;
+  result.width = turn.swaps_axes ? stored.height : stored.width;
+  result.height = turn.swaps_axes ? stored.width : stored.height;
   result.samples = std::move(memory);
 
-  const std::ptrdiff_t step_x = flips_x ? -3 : 3;
-  const std::ptrdiff_t step_y = flips_y ? -3 * width : 3 * width;
+  const std::ptrdiff_t step_x = turn.mirrors_x ? -3 : 3;
+  const std::ptrdiff_t step_y = turn.mirrors_y ? -3 * width : 3 * width;
   const std::uint8_t* corner =
-      stored.samples.get() + (flips_x ? 3 * (width - 1) : 0) + (flips_y ? 3 * width * (height - 1) : 0);
-  const std::ptrdiff_t along_row = swaps_axes ? step_y : step_x;
-  const std::ptrdiff_t down = swaps_axes ? step_x : step_y;
+      stored.samples.get() + (turn.mirrors_x ? 3 * (width - 1) : 0) + (turn.mirrors_y ? 3 * width * (height - 1) : 0);
+  const std::ptrdiff_t along_row = turn.swaps_axes ? step_y : step_x;
+  const std::ptrdiff_t down = turn.swaps_axes ? step_x : step_y;
   std::uint8_t* out = result.samples.get();
   for (std::ptrdiff_t y = 0; y < result.height; ++y) {
     const std::uint8_t* row = corner + y * down;

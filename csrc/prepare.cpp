@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "orientation.h"
+
 namespace afd {
 namespace {
 
@@ -70,12 +72,18 @@ QuantTable transposed(const QuantTable& table) {
   return result;
 }
 
+// Where the middle `side` of `length` pixels start. The wider part of an odd margin comes first in the upright picture.
+std::int64_t crop_start(std::uint32_t length, std::int64_t side, bool is_mirrored) {
+  return (std::int64_t{length} - side + (is_mirrored ? 0 : 1)) / 2;
+}
+
 }  // namespace
 
-Box crop_box(std::uint32_t width, std::uint32_t height, double crop_fraction) {
+Box crop_box(std::uint32_t width, std::uint32_t height, double crop_fraction, int orientation) {
+  const Orientation turn(orientation);
   const auto side = std::max<std::int64_t>(1, static_cast<std::int64_t>(crop_fraction * std::min(width, height)));
-  const std::int64_t left = (std::int64_t{width} - side + 1) / 2;
-  const std::int64_t top = (std::int64_t{height} - side + 1) / 2;
+  const std::int64_t left = crop_start(width, side, turn.mirrors_x);
+  const std::int64_t top = crop_start(height, side, turn.mirrors_y);
   return {static_cast<double>(left), static_cast<double>(top), static_cast<double>(left + side),
           static_cast<double>(top + side)};
 }
@@ -103,7 +111,7 @@ BlockFeatures features_of(Grid stored, std::uint32_t side, const ComponentTables
     }
   }
   if (orientation == 1) return features;
-  if (orientation >= 5) {
+  if (Orientation(orientation).swaps_axes) {
     for (QuantTable& table : features.tables) table = transposed(table);
   }
   Grid upright = allocate_grid(side);
@@ -118,7 +126,9 @@ std::optional<PreparedJpeg> prepare(const std::uint8_t* data, std::size_t size, 
   const Header& header = reader.header();
   if (!is_luma_first(header)) return std::nullopt;
   const Box whole{0, 0, static_cast<double>(header.width), static_cast<double>(header.height)};
-  const Box box = options.crop_fraction ? crop_box(header.width, header.height, *options.crop_fraction) : whole;
+  const int orientation = header.orientation;
+  const Box box =
+      options.crop_fraction ? crop_box(header.width, header.height, *options.crop_fraction, orientation) : whole;
 
   const Plan plan(header, box, options);
   const std::uint32_t side = cells_of(options.size);
@@ -132,7 +142,6 @@ std::optional<PreparedJpeg> prepare(const std::uint8_t* data, std::size_t size, 
   read_options.sink = &collector;
   Picture picture = reader.read(read_options);
 
-  const int orientation = picture.header.orientation;
   PreparedJpeg prepared;
   prepared.box = box;
   prepared.rgb = resized(*picture.pixels, plan, options);

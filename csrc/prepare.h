@@ -13,9 +13,9 @@
 
 namespace afd {
 
-// The central square that a model sees of a picture of `width` x `height` pixels: EfficientNet's evaluation
-// preprocessing, down to the rounding.
-Box crop_box(std::uint32_t width, std::uint32_t height, double crop_fraction);
+// The central square that a model sees of the upright picture, where it lies in the stored one of `width` x `height`
+// pixels under an EXIF orientation from 1 to 8: EfficientNet's evaluation preprocessing, down to the rounding.
+Box crop_box(std::uint32_t width, std::uint32_t height, double crop_fraction, int orientation);
 
 struct PrepareOptions {
   std::uint32_t size;                   // side of the model's input

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "orientation.h"
 #include "prepare.h"
 
 namespace py = pybind11;
@@ -44,6 +45,10 @@ void check_size(std::uint32_t size) {
 
 void check_crop_fraction(double fraction) {
   if (!(fraction > 0.0 && fraction <= 1.0)) throw py::value_error("crop_fraction must be in (0, 1]");
+}
+
+void check_orientation(int orientation) {
+  if (orientation < 1 || orientation > 8) throw py::value_error("orientation is in 1..8");
 }
 
 template <typename Value>
@@ -109,7 +114,7 @@ std::tuple<double, double> subsampling_of(const Header& header) {
   const Component& chroma = header.components[1];
   const double across = static_cast<double>(luma.h) / chroma.h;
   const double down = static_cast<double>(luma.v) / chroma.v;
-  return header.orientation >= 5 ? std::tuple(down, across) : std::tuple(across, down);
+  return Orientation(header.orientation).swaps_axes ? std::tuple(down, across) : std::tuple(across, down);
 }
 
 std::optional<Prepared> prepare_bytes(const ErrorClasses& errors, const py::object& source, const Limits& limits,
@@ -138,7 +143,7 @@ py::object resample_array(const Array<std::uint8_t>& pixels, const BoxTuple& sid
                           int orientation, Instructions instructions) {
   check_shape(pixels, {-1, -1, 3}, "pixels have the shape [H, W, 3]");
   check_size(size);
-  if (orientation < 1 || orientation > 8) throw py::value_error("orientation is in 1..8");
+  check_orientation(orientation);
   const auto height = static_cast<std::uint32_t>(pixels.shape(0));
   const auto width = static_cast<std::uint32_t>(pixels.shape(1));
   const Box box{std::get<0>(sides), std::get<1>(sides), std::get<2>(sides), std::get<3>(sides)};
@@ -159,7 +164,7 @@ Features features_of_array(const Array<std::int16_t>& blocks, const Array<std::u
   check_shape(blocks, {-1, -1, kCellBlocks, DCTSIZE, DCTSIZE}, "blocks have the shape [G, G, 3, 8, 8]");
   check_shape(tables, {kCellBlocks, DCTSIZE, DCTSIZE}, "tables have the shape [3, 8, 8]");
   if (blocks.shape(0) != blocks.shape(1)) throw py::value_error("the grid must be square");
-  if (orientation < 1 || orientation > 8) throw py::value_error("orientation is in 1..8");
+  check_orientation(orientation);
   const auto side = static_cast<std::uint32_t>(blocks.shape(0));
   ComponentTables own;
   for (std::size_t i = 0; i < own.size(); ++i) own[i] = table_of(tables.data() + i * DCTSIZE2);
@@ -186,12 +191,22 @@ py::object scaled_table_array(int quality, bool chroma) {
   return py::array_t<std::uint16_t>({DCTSIZE, DCTSIZE}, scaled_table(quality, chroma).data());
 }
 
-py::object blocks_under_array(double start, double stop, std::uint32_t size, std::uint32_t blocks, double block_px) {
-  check_size(size);
-  const std::vector<std::uint32_t> under = blocks_under(start, stop, size, blocks, block_px);
-  py::array_t<std::int64_t> array(static_cast<py::ssize_t>(under.size()));
-  std::copy(under.begin(), under.end(), array.mutable_data());
+py::object array_of(const std::vector<std::uint32_t>& indices) {
+  py::array_t<std::int64_t> array(static_cast<py::ssize_t>(indices.size()));
+  std::copy(indices.begin(), indices.end(), array.mutable_data());
   return array;
+}
+
+// Rows of blocks and columns of blocks, int64 [G] each.
+std::tuple<py::object, py::object> block_grid(const BoxTuple& box, std::uint32_t size, std::uint32_t width_in_blocks,
+                                              std::uint32_t height_in_blocks, double block_width_px,
+                                              double block_height_px, int orientation) {
+  check_size(size);
+  check_orientation(orientation);
+  const auto [left, top, right, bottom] = box;
+  const Orientation turn(orientation);
+  return {array_of(blocks_under(top, bottom, size, height_in_blocks, block_height_px, turn.mirrors_y)),
+          array_of(blocks_under(left, right, size, width_in_blocks, block_width_px, turn.mirrors_x))};
 }
 
 void register_types(py::module_& module) {
@@ -217,17 +232,19 @@ void register_steps(py::module_& module) {
       py::arg("pixels"), py::arg("box"), py::arg("size"), py::arg("interpolation"), py::kw_only(),
       py::arg("orientation") = 1, py::arg("instructions") = "fastest");
   module.def("block_features", &features_of_array, py::arg("blocks"), py::arg("quant_tables"), py::arg("orientation"));
-  module.def("blocks_under", &blocks_under_array, py::arg("start"), py::arg("stop"), py::arg("size"), py::arg("blocks"),
-             py::arg("block_px"));
+  module.def("block_grid", &block_grid, py::arg("box"), py::arg("size"), py::arg("width_in_blocks"),
+             py::arg("height_in_blocks"), py::arg("block_width_px"), py::arg("block_height_px"),
+             py::arg("orientation"));
   module.def(
       "crop_box",
-      [](std::uint32_t width, std::uint32_t height, double crop_fraction) {
+      [](std::uint32_t width, std::uint32_t height, double crop_fraction, int orientation) {
         check_crop_fraction(crop_fraction);
-        const Box box = crop_box(width, height, crop_fraction);
+        check_orientation(orientation);
+        const Box box = crop_box(width, height, crop_fraction, orientation);
         const auto whole = [](double side) { return static_cast<std::int64_t>(side); };
         return std::tuple(whole(box.left), whole(box.top), whole(box.right), whole(box.bottom));
       },
-      py::arg("width"), py::arg("height"), py::arg("crop_fraction"));
+      py::arg("width"), py::arg("height"), py::arg("crop_fraction"), py::arg("orientation"));
   module.def(
       "decoding_scale",
       [](const BoxTuple& box, std::uint32_t size) {

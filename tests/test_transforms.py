@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from afd_serve import _jpeg
 from afd_serve.models.backbones import Preprocessing
@@ -12,10 +12,18 @@ from afd_serve.transforms import block_grid, crop_box, resize_crop
 
 SIDES = st.integers(1, 3000)
 FRACTIONS = st.floats(0.05, 1.0)
+ORIENTATIONS = st.integers(1, 8)
 
 
 def preprocessing(size: int = 224, crop_fraction: float = 0.875) -> Preprocessing:
     return Preprocessing(size, crop_fraction, "bicubic", (127.0,) * 3, (128.0,) * 3)
+
+
+def upright(plane: np.ndarray, orientation: int) -> np.ndarray:
+    """What an int32 plane [H, W] that is stored under an EXIF orientation is to be shown as."""
+    picture = Image.fromarray(plane)
+    picture.getexif()[0x0112] = orientation
+    return np.asarray(ImageOps.exif_transpose(picture))
 
 
 @given(SIDES, SIDES, FRACTIONS)
@@ -34,6 +42,17 @@ def test_crop_box_is_a_centred_square_inside_the_picture(width: int, height: int
 )
 def test_crop_box_rounds_as_efficientnet_does(width: int, height: int, expected: tuple[int, int, int, int]) -> None:
     assert crop_box(width, height, preprocessing()) == expected
+
+
+@given(st.integers(1, 90), st.integers(1, 90), FRACTIONS, ORIENTATIONS)
+def test_crop_box_of_a_turned_picture_is_that_of_the_upright_one(
+    width: int, height: int, fraction: float, orientation: int
+) -> None:
+    stored = np.arange(width * height, dtype=np.int32).reshape(height, width)
+    left, top, right, bottom = crop_box(width, height, preprocessing(crop_fraction=fraction), orientation)
+    shown = upright(stored, orientation)
+    x, y, end_x, end_y = crop_box(shown.shape[1], shown.shape[0], preprocessing(crop_fraction=fraction))
+    assert np.array_equal(upright(stored[top:bottom, left:right].copy(), orientation), shown[y:end_y, x:end_x])
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(8, 40), st.integers(0, 255))
@@ -151,6 +170,35 @@ def test_every_cell_gets_the_block_under_its_centre(
         centre = (8 * cell + min(8 * cell + 8, size)) / 2
         x = box[0] + centre * (box[2] - box[0]) / size
         assert -1e-6 <= x - cols[cell] * block_width <= block_width + 1e-6
+
+
+@st.composite
+def boxes_on_blocks(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
+    """Blocks of a picture (across, down), their pixels (across, down), and a box in it."""
+    blocks = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    block = draw(st.sampled_from([8, 16])), draw(st.sampled_from([8, 16]))
+    left, top = (draw(st.integers(0, count * px - 1)) for count, px in zip(blocks, block, strict=True))
+    right, bottom = draw(st.integers(left + 1, blocks[0] * block[0])), draw(st.integers(top + 1, blocks[1] * block[1]))
+    return blocks, block, (left, top, right, bottom)
+
+
+@given(boxes_on_blocks(), st.integers(8, 400), ORIENTATIONS)
+@settings(max_examples=300)
+def test_block_grid_of_a_turned_picture_is_that_of_the_upright_one(
+    drawn: tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]], size: int, orientation: int
+) -> None:
+    (columns, lines), block, (left, top, right, bottom) = drawn
+    stored = np.arange(columns * lines, dtype=np.int32).reshape(lines, columns)
+    rows, cols = block_grid((left, top, right, bottom), size, columns, lines, *block, orientation)
+
+    seen = np.zeros((lines * block[1], columns * block[0]), np.int32)
+    seen[top:bottom, left:right] = 1
+    y, x = np.nonzero(upright(seen, orientation))
+    shown = upright(stored, orientation)
+    box = (x[0], y[0], x[-1] + 1, y[-1] + 1)
+    shown_block = block[::-1] if orientation >= 5 else block
+    shown_rows, shown_cols = block_grid(box, size, shown.shape[1], shown.shape[0], *shown_block)
+    assert np.array_equal(upright(stored[np.ix_(rows, cols)], orientation), shown[np.ix_(shown_rows, shown_cols)])
 
 
 def test_indices_are_clamped_to_the_component() -> None:

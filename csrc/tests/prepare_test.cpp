@@ -218,6 +218,16 @@ void damaged_files_are_prepared_or_fail() {
   CHECK(afd::CoefficientArena::live_count() == before);
 }
 
+void cells_of_a_mirrored_axis_are_the_upright_ones() {
+  const std::vector<std::uint32_t> whole_cells{0, 1, 2};
+  CHECK(afd::blocks_under(0, 24, 24, 3, 8, true) == whole_cells);
+  // Centres 4, 12 and 18 of 20 pixels at twice the size: the second is where two blocks meet, the third cell is cut.
+  const std::vector<std::uint32_t> stored_upright{1, 3, 4};
+  const std::vector<std::uint32_t> stored_mirrored{0, 1, 3};
+  CHECK(afd::blocks_under(0, 40, 20, 5, 8, false) == stored_upright);
+  CHECK(afd::blocks_under(0, 40, 20, 5, 8, true) == stored_mirrored);
+}
+
 void turning_back_gives_the_stored_grid() {
   std::minstd_rand random(5);
   constexpr std::uint32_t kSide = 5;
@@ -257,9 +267,11 @@ void every_quality_is_estimated_from_its_table() {
 }
 
 void crops_are_centred_squares() {
-  const Box box = afd::crop_box(500, 375, 0.875);
+  const Box box = afd::crop_box(500, 375, 0.875, 1);
   CHECK(box.left == 86 && box.top == 24 && box.right == 414 && box.bottom == 352);
-  const Box least = afd::crop_box(1, 9, 0.1);
+  const Box half_turned = afd::crop_box(500, 375, 0.875, 3);  // of the odd margin, 47, the wider part is below
+  CHECK(half_turned.left == 86 && half_turned.top == 23 && half_turned.right == 414 && half_turned.bottom == 351);
+  const Box least = afd::crop_box(1, 9, 0.1, 1);
   CHECK(least.left == 0 && least.right == 1 && least.bottom - least.top == 1);
   CHECK(afd::decoding_scale({0, 0, 447, 500}, 224) == 8);
   CHECK(afd::decoding_scale({0, 0, 896, 900}, 224) == 4);
@@ -279,6 +291,7 @@ int main(int argc, char** argv) {
            regions_hold_the_pixels_and_blocks_of_the_whole_picture},
           {"damage_outside_a_region_is_found", damage_outside_a_region_is_found},
           {"damaged_files_are_prepared_or_fail", damaged_files_are_prepared_or_fail},
+          {"cells_of_a_mirrored_axis_are_the_upright_ones", cells_of_a_mirrored_axis_are_the_upright_ones},
           {"turning_back_gives_the_stored_grid", turning_back_gives_the_stored_grid},
           {"vector_and_portable_histories_are_equal", vector_and_portable_histories_are_equal},
           {"every_quality_is_estimated_from_its_table", every_quality_is_estimated_from_its_table},
