@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from afd_serve.config import AdapterSiteConfig
 from afd_serve.errors import AttachError
@@ -146,6 +147,10 @@ def test_convolutions_are_listed_in_order(tiny: Backbone) -> None:
     found = convolutions(tiny.module)
     assert list(found) == ["stem.conv", "blocks.0.conv", "blocks.1.conv", "blocks.2.conv"]
     assert all(found[name] is tiny.module.get_submodule(name) for name in found)
+
+
+def test_a_convolution_whose_kernel_is_computed_is_not_listed() -> None:
+    assert list(convolutions(nn.Sequential(nn.Conv2d(3, 3, 1), weight_norm(nn.Conv2d(3, 3, 1))))) == ["0"]
 
 
 @pytest.mark.parametrize("last", ["stem", "blocks.1"])

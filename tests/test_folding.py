@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from afd_serve.config import AdapterSiteConfig
 from afd_serve.models.adapters import KernelAdapter
@@ -32,9 +33,67 @@ def test_folding_norms_keeps_the_function_and_the_names(tiny: Backbone) -> None:
     torch.testing.assert_close(attach(folded, calls)(picture()), attach(tiny.module, calls)(picture()))
 
 
-def test_a_norm_without_statistics_cannot_be_folded() -> None:
-    with pytest.raises(ValueError, match="statistics"):
-        fold_norms(nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, track_running_stats=False)))
+class Shared(nn.Module):
+    """One convolution that is called twice, and one norm behind each call or one behind both."""
+
+    def __init__(self, norms: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(norms))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norms[-1](self.conv(F.relu(self.norms[0](self.conv(x)))))
+        return y
+
+
+class TwoNames(nn.Module):
+    """A norm with two names, called once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.layers = nn.Sequential(nn.Conv2d(3, 3, 1), self.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
+
+
+class Tied(nn.Module):
+    """A kernel that is read beside its convolution's call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(self.norm(self.conv(x)), self.conv.weight)
+
+
+def before_a_norm(conv: nn.Conv2d, **options: bool) -> nn.Module:
+    return nn.Sequential(conv, nn.BatchNorm2d(3, **options))
+
+
+UNUSUAL = {
+    "shared": lambda: Shared(1),
+    "shared with two norms": lambda: Shared(2),
+    "two names": TwoNames,
+    "tied": Tied,
+    "no statistics": lambda: before_a_norm(nn.Conv2d(3, 3, 3), track_running_stats=False),
+    "weight norm": lambda: before_a_norm(parametrizations.weight_norm(nn.Conv2d(3, 3, 3))),
+    "spectral norm": lambda: before_a_norm(parametrizations.spectral_norm(nn.Conv2d(3, 3, 3))),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_folding_keeps_the_function_of_unusual_networks(kind: str) -> None:
+    torch.manual_seed(0)
+    network = UNUSUAL[kind]().eval().requires_grad_(False)
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.normal_(norm.bias)
+        if norm.running_var is not None:
+            norm.running_var.uniform_(0.2, 0.5)
+    torch.testing.assert_close(fold_norms(network)(picture()), network(picture()))
 
 
 @pytest.mark.parametrize("rank", [0, 2])

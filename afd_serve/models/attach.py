@@ -22,6 +22,7 @@ __all__ = [
     "attach",
     "conv_arguments",
     "convolutions",
+    "owns_kernel",
     "probe_shapes",
     "trace",
 ]
@@ -187,13 +188,23 @@ def _insert(
 def convolutions(backbone: nn.Module) -> dict[str, nn.Conv2d]:
     """The convolutions of a backbone that it calls as modules, exactly once each, in order of execution.
 
+    Those whose kernel is computed anew at each call are left out, see `owns_kernel`.
+
     Raises:
         AttachError: The backbone cannot be recorded.
     """
     modules = dict(backbone.named_modules())
     calls = [str(node.target) for node in trace(backbone)[0].nodes if node.op == "call_module"]
     found = ((name, modules[name]) for name in calls if calls.count(name) == 1)
-    return {name: module for name, module in found if isinstance(module, nn.Conv2d)}
+    return {name: module for name, module in found if isinstance(module, nn.Conv2d) and owns_kernel(module)}
+
+
+def owns_kernel(conv: nn.Conv2d) -> bool:
+    """Whether the kernel is a parameter, and not the result of a weight norm, a spectral norm or another computation.
+
+    The kernel of such a convolution cannot be replaced.
+    """
+    return "weight" in dict(conv.named_parameters(recurse=False))
 
 
 def _convolution(graph: fx.Graph, modules: Mapping[str, nn.Module], site: str) -> fx.Node:

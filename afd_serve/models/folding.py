@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from afd_serve.models.adapters import KernelAdapter
-from afd_serve.models.attach import KernelChange, trace
+from afd_serve.models.attach import KernelChange, owns_kernel, trace
 from afd_serve.models.gates import ChannelGate
 
 __all__ = ["GateParts", "GatedActivation", "GatedConv", "fold_gates", "fold_kernels", "fold_norms"]
@@ -22,27 +23,45 @@ def fold_norms(backbone: nn.Module) -> nn.Module:
     """A copy of an inference-mode backbone with every BatchNorm folded into the convolution before it.
 
     The norms stay as identities, so that every attach site keeps its name. The rounding is that of `torch.jit.freeze`.
+    Norms stay as they are where they or the convolution are called more than once, where they have no running
+    statistics, and where the kernel is computed anew at each call (`torch.nn.utils.parametrize`).
     """
     folded = copy.deepcopy(backbone)
     modules = dict(folded.named_modules())
-    for node in trace(folded)[0].nodes:
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        before = node.args[0] if isinstance(norm, nn.BatchNorm2d) else None
-        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(before, fx.Node) or len(before.users) > 1:
-            continue
-        conv = modules.get(str(before.target)) if before.op == "call_module" else None
-        if isinstance(conv, nn.Conv2d):
-            _fold_norm(conv, norm)
-            _replace(folded, str(node.target), nn.Identity())
+    graph = trace(folded)[0]
+    uses = _uses(graph)
+    for node in graph.nodes:
+        pair = _convolution_and_norm(node, modules, uses)
+        if pair is not None:
+            _fold_norm(*pair)
+            _replace(folded, pair[1], nn.Identity())
     return folded
 
 
+def _uses(graph: fx.Graph) -> Counter[str]:
+    """How often a graph calls each module or reads a tensor of it; keyed by the module's first name."""
+    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    reads = [str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"]
+    return Counter(calls + reads)
+
+
+def _convolution_and_norm(
+    node: fx.Node, modules: dict[str, nn.Module], uses: Counter[str]
+) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
+    """A convolution and the norm behind it that a node calls, if nothing else would notice that they become one."""
+    before = node.args[0] if node.op == "call_module" and node.args else None
+    if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+        return None
+    conv, norm = modules[str(before.target)], modules[str(node.target)]
+    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+        return None
+    alone = uses[str(before.target)] == uses[str(node.target)] == 1
+    return (conv, norm) if alone and owns_kernel(conv) and norm.running_mean is not None else None
+
+
 def _fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a BatchNorm without running statistics cannot be folded")
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias)
     _set_kernel(conv, weight, bias)
 
 
@@ -51,9 +70,12 @@ def _set_kernel(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
     conv.bias = nn.Parameter(bias.detach(), requires_grad=False)
 
 
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, module)
+def _replace(root: nn.Module, module: nn.Module, other: nn.Module) -> None:
+    """Put another module in the place of one, under each of its names."""
+    names = [name for name, child in root.named_modules(remove_duplicate=False) if child is module]
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        setattr(root.get_submodule(parent), leaf, other)
 
 
 @torch.no_grad()
