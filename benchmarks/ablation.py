@@ -157,7 +157,8 @@ def main() -> None:
     unknown = set(rows) - set(VARIANTS)
     if unknown:
         raise SystemExit(f"unknown rows {sorted(unknown)}; there are {', '.join(VARIANTS)}")
-    outcomes = [outcome_of(name, arguments) for name in rows]
+    backbone = load_backbone(arguments.backbone)
+    outcomes = [outcome_of(name, arguments, backbone) for name in rows]
     table = "\n".join(markdown(outcomes, arguments))
     (arguments.out / "ablation.md").write_text(table + "\n")
     Console().print(table, markup=False, highlight=False)
@@ -179,23 +180,23 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def outcome_of(name: str, arguments: argparse.Namespace) -> Outcome:
+def outcome_of(name: str, arguments: argparse.Namespace, backbone: Backbone) -> Outcome:
     """Read a row, or compute it."""
-    path = arguments.out / "rows" / f"{name}-{arguments.steps}-{arguments.seed}.json"
+    key = f"{name}-{arguments.steps}-{arguments.seed}-{backbone.fingerprint[:12]}"
+    path = arguments.out / "rows" / f"{key}.json"
     if not path.exists():
-        outcome = compute(name, arguments)
+        outcome = compute(VARIANTS[name], arguments, backbone, arguments.out / "fits" / key)
         write_atomically(path, lambda target: target.write_text(json.dumps(asdict(outcome))))
     values = json.loads(path.read_text())
     return Outcome(**values | {"recovered": tuple(values["recovered"])})
 
 
-def compute(name: str, arguments: argparse.Namespace) -> Outcome:
-    variant, backbone = VARIANTS[name], load_backbone(arguments.backbone)
+def compute(variant: Variant, arguments: argparse.Namespace, backbone: Backbone, out: Path) -> Outcome:
     labelled = load_labelled(arguments.labelled, backbone.labels, split=arguments.split)
     config = FitConfig(
         backbone=arguments.backbone,
         images=tuple(Path(folder) for folder in arguments.images.split(",")),
-        out=arguments.out / "fits" / f"{name}-{arguments.steps}-{arguments.seed}",
+        out=out,
         preset=variant.preset,
         steps=arguments.steps,
         sizes=(arguments.size,),

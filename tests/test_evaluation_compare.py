@@ -71,6 +71,16 @@ def test_a_comparison_and_its_continuation(
         compare(config, ["full"], ours=[str(tiny_run)])
 
 
+def test_rows_of_other_weights_of_the_backbone_are_not_joined(config: CompareConfig, tmp_path: Path) -> None:
+    source, text = tmp_path / "network.py", Path(tiny_backbone.__file__).read_text()
+    config = replace(config, backbone=f"file:{source}")
+    source.write_text(text)
+    compare(config, ["direct"])
+    source.write_text(text.replace("manual_seed(5)", "manual_seed(17)"))
+    with pytest.raises(ConfigError, match=r"another comparison \(fingerprint"):
+        compare(config, ["direct"])
+
+
 def test_a_model_of_ours_stands_for_its_presets_row(config: CompareConfig, tiny_run: Path) -> None:
     row = compare(replace(config, rounds=2), ["full"], ours=[str(tiny_run)])[1]
     assert row.name == "full"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from afd_serve.checkpoint import load_afd
 from afd_serve.config import FitConfig
@@ -50,6 +50,11 @@ def test_a_fit_brings_the_loss_down_and_leaves_a_usable_run(config: FitConfig) -
     load_afd(after.weights, load_backbone(config.backbone))
     assert FitConfig.from_json((config.out / "config.json").read_text()) == config
     assert len(losses(config.out)) == 12
+
+
+def test_a_finished_run_that_is_run_again_reports_its_loss(config: FitConfig) -> None:
+    config = replace(config, steps=2)
+    assert fit(config).loss == pytest.approx(fit(config).loss, abs=1e-5)
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +113,24 @@ def test_an_fe_net_can_be_added_to_earlier_weights(config: FitConfig) -> None:
 def test_a_damaged_state_is_refused(config: FitConfig) -> None:
     fit(replace(config, steps=2))
     (config.out / "state.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="start afresh"):
+        fit(replace(config, steps=2))
+
+
+def test_a_run_is_not_resumed_for_other_weights_of_the_backbone(config: FitConfig, tmp_path: Path) -> None:
+    source, text = tmp_path / "network.py", Path(tiny_backbone.__file__).read_text()
+    config = replace(config, backbone=f"file:{source}", steps=2)
+    source.write_text(text)
+    fit(config)
+    source.write_text(text.replace("manual_seed(5)", "manual_seed(17)"))
+    with pytest.raises(CheckpointError, match=r"the backbone's weights changed; choose another folder .* or delete"):
+        fit(config)
+
+
+def test_a_state_that_does_not_say_whose_it_is_is_refused(config: FitConfig) -> None:
+    fit(replace(config, steps=2))
+    state = config.out / "state.safetensors"
+    save_file(load_file(state), state, {"step": "2"})
     with pytest.raises(CheckpointError, match="start afresh"):
         fit(replace(config, steps=2))
 

@@ -7,7 +7,7 @@ pictures under protocol A. A row that is done is a file in ``rows/``, and is not
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,15 +100,15 @@ class CompareConfig:
     bf16: bool = True
     rounds: int = 0
 
-    def to_json(self) -> str:
-        """One JSON object with every key."""
-        return json.dumps(asdict(self), indent=2, default=str)
+    def to_json(self, fingerprint: str) -> str:
+        """One JSON object with every key, and the fingerprint of the backbone."""
+        return json.dumps(asdict(self) | {"fingerprint": fingerprint}, indent=2, default=str)
 
-    def differs(self, saved: dict[str, Any]) -> list[str]:
+    def differs(self, saved: dict[str, Any], fingerprint: str) -> list[str]:
         """The keys in which rows of a saved configuration cannot be joined with those of this one."""
         free = {"out", "workers", "rounds", "images"}
-        ours: dict[str, Any] = json.loads(self.to_json())
-        return [f.name for f in fields(self) if f.name not in free and saved.get(f.name) != ours[f.name]]
+        ours: dict[str, Any] = json.loads(self.to_json(fingerprint))
+        return [name for name, value in ours.items() if name not in free and saved.get(name) != value]
 
 
 @dataclass(frozen=True)
@@ -191,16 +191,17 @@ class _Comparison:
     """The classifier and the pictures of a comparison, and its rows, one at a time."""
 
     def __init__(self, config: CompareConfig, ours: Sequence[str], task: Task) -> None:
-        _check_resumable(config)
         self.config, self.task = config, task
         self.backbone = load_backbone(config.backbone)
+        _check_resumable(config, self.backbone.fingerprint)
         labels = self.backbone.labels
         everything = load_labelled(config.labelled, labels, split=config.split)
         self.pictures = load_labelled(config.labelled, labels, split=config.split, limit=config.limit)
         self.fitting = replace(_fit_config(config), exclude=tuple(picture.path for picture in everything))
         self.unlabelled = find_pictures(self.fitting.images, self.fitting.exclude)
         self.ours = {read_config(find_weights(model)).preset: model for model in ours}
-        write_atomically(config.out / _CONFIG_NAME, lambda path: path.write_text(config.to_json()))
+        text = config.to_json(self.backbone.fingerprint)
+        write_atomically(config.out / _CONFIG_NAME, lambda path: path.write_text(text))
 
     def row(self, name: str) -> Row:
         """Read a row, or compute it."""
@@ -311,10 +312,10 @@ def _fit_config(config: CompareConfig) -> FitConfig:
     )
 
 
-def _check_resumable(config: CompareConfig) -> None:
+def _check_resumable(config: CompareConfig, fingerprint: str) -> None:
     path = config.out / _CONFIG_NAME
     if path.exists():
-        differing = config.differs(json.loads(path.read_text()))
+        differing = config.differs(json.loads(path.read_text()), fingerprint)
         if differing:
             raise ConfigError(f"{config.out} holds another comparison ({', '.join(differing)}); choose another folder")
 

@@ -54,6 +54,7 @@ def fit(config: FitConfig) -> FitResult:
     Raises:
         ConfigError: The settings cannot work, or differ from those of the run in ``config.out``, or another process is
             at work there.
+        CheckpointError: The backbone's weights have changed since the run in ``config.out``, or its state is damaged.
         BackboneError: The backbone cannot be loaded or has no usable attach site.
     """
     with alone_in(config.out):
@@ -156,9 +157,13 @@ class Trainer:
         return loss
 
     def run(self) -> float:
-        """Train until the last step; the state is saved as it goes and when it is interrupted."""
+        """Train until the last step; the state is saved as it goes and when it is interrupted.
+
+        Returns:
+            The mean loss of the last steps; that of the log where all steps were done before.
+        """
         write_atomically(self.config.out / _CONFIG_NAME, lambda path: path.write_text(self.config.to_json()))
-        recent = math.nan
+        recent = self._logged_loss()
         with _progress() as progress:
             task = progress.add_task("fitting", total=self.config.steps, completed=self.step, loss="")
             try:
@@ -250,11 +255,16 @@ class Trainer:
         return FeatureLoss(taps, embedding, self.config.embedding_weight)
 
     def _bookkeeping(self, loss: float) -> None:
-        if self.step % 20 == 0:
+        if self.step % 20 == 0 or self.step == self.config.steps:
             with (self.config.out / _LOG_NAME).open("a") as log:
                 log.write(json.dumps({"step": self.step, "loss": round(loss, 5)}) + "\n")
         if self.step % self.config.checkpoint_every == 0:
             self._save_state()
+
+    def _logged_loss(self) -> float:
+        path = self.config.out / _LOG_NAME
+        lines = path.read_text().splitlines() if path.exists() else []
+        return float(json.loads(lines[-1])["loss"]) if lines else math.nan
 
     def _save_state(self) -> None:
         save_state(self.config.out / _STATE_NAME, self.step, self.afd, self.average, self.optimizer)

@@ -8,12 +8,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from afd_serve.checkpoint import write_atomically
+from afd_serve.config import AfdConfig
 from afd_serve.errors import CheckpointError
 from afd_serve.models.afd import AfdNet
 
 __all__ = ["load_state", "save_state"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_CONFIG_KEY = "afd_config"
 
 
 def save_state(path: Path, step: int, afd: AfdNet, average: AfdNet, optimizer: torch.optim.AdamW) -> None:
@@ -24,7 +26,7 @@ def save_state(path: Path, step: int, afd: AfdNet, average: AfdNet, optimizer: t
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value
     contiguous = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    data = save(contiguous, {"step": str(step)})
+    data = save(contiguous, {"step": str(step), _CONFIG_KEY: afd.config.to_json()})
     write_atomically(path, lambda target: target.write_bytes(data))
 
 
@@ -32,11 +34,15 @@ def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.
     """Read what `save_state` wrote into the three objects; returns the number of steps done.
 
     Raises:
-        CheckpointError: The file is damaged or belongs to a module of another shape.
+        CheckpointError: The file is damaged or belongs to a module of another shape or for another backbone's weights,
+            or does not say to which it belongs, as those of earlier versions.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            step = int(file.metadata()["step"])
+            metadata = file.metadata()
+            step, fitted = int(metadata["step"]), AfdConfig.from_json(metadata[_CONFIG_KEY])
+            if fitted != afd.config:
+                raise CheckpointError(_another(path, fitted, afd.config))
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         afd.load_state_dict(_under("afd.", tensors))
         average.load_state_dict(_under("average.", tensors))
@@ -47,6 +53,11 @@ def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be resumed from ({error}); delete it to start afresh") from error
     return step
+
+
+def _another(path: Path, fitted: AfdConfig, ours: AfdConfig) -> str:
+    changed = "the backbone's weights" if fitted.fingerprint != ours.fingerprint else "the sites where AFD attaches"
+    return f"{path} is of a fit before {changed} changed; choose another folder for this fit or delete {path.parent}"
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
