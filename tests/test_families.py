@@ -1,11 +1,15 @@
 """AFD on classifiers of other libraries: it attaches, learns, deploys, and leaves good pictures alone."""
 
+import math
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from afd_serve.config import FitConfig
 from afd_serve.errors import AttachError
 from afd_serve.export import _freeze_classifier, example_inputs
 from afd_serve.models.afd import AfdNet
@@ -15,6 +19,8 @@ from afd_serve.models.classifier import GUIDES, AfdClassifier, Normalize, insert
 from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
 from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models
+from afd_serve.training import fit as fit_module
+from afd_serve.training.data import find_pictures
 from tests.test_backbones import needs
 
 SIZE = 64
@@ -125,3 +131,25 @@ def test_the_deployed_form_agrees_and_leaves_good_pictures_alone(spec: str) -> N
 def test_a_transformer_has_no_place_for_an_enhancer_and_says_what_has() -> None:
     with pytest.raises(AttachError, match=r"no block at stride 8 or 4.*use preset 'default'"):
         preset_config("full", family(TRANSFORMER))
+
+
+def test_an_enhancer_at_the_stem_of_a_transformer_is_refused() -> None:
+    with pytest.raises(AttachError, match=r"stride 16.*use preset 'default'"):
+        preset_config("paper", family(TRANSFORMER))
+
+
+def test_a_transformer_is_fitted_at_the_one_size_that_it_takes(
+    picture_folder: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("timm")
+    module = import_timm().create_model(
+        "vit_tiny_patch16_224", pretrained=False, num_classes=CLASSES, img_size=160, depth=1
+    )
+    preprocessing = Preprocessing(160, 1.0, "bilinear", (127.0,) * 3, (128.0,) * 3)
+    backbone = make_backbone(module, preprocessing, [str(index) for index in range(CLASSES)], name="transformer")
+    monkeypatch.setattr(fit_module, "_CALIBRATION_BATCHES", 1)
+    monkeypatch.setattr(fit_module, "_CLOSING_BATCHES", 1)
+    config = FitConfig("transformer", (), tmp_path / "run", steps=2, batch_size=2, workers=0, bf16=False)
+    trainer = fit_module.Trainer(config, backbone, find_pictures([picture_folder(2)]))
+    assert trainer.data.sizes == (160,)
+    assert math.isfinite(trainer.run())

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from afd_serve.checkpoint import load_afd
 from afd_serve.config import FitConfig
 from afd_serve.errors import CheckpointError, ConfigError
-from afd_serve.models.backbones import load_backbone
+from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.training import fit as fit_module
 from afd_serve.training.fit import fit, training_sizes
 from afd_serve.training.losses import FeatureLoss
@@ -141,11 +141,12 @@ def test_impossible_settings_are_refused(config: FitConfig, change: dict[str, ob
         replace(config, **change)  # type: ignore[arg-type]
 
 
-def test_training_sizes_keep_the_backbones_padding(config: FitConfig) -> None:
-    several = replace(config, sizes=(128, 160, 224))
-    assert training_sizes(several, 224) == (128, 160, 224)
-    assert training_sizes(several, 240) == (144, 176, 240)
-    assert training_sizes(several, 64) == (64,)
+@pytest.mark.parametrize(("size", "expected"), [(224, (128, 128, 160, 224)), (240, (144, 144, 176, 240)), (64, (64,))])
+def test_training_sizes_keep_the_backbones_padding(
+    config: FitConfig, tiny: Backbone, size: int, expected: tuple[int, ...]
+) -> None:
+    backbone = replace(tiny, preprocessing=replace(tiny.preprocessing, size=size))
+    assert training_sizes(replace(config, sizes=(128, 128, 160, 224)), backbone) == expected
 
 
 def test_distances_are_in_units_of_variance() -> None:

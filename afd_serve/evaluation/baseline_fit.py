@@ -66,7 +66,7 @@ def fit_baseline(
     data = CompressedPairs(
         pictures,
         backbone.preprocessing,
-        sizes=training_sizes(config, backbone.preprocessing.size),
+        sizes=training_sizes(config, backbone),
         batch_size=config.batch_size,
         batches=config.steps,
         seed=config.seed,

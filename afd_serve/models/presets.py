@@ -79,6 +79,9 @@ _GROUPED_AREA: Final = 9
 _SMALL_WIDTH: Final = 24
 """Channels of the full preset's FE-Net: kernel adapters do most of the work beside it."""
 
+_FE_STRIDES: Final = (1, 2, 4, 8)
+"""Strides at which an FE-Net can be, see `FeSiteConfig`."""
+
 
 def _adapters(module: nn.Module) -> tuple[AdapterSiteConfig, ...]:
     adapted = {
@@ -99,6 +102,11 @@ def _no_enhancer(_backbone: Backbone) -> tuple[FeSiteConfig, ...]:
 def _enhanced_stem(backbone: Backbone) -> tuple[FeSiteConfig, ...]:
     site = _last_norm(backbone.module, backbone.stem)
     shape = probe_shapes(backbone.module, [site], backbone.preprocessing.size)[site]
+    if shape.stride not in _FE_STRIDES:
+        raise AttachError(
+            f"the stem of {backbone.name} has stride {shape.stride}, and an FE-Net works at {_FE_STRIDES}; use preset "
+            "'default'"
+        )
     return (FeSiteConfig(site, shape.channels, shape.stride),)
 
 

@@ -84,9 +84,25 @@ def _spread(blocks: tuple[str, ...], count: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(blocks[max(index, 0)] for index in wanted)) if blocks else ()
 
 
-def training_sizes(config: FitConfig, size: int) -> tuple[int, ...]:
-    """The crop sizes of a fit: those asked for, moved so that padding falls as it does at the backbone's size."""
-    return tuple(max(wanted + size % 32, 64) for wanted in config.sizes if wanted <= size) or (size,)
+def training_sizes(config: FitConfig, backbone: Backbone) -> tuple[int, ...]:
+    """The crop sizes of a fit: those asked for, moved so that padding falls as it does at the backbone's size.
+
+    Sizes that the backbone refuses, as most vision transformers do, are left out; its own stands for none.
+    """
+    size = backbone.preprocessing.size
+    moved = [max(wanted + size % 32, 64) for wanted in config.sizes if wanted <= size]
+    taken = {side for side in set(moved) if _takes(backbone.module, side)}
+    return tuple(side for side in moved if side in taken) or (size,)
+
+
+@torch.inference_mode()
+def _takes(module: nn.Module, size: int) -> bool:
+    parameter = next(module.parameters())
+    try:
+        module(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+    except Exception:  # there is no telling with what a third party's code refuses a size
+        return False
+    return True
 
 
 def rate_share(done: int, config: FitConfig) -> float:
@@ -129,7 +145,7 @@ class Trainer:
         self.data = CompressedPairs(
             pictures,
             backbone.preprocessing,
-            sizes=training_sizes(config, backbone.preprocessing.size),
+            sizes=training_sizes(config, backbone),
             batch_size=config.batch_size,
             batches=_CALIBRATION_BATCHES + config.steps,
             seed=config.seed,
