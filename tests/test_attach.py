@@ -85,6 +85,35 @@ def test_the_backbone_is_never_changed(tiny: Backbone) -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+class WithConstants(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.tensor(3.0)
+        self.inner = AddConstant()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x * self.scale) - torch.tensor(2.0)
+        return y
+
+
+class AddConstant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = torch.tensor(5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.offset
+
+
+def test_tensors_that_are_no_buffers_are_taken_along_and_leave_nothing_behind() -> None:
+    backbone = WithConstants().eval()
+    before = set(vars(backbone))
+    attached = attach(backbone, [Insertion("inner", AddOne(), ())])
+    torch.testing.assert_close(attached(picture()), backbone(picture()) + 1)
+    assert set(vars(backbone)) == before
+    assert "scale" not in attached.state_dict()
+
+
 def test_parameters_are_shared_not_copied(tiny: Backbone) -> None:
     ours = {parameter.data_ptr() for parameter in attach(tiny.module).parameters()}
     assert ours == {parameter.data_ptr() for parameter in tiny.module.parameters()}

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from afd_serve.training.precision import autocast_to_bfloat16
+from afd_serve.models.attach import attach
+from afd_serve.training.precision import autocast_to_bfloat16, strided_depthwise_in_float32
 
 
 @pytest.mark.parametrize(
@@ -17,3 +20,43 @@ def test_a_convolution_is_in_bfloat16_if_wanted_and_supported(
     conv = torch.nn.Conv2d(3, 4, 3)
     with autocast_to_bfloat16(wanted):
         assert conv(torch.rand(1, 3, 8, 8)).dtype == dtype
+
+
+class Blur(nn.Module):
+    """Calls the function and not the module, as anti-aliased networks do."""
+
+    def __init__(self, *settings: object, **named: object) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.rand(3, 1, 3, 3))
+        self.settings, self.named = settings, named
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, *self.settings, **self.named)
+
+
+@pytest.mark.parametrize(
+    ("network", "dtype"),
+    [
+        (Blur(stride=2, groups=3), torch.float32),
+        (Blur(None, 2, 1, groups=3), torch.float32),
+        (Blur(stride=(2, 1), padding=1, groups=3), torch.float32),
+        (Blur(groups=3), torch.bfloat16),
+    ],
+)
+def test_a_networks_own_convolution_is_in_float32_if_it_is_strided_and_grouped(
+    network: nn.Module, dtype: torch.dtype
+) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    changed = strided_depthwise_in_float32(attach(network.eval()))
+    torch.testing.assert_close(changed(x), network(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert changed(x).dtype == dtype
+
+
+def test_a_convolution_that_computes_its_groups_as_it_runs_is_left_alone() -> None:
+    class Dynamic(Blur):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.kernel, stride=2, groups=x.shape[1])
+
+    x, network = torch.rand(2, 3, 8, 8), Dynamic().eval()
+    torch.testing.assert_close(strided_depthwise_in_float32(attach(network))(x), network(x))

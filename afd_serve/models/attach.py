@@ -7,7 +7,7 @@ in that graph, so the backbone object stays as it was (detaching is dropping the
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -91,21 +91,41 @@ class _SiteTracer(fx.Tracer):
         return out
 
 
-def trace(backbone: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """A backbone's graph, and the node that holds the output of each of its modules, leaf or not.
+class Trace(NamedTuple):
+    """A backbone as recorded.
+
+    Attributes:
+        graph: Calls of its modules.
+        outputs: The node that holds the output of each of its modules, leaf or not.
+        constants: Tensors that the graph may read from the backbone itself and that are no parameters or buffers.
+    """
+
+    graph: fx.Graph
+    outputs: dict[str, fx.Node]
+    constants: dict[str, Tensor]
+
+
+def trace(backbone: nn.Module) -> Trace:
+    """Record a backbone's forward pass.
 
     Raises:
         AttachError: The backbone cannot be recorded.
     """
     tracer = _SiteTracer()
+    before = set(vars(backbone))
     try:
         graph = tracer.trace(backbone)
+        constants = {name: value for name, value in vars(backbone).items() if isinstance(value, Tensor)}
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise AttachError(
             f"{type(backbone).__name__} cannot be recorded as a graph ({error}); its forward must not branch on the "
             "values of tensors"
         ) from error
-    return graph, tracer.outputs
+    finally:
+        # Constants inside a forward become attributes of what is recorded.
+        for name in set(vars(backbone)) - before:
+            delattr(backbone, name)
+    return Trace(graph, tracer.outputs, constants)
 
 
 def _node(outputs: Mapping[str, fx.Node], site: str) -> fx.Node:
@@ -144,7 +164,7 @@ def attach(
     Raises:
         AttachError: The backbone cannot be recorded, or a site does not exist; the message names candidates.
     """
-    graph, outputs = trace(backbone)
+    graph, outputs, constants = trace(backbone)
     extra = _add_inputs(graph, inputs)
     modules: dict[str, nn.Module] = {}
     for index, insertion in enumerate(insertions):
@@ -160,7 +180,7 @@ def attach(
     if until is not None:
         _cut_after(graph, _node(outputs, until))
     graph.lint()
-    return _graph_module(backbone, graph, modules)
+    return _graph_module(backbone, graph, modules, constants)
 
 
 def _add_inputs(graph: fx.Graph, names: Sequence[str]) -> dict[str, fx.Node]:
@@ -194,7 +214,7 @@ def convolutions(backbone: nn.Module) -> dict[str, nn.Conv2d]:
         AttachError: The backbone cannot be recorded.
     """
     modules = dict(backbone.named_modules())
-    calls = [str(node.target) for node in trace(backbone)[0].nodes if node.op == "call_module"]
+    calls = [str(node.target) for node in trace(backbone).graph.nodes if node.op == "call_module"]
     found = ((name, modules[name]) for name in calls if calls.count(name) == 1)
     return {name: module for name, module in found if isinstance(module, nn.Conv2d) and owns_kernel(module)}
 
@@ -265,7 +285,9 @@ def _cut_after(graph: fx.Graph, last: fx.Node) -> None:
             graph.erase_node(node)
 
 
-def _graph_module(backbone: nn.Module, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> fx.GraphModule:
+def _graph_module(
+    backbone: nn.Module, graph: fx.Graph, modules: Mapping[str, nn.Module], constants: Mapping[str, Tensor]
+) -> fx.GraphModule:
     class _Root(nn.Module):
         pass
 
@@ -276,9 +298,13 @@ def _graph_module(backbone: nn.Module, graph: fx.Graph, modules: Mapping[str, nn
         root.register_parameter(name, parameter)
     for name, buffer in backbone.named_buffers(recurse=False):
         root.register_buffer(name, buffer)
+    for name, constant in constants.items():
+        root.register_buffer(name, constant)
     for name, module in modules.items():
         root.add_module(name, module)
     out = fx.GraphModule(root, graph, class_name=f"{type(backbone).__name__}WithAfd")
+    for name in constants.keys() & dict(out.named_buffers(recurse=False)).keys():
+        out.register_buffer(name, constants[name], persistent=False)
     return out.train(backbone.training)
 
 

@@ -28,7 +28,7 @@ def fold_norms(backbone: nn.Module) -> nn.Module:
     """
     folded = copy.deepcopy(backbone)
     modules = dict(folded.named_modules())
-    graph = trace(folded)[0]
+    graph = trace(folded).graph
     uses = _uses(graph)
     for node in graph.nodes:
         pair = _convolution_and_norm(node, modules, uses)

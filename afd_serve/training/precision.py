@@ -1,6 +1,6 @@
 """Fitting in bfloat16, where it is faster: everywhere but in strided depthwise convolutions."""
 
-from collections.abc import Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,7 +11,10 @@ from afd_serve.models.attach import conv_arguments
 
 __all__ = ["autocast_to_bfloat16", "strided_depthwise_in_float32"]
 
-_Sides = tuple[int, int]
+_Sides = int | tuple[int, int]
+
+_CONV2D: Final = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+"""Arguments of `torch.nn.functional.conv2d`, in order, with their defaults."""
 
 
 def autocast_to_bfloat16(wanted: bool) -> torch.autocast:
@@ -27,8 +30,16 @@ def _float32_conv(
         return F.conv2d(inputs, kernel, bias, stride, padding, dilation, groups)
 
 
-def _suffers(stride: Sequence[int], groups: int) -> bool:
-    return groups > 1 and max(stride) > 1
+def _suffers(stride: Any, groups: Any) -> bool:
+    """Whether a convolution is strided and grouped; one that computes its stride or groups as it runs is not known."""
+    sides = (stride,) if isinstance(stride, int) else stride
+    known = isinstance(groups, int) and isinstance(sides, (tuple, list)) and all(isinstance(s, int) for s in sides)
+    return known and groups > 1 and max(sides) > 1
+
+
+def _conv_call(node: fx.Node) -> dict[str, Any]:
+    """All arguments of a call of `torch.nn.functional.conv2d`, by name."""
+    return _CONV2D | dict(zip(_CONV2D, node.args, strict=False)) | node.kwargs
 
 
 def strided_depthwise_in_float32(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -44,7 +55,9 @@ def strided_depthwise_in_float32(graph_module: fx.GraphModule) -> fx.GraphModule
                 call = graph.call_function(_float32_conv, conv_arguments(node, conv))
             node.replace_all_uses_with(call)
             graph.erase_node(node)
-        elif node.op == "call_function" and node.target is F.conv2d and _suffers(node.args[3], node.args[-1]):
-            node.target = _float32_conv
+        elif node.op == "call_function" and node.target is F.conv2d:
+            arguments = _conv_call(node)
+            if _suffers(arguments["stride"], arguments["groups"]):
+                node.target, node.args, node.kwargs = _float32_conv, tuple(arguments.values()), {}
     graph_module.recompile()
     return graph_module
