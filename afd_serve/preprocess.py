@@ -22,7 +22,10 @@ from afd_serve.models.backbones import Preprocessing
 from afd_serve.quality import CompressionHistory, is_starved
 from afd_serve.transforms import Box, block_grid, crop_box
 
-__all__ = ["ClassifierInputs", "PreparedPicture", "prepare", "stack"]
+__all__ = ["UNREADABLE", "ClassifierInputs", "PreparedPicture", "prepare", "stack"]
+
+UNREADABLE: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises on bad files."""
 
 Buffer = bytes | bytearray | memoryview
 

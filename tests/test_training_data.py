@@ -1,5 +1,7 @@
 """The pairs that fitting sees."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,12 +73,39 @@ def test_a_recipe_that_opens_no_gate_is_refused(picture_folder: Callable[[int], 
         pairs(picture_folder(2), replace(CLEAN, only_open=True))[0]
 
 
-def test_an_unreadable_picture_is_passed_over(picture_folder: Callable[[int], Path]) -> None:
-    folder = picture_folder(2)
-    (folder / "broken.jpg").write_bytes(b"not a picture")
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file's beginning, with chunks behind its header."""
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    written = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in (header, *chunks, (b"IDAT", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+UNREADABLE_FILES = {
+    "no picture": b"not a picture",
+    "bomb": png(20_000, 20_000),
+    "long text": png(8, 8, (b"zTXt", b"key\0\0" + zlib.compress(bytes(2_000_000)))),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE_FILES)
+def test_a_batch_depends_on_no_unreadable_picture_that_was_met_before(
+    picture_folder: Callable[[int], Path], kind: str
+) -> None:
+    folder = picture_folder(3)
+    (folder / "1b.png").write_bytes(UNREADABLE_FILES[kind])
     data = pairs(folder, batch_size=8)
-    data[0], data[1]
-    assert [path.name for path in data.pictures] == ["0.png", "1.png"]
+    *_, late = [data[index] for index in range(3)]
+    assert torch.equal(late.clean, pairs(folder, batch_size=8)[2].clean)
+
+
+def test_pictures_of_which_none_can_be_read_are_refused(tmp_path: Path) -> None:
+    for index in range(2):
+        (tmp_path / f"{index}.jpg").write_bytes(b"not a picture")
+    with pytest.raises(ConfigError, match="none can be read"):
+        pairs(tmp_path)[0]
 
 
 def test_pictures_are_found_and_excluded(picture_folder: Callable[[int], Path]) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,7 +30,7 @@ from afd_serve.evaluation.protocols import QUALITIES, compress, conditions
 from afd_serve.export import example_inputs
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
-from afd_serve.preprocess import PreparedPicture, prepare, stack
+from afd_serve.preprocess import UNREADABLE, PreparedPicture, prepare, stack
 from afd_serve.runs import alone_in
 from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import fit
@@ -60,7 +59,6 @@ FITTED_HERE: Final = "fitted here"
 _AFD: Final = ("paper", "lite", "default", "full")
 _CONFIG_NAME: Final = "config.json"
 _WEIGHTS_NAME: Final = "restorer.safetensors"
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, InputError)
 
 Task = Callable[[str], AbstractContextManager[Step]]
 """Opens a progress bar with a title."""
@@ -284,7 +282,7 @@ class _Comparison:
                 answers[condition.key] = _hit(engine, prepared, True, picture.label)
                 if condition.key == "clean":
                     answers[GATED_CLEAN] = _hit(engine, prepared, not prepared.good, picture.label)
-        except _UNREADABLE:
+        except (*UNREADABLE, InputError):
             return {}
         return answers
 

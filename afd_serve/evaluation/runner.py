@@ -7,19 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from PIL import Image
-
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.dataset import LabelledPicture
 from afd_serve.evaluation.protocols import Condition, compress, conditions
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.pipeline import Failure, Prediction
+from afd_serve.preprocess import UNREADABLE
 
 __all__ = ["Answer", "Evaluation", "Predictor", "Progress", "evaluate"]
 
 RESULTS_FILE = "results.jsonl"
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 
 class Predictor(Protocol):
@@ -168,7 +165,7 @@ def _file_to_send(picture: LabelledPicture, condition: Condition, evaluation: Ev
     try:
         data = picture.path.read_bytes()
         return compress(data, condition, evaluation.preprocessing, picture_id=picture.id, seed=evaluation.seed)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return Answer(failure=f"cannot be read: {error}")
 
 

@@ -12,13 +12,13 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, features
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
-from afd_serve.preprocess import ClassifierInputs, PreparedPicture, prepare, stack
+from afd_serve.preprocess import UNREADABLE, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.transforms import resize_crop
 
 __all__ = ["CompressedPairs", "Pair", "Recipe", "find_pictures"]
@@ -90,7 +90,7 @@ class CompressedPairs(Dataset[Pair]):
     """Batches of compressed crops with their clean originals, made on the fly.
 
     Args:
-        pictures: Files; one that cannot be read is passed over.
+        pictures: Files; for one that cannot be read another is drawn, each time, so that batches depend on no others.
         preprocessing: The backbone's; its size is replaced by each batch's.
         sizes: Crop sizes; each has an equal share of the batches, in this order: small crops first take less time.
         batch_size: Pictures per batch.
@@ -153,23 +153,26 @@ class CompressedPairs(Dataset[Pair]):
 
     def _part(self, random: np.random.Generator) -> Image.Image:
         """A random part of a random picture, perhaps mirrored, turned and recoloured."""
-        while True:
-            path = self.pictures[random.integers(len(self.pictures))]
-            try:
-                with Image.open(path) as picture:
-                    picture.draft("RGB", (1024, 1024))
-                    rgb = picture.convert("RGB")
-                break
-            except (OSError, UnidentifiedImageError):
-                self.pictures.remove(path)
-                if not self.pictures:
-                    raise ConfigError("none of the fitting pictures can be read") from None
+        rgb = self._picture(random)
         scene = rgb.crop(self._random_box(random, rgb.width, rgb.height))
         if random.random() < self.recipe.p_flip:
             scene = scene.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if random.random() < self.recipe.p_turn:
             scene = scene.transpose(_TURNS[random.integers(len(_TURNS))])
         return _recolour(random, scene) if random.random() < self.recipe.p_colour else scene
+
+    def _picture(self, random: np.random.Generator) -> Image.Image:
+        """A random picture, as RGB; another one for one that cannot be read."""
+        for _ in range(_MOST_DRAWS):
+            path = self.pictures[random.integers(len(self.pictures))]
+            try:
+                with Image.open(path) as picture:
+                    picture.draft("RGB", (1024, 1024))
+                    rgb: Image.Image = picture.convert("RGB")
+                    return rgb
+            except UNREADABLE:
+                continue
+        raise ConfigError(f"of {_MOST_DRAWS} fitting pictures, drawn from {len(self.pictures)}, none can be read")
 
     def _random_box(self, random: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
         area = random.uniform(self.recipe.least_area, 1.0) * width * height
