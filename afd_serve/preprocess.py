@@ -22,7 +22,7 @@ from afd_serve.models.backbones import Preprocessing
 from afd_serve.quality import CompressionHistory, is_starved
 from afd_serve.transforms import Box, block_grid, crop_box
 
-__all__ = ["UNREADABLE", "ClassifierInputs", "PreparedPicture", "prepare", "stack"]
+__all__ = ["UNREADABLE", "ClassifierInputs", "PreparedPicture", "as_rgb", "prepare", "stack"]
 
 UNREADABLE: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises on bad files."""
@@ -212,7 +212,7 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
                 raise PictureTooLargeError(
                     f"the picture has {picture.width}x{picture.height} pixels; the limit is {limits.max_pixels}"
                 )
-            return np.asarray(_as_rgb(ImageOps.exif_transpose(picture)))
+            return np.asarray(as_rgb(ImageOps.exif_transpose(picture)))
     except PictureTooLargeError:
         raise
     except Image.DecompressionBombError as error:
@@ -225,7 +225,8 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
         raise NotAnImageError(f"the picture cannot be decoded: {error}") from error
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode with 8 bits per sample, red, green and blue."""
     if picture.mode.startswith("I"):  # 16 bits per sample, which Pillow would clip to 255 instead of scaling
         picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
     return picture.convert("RGB")

@@ -81,6 +81,14 @@ def test_protocol_b_keeps_size_and_grayscale() -> None:
     assert opened(compressed(file_of(picture("RGBA")), Condition("B", 10))).mode == "RGB"
 
 
+def test_16_bits_per_sample_are_scaled_and_not_clipped() -> None:
+    grey = np.asarray(picture("L"))
+    deep, usual = file_of(Image.fromarray(grey.astype(np.uint16) * 257)), file_of(picture("L").convert("RGB"))
+    assert opened(deep).mode == "I;16"
+    assert np.array_equal(model_crop(deep, PREPROCESSING), model_crop(usual, PREPROCESSING))
+    assert compressed(deep, Condition("B", 25)) == compressed(usual, Condition("B", 25))
+
+
 def test_orientation_is_applied_before_it_is_lost() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees

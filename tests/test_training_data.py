@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.quality import estimate_quality, harmless_from
 from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
+from tests.conftest import scene
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
 CLEAN = Recipe(p_native=0, p_clean=1, p_other_codec=0, p_colour=0, only_open=False)
@@ -71,6 +73,17 @@ def qualities(data: CompressedPairs) -> list[int]:
 def test_a_recipe_that_opens_no_gate_is_refused(picture_folder: Callable[[int], Path]) -> None:
     with pytest.raises(ConfigError, match="only_open=False"):
         pairs(picture_folder(2), replace(CLEAN, only_open=True))[0]
+
+
+def test_16_bits_per_sample_are_scaled_and_not_clipped(picture_folder: Callable[[int], Path]) -> None:
+    folder = picture_folder(2)
+    batches = []
+    for depth, scale in ((np.uint8, 1), (np.uint16, 257)):
+        for index in range(2):
+            grey = np.asarray(scene(120, 90, seed=index).convert("L"))
+            Image.fromarray(grey.astype(depth) * depth(scale)).save(folder / f"{index}.png")
+        batches.append(pairs(folder)[0].clean)
+    assert torch.equal(*batches)
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:

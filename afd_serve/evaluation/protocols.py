@@ -28,6 +28,7 @@ from PIL import __version__ as pillow_version
 
 from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
+from afd_serve.preprocess import as_rgb
 from afd_serve.transforms import crop_box, resize_crop
 
 __all__ = [
@@ -137,7 +138,7 @@ def encode(picture: Image.Image, quality: int, codec: str = "JPEG") -> bytes:
 
 def model_crop(data: bytes, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Decode a picture with Pillow and return the model's crop, uint8 RGB ``[S, S, 3]``."""
-    pixels = np.asarray(_upright(data).convert("RGB"))
+    pixels = np.asarray(as_rgb(_upright(data)))
     box = crop_box(pixels.shape[1], pixels.shape[0], preprocessing)
     return resize_crop(pixels, box, preprocessing.size, preprocessing.interpolation)
 
@@ -162,7 +163,7 @@ def compress(data: bytes, condition: Condition, preprocessing: Preprocessing, *,
         return data
     if condition.protocol == "B":
         picture = _upright(data)
-        return encode(picture if picture.mode == "L" else picture.convert("RGB"), condition.level)
+        return encode(picture if picture.mode == "L" else as_rgb(picture), condition.level)
     picture = Image.fromarray(model_crop(data, preprocessing))
     if condition.protocol in _OTHER_CODECS:
         return encode(picture, condition.level, condition.protocol.upper())

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
-from afd_serve.preprocess import UNREADABLE, ClassifierInputs, PreparedPicture, prepare, stack
+from afd_serve.preprocess import UNREADABLE, ClassifierInputs, PreparedPicture, as_rgb, prepare, stack
 from afd_serve.transforms import resize_crop
 
 __all__ = ["CompressedPairs", "Pair", "Recipe", "find_pictures"]
@@ -168,8 +168,7 @@ class CompressedPairs(Dataset[Pair]):
             try:
                 with Image.open(path) as picture:
                     picture.draft("RGB", (1024, 1024))
-                    rgb: Image.Image = picture.convert("RGB")
-                    return rgb
+                    return as_rgb(picture)
             except UNREADABLE:
                 continue
         raise ConfigError(f"of {_MOST_DRAWS} fitting pictures, drawn from {len(self.pictures)}, none can be read")
