@@ -1,5 +1,6 @@
 """The processes behind a server of our own: what TorchServe needs to start, starting it, and seeing it end."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from afd_serve.errors import DependencyError, ServingError
 from afd_serve.packaging.handlers import handlers_dir
@@ -20,6 +22,9 @@ __all__ = [
     "short_temporary_folder",
     "write_settings",
 ]
+
+
+_LOG_SETTINGS: Final = "log4j2.xml"
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,17 @@ def write_settings(archive: Path, state_dir: Path, ports: Ports, workers: int) -
         "default_workers_per_model": workers,
         "metrics_config": state_dir / "metrics.yaml",
     }
-    shutil.copyfile(handlers_dir() / "metrics.yaml", state_dir / "metrics.yaml")
+    for name in ("metrics.yaml", _LOG_SETTINGS):
+        shutil.copyfile(handlers_dir() / name, state_dir / name)
     template = (handlers_dir() / "config.properties").read_text().splitlines()
     kept = [line for line in template if line.partition("=")[0] not in own]
-    (state_dir / "config.properties").write_text("\n".join([*kept, *(f"{k}={v}" for k, v in own.items())]) + "\n")
+    text = "\n".join([*kept, *(f"{name}={_escaped(str(value))}" for name, value in own.items())]) + "\n"
+    (state_dir / "config.properties").write_text(text)
+
+
+def _escaped(value: str) -> str:
+    """A value as Java reads it, which takes these files for Latin-1: its escapes are those of JSON."""
+    return json.dumps(value)[1:-1]
 
 
 def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
@@ -85,8 +97,8 @@ def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
     command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs"]
     command += ["--ts-config", str(state_dir / "config.properties")]
     command += ["--model-store", str(state_dir / "model_store"), "--workflow-store", str(state_dir / "workflow_store")]
-    command += ["--models", f"{archive.stem}={archive.name}"]
-    with (state_dir / "logs" / "console.log").open("wb") as console:
+    command += ["--models", f"{archive.stem}={archive.name}", "--log-config", str(state_dir / _LOG_SETTINGS)]
+    with (state_dir / "logs" / "console.log").open("ab") as console:
         done = subprocess.run(
             command,
             cwd=state_dir,
@@ -107,13 +119,13 @@ def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
 
 
 def log_tail(state_dir: Path) -> str:
-    """What the logs say: the first traceback of a worker, or else the end of the console."""
+    """What the logs say: the first traceback of a worker, or else the end of the console or of the frontend's log."""
     name = "model_log.log"
     # Each line carries time, level, thread and logger before the worker's own text.
     lines = [line.partition(" MODEL_LOG - ")[2] for line in read_log(state_dir).splitlines()]
     start = next((index for index, line in enumerate(lines) if line.startswith("Traceback")), None)
     if start is None:
-        name = "console.log"
+        name = "console.log" if read_log(state_dir, "console.log") else "ts_log.log"
         lines = read_log(state_dir, name).splitlines()[-30:]
         start = 0
     return f"{state_dir / 'logs' / name} says:\n" + "\n".join(lines[start : start + 40])

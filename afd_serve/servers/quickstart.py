@@ -1,5 +1,6 @@
 """From a classifier's name to a server that has answered, doing only what is not done yet."""
 
+import shlex
 from pathlib import Path
 
 from afd_serve.errors import ServingError
@@ -69,7 +70,7 @@ def show(server: TorchServe) -> str:
         [
             *lines,
             "Send your own:",
-            f"  curl -H @{server.header_file} -T PICTURE.jpg {server.url}",
+            f"  curl -H {shlex.quote(f'@{server.header_file}')} -T PICTURE.jpg {server.url}",
             "and add -H 'afd: off' for the bare classifier.",
         ]
     )

@@ -8,6 +8,7 @@ Everything that a server writes lies in its state directory: settings, logs, tok
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 import urllib.request
@@ -228,12 +229,23 @@ def _wait(server: TorchServe, probe: bytes, deadline: float) -> None:
                 answer = server.post(probe)
                 if answer.status == 200:
                     _write_header(server)
+                    _keep_from_cleaning(server.scratch)
                     return
                 reason = answer.body.decode(errors="replace")
         except ServingError as error:
             reason = str(error)
         time.sleep(0.2)
     raise ServingError(f"TorchServe gave no answer in time ({reason}); {log_tail(server.state_dir)}")
+
+
+def _keep_from_cleaning(folder: Path) -> None:
+    """Give files the sticky bit: systemd-tmpfiles removes from /tmp what nobody reads for days, but none that have it.
+
+    A worker that is replaced after weeks needs the unpacked model again.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | stat.S_ISVTX)
 
 
 def _wait_for_quiet(state_dir: Path) -> None:

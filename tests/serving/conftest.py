@@ -54,7 +54,7 @@ def archive(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[torchserve.TorchServe]:
-    state = tmp_path_factory.mktemp("state")
+    state = tmp_path_factory.mktemp("état du serveur")
     running = torchserve.start(archive, state, probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
     yield running
     torchserve.stop(state)
