@@ -1,11 +1,11 @@
 """The rollout modes: what AFD does for a picture. Nothing here needs torch."""
 
-from enum import Enum
+from enum import StrEnum
 
 __all__ = ["Mode"]
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """What AFD does for a picture whose gate opens; a picture whose gate stays closed is answered alike in all modes.
 
     Attributes:

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
@@ -319,7 +319,7 @@ def main() -> None:
     found = {name: median(measured) for name, measured in rounds.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     facts = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "torch": str(torch.__version__),

@@ -28,8 +28,8 @@ java_package() {
   echo openjdk-17-jre-headless
 }
 
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
-  echo "bootstrap: $python is not there or too old; set PYTHON to a Python 3.10 or newer" >&2
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+  echo "bootstrap: $python is not there or too old; set PYTHON to a Python 3.11 or newer" >&2
   exit 1
 fi
 command -v c++ >/dev/null 2>&1 || need g++

@@ -6,12 +6,17 @@ import io
 import json
 import pickle
 import re
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from afd_serve.checkpoint import load_afd
 from afd_serve.errors import AfdError, CheckpointError
@@ -190,22 +195,34 @@ def test_an_archive_without_a_seal_is_refused(unpacked: Path, seal: str | None) 
         check_seal(unpacked)
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 def requirements() -> set[str]:
     """The packages that serving and asking need, by the names that pyproject.toml gives them."""
-    text = (ROOT / "pyproject.toml").read_text()
-    lists = [re.search(r"^dependencies = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)]
-    lists += [re.search(rf"^{name} = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL) for name in ("torchserve", "client")]
-    lists.append(re.search(r"^triton-server = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL))
-    words = [word for found in lists if found for word in re.findall(r'"([\w-]+)', found[1])]
-    return {word.lower().replace("_", "-") for word in words}
+    extras = PROJECT["optional-dependencies"]
+    lists = [PROJECT["dependencies"], *(extras[name] for name in ("torchserve", "client", "triton-server"))]
+    return {canonicalize_name(Requirement(text).name) for part in lists for text in part}
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in lines)
+    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
 def test_every_package_that_serving_needs_is_pinned() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in lines)
-    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     assert len(requirements()) > 15
-    assert requirements() - pinned == {"numpy"}
+    assert requirements() - set(pins()) == {"numpy"}
+
+
+def test_the_oldest_python_can_install_what_is_pinned() -> None:
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    installed = {canonicalize_name(found.name): found for found in distributions()}
+    checked = [installed[name] for name in pins() if name in installed]
+    assert len(checked) > 15
+    for found in checked:
+        assert SpecifierSet(found.metadata.get("Requires-Python", "")).contains(oldest), found.name
 
 
 def test_the_document_names_tests_that_exist() -> None:

@@ -1,6 +1,5 @@
 """One exchange of bytes with a server, over HTTP or gRPC, blocking or not. What the bytes mean is not known here."""
 
-import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -220,7 +219,7 @@ class AsyncHttpChannel:
                 allow_redirects=False,  # as urllib3 is told: a picture goes where it was sent
             ) as response:
                 return _checked(Reply(response.status, await response.read()), self._base)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise DeadlineExceededError(f"no answer from {self._base} within {timeout:.3g} s") from error
         except aiohttp.ClientSSLError as error:
             raise TlsError(f"no TLS with {self._base}: {error}") from error

@@ -104,7 +104,7 @@ class Connection:
         self.endpoint.under_way += 1
         try:
             answer: Answer | Exception = await asyncio.wait_for(self._exchange(question), TIMEOUT)
-        except (OSError, EOFError, TimeoutError, asyncio.TimeoutError) as error:
+        except (OSError, EOFError, TimeoutError) as error:
             answer = error
             self.close()
         finally:
