@@ -1,11 +1,12 @@
 """Processes, ports and logs of the servers that we start: finding them, seeing them end, reading what they say."""
 
 import socket
+import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from afd_serve.errors import DependencyError, ServingError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = ["check_ports", "end", "free_ports", "kill_marked", "read_log", "runs", "started_at"]
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def free_ports(count: int) -> list[int]:
@@ -52,23 +55,22 @@ def read_log(state_dir: Path, name: str = "model_log.log") -> str:
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
-def started_at(pid: int) -> float:
-    """When a process started: together with its id, this names it for good.
+def started_at(pid: int) -> str:
+    """Since which moment a process runs, as words to compare: together with its id, they name it for good.
 
     Raises:
         ServingError: It has ended already.
     """
     try:
-        return psutil.Process(pid).create_time()
+        return _start(pid)
     except psutil.NoSuchProcess as error:
         raise ServingError("the server ended as soon as it had started") from error
 
 
-def runs(pid: int, started: float) -> bool:
-    """Whether the process with this id that started at this time still runs."""
+def runs(pid: int, started: str) -> bool:
+    """Whether the process with this id of which `started_at` said ``started`` still runs."""
     try:
-        process = psutil.Process(pid)
-        return process.create_time() == started and not _ended(process)
+        return _start(pid) == started and not _ended(psutil.Process(pid))
     except psutil.NoSuchProcess:
         return False
 
@@ -94,6 +96,18 @@ def kill_marked(mark: str) -> None:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if any(mark in word for word in process.cmdline()):
                 process.kill()
+
+
+def _start(pid: int) -> str:
+    """What `started_at` says; NoSuchProcess where the process has ended."""
+    if sys.platform != "linux":
+        return str(psutil.Process(pid).create_time())
+    # psutil's time follows every correction of the system's clock. The kernel counts ticks from each boot on.
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(pid) from error
+    return f"{fields[19]} ticks after boot {_BOOT_ID.read_text().strip()}"
 
 
 def _wait_for_end(family: list[psutil.Process], timeout: float) -> list[psutil.Process]:

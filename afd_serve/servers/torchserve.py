@@ -39,7 +39,7 @@ class TorchServe:
         model: The name of the model that it serves.
         fingerprint: What it was started from, in the words of the caller of `start`.
         pid: The frontend's process.
-        started: That process's start time: a process id alone may belong to another process by now.
+        started: Since when that process runs: a process id alone may belong to another process by now.
         scratch: The folder of its sockets and unpacked models.
         ports: Where it listens.
     """
@@ -48,7 +48,7 @@ class TorchServe:
     model: str
     fingerprint: str
     pid: int
-    started: float
+    started: str
     scratch: Path
     ports: Ports = field(default_factory=Ports)
 

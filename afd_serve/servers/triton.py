@@ -45,7 +45,7 @@ class Triton:
         prefix: What the names of its shared memory regions begin with.
         ports: Where it listens.
         pid: The supervisor's process.
-        started: That process's start time: a process id alone may belong to another process by now.
+        started: Since when that process runs: a process id alone may belong to another process by now.
     """
 
     state_dir: Path
@@ -55,7 +55,7 @@ class Triton:
     prefix: str
     ports: TritonPorts
     pid: int = 0
-    started: float = 0.0
+    started: str = ""
 
     @property
     def url(self) -> str:

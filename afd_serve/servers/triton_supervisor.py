@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 
 import psutil
 
-from afd_serve.servers.processes import runs
+from afd_serve.servers.processes import runs, started_at
 from afd_serve.servers.triton import Triton, clean_up, load, probe
 from afd_serve.servers.triton_environment import find_environment, link_backend, server_command
 
@@ -32,7 +32,7 @@ _START_TIMEOUT: Final = 120.0
 _LONGEST_PAUSE: Final = 30.0
 _PR_SET_PDEATHSIG: Final = 1
 
-Process = tuple[int, float]  # id and start time
+Process = tuple[int, str]  # id, and since when it runs
 
 
 class Supervisor:
@@ -130,7 +130,7 @@ class Supervisor:
 
 def _find_stubs(process: subprocess.Popen[bytes]) -> set[Process]:
     children = psutil.Process(process.pid).children(recursive=True)
-    return {(child.pid, child.create_time()) for child in children if _STUB in " ".join(child.cmdline()[:1])}
+    return {(child.pid, started_at(child.pid)) for child in children if _STUB in " ".join(child.cmdline()[:1])}
 
 
 def _die_with_parent() -> None:
