@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +13,31 @@ __all__ = ["alone_in"]
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder, which is made where it is missing; what a process held is free when it ends, however it ends.
 
+    Args:
+        folder: Where the work goes on; processes that are started meanwhile do not hold it.
+        wait: Let another run there come to its end.
+
     Raises:
-        ConfigError: another run is at work there.
+        ConfigError: another run is at work there, and ``wait`` is false.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another run is at work in {folder}; wait for it or choose another folder") from None
+        _lock(handle, folder, wait)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, folder: Path, wait: bool) -> None:
+    busy = f"another run is at work in {folder}"
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise ConfigError(f"{busy}; wait for it or choose another folder") from None
+        print(f"{busy}; this one waits for it", file=sys.stderr, flush=True)
+        fcntl.flock(handle, fcntl.LOCK_EX)

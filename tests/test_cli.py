@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from afd_serve.cli import main
+from afd_serve.errors import ConfigError
 from afd_serve.export import export_classifier
 from afd_serve.mode import Mode
 from afd_serve.pipeline import Pipeline, Prediction
 from afd_serve.results import Shadow
+from afd_serve.runs import alone_in
 from tests import tiny_backbone
 from tests.conftest import encoded, recompressed, scene
 
@@ -302,6 +304,19 @@ def test_fit_then_export_then_package(run: Run, picture_folder: Callable[[int], 
 
 def test_stop_without_a_server(run: Run, tmp_path: Path) -> None:
     assert run("stop", "--state-dir", tmp_path)[:2] == (0, "nothing runs\n")
+
+
+def test_stop_holds_the_state_directory(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(state_dir: Path) -> bool:
+        with pytest.raises(ConfigError, match="another run"), alone_in(state_dir):
+            pass
+        return True
+
+    monkeypatch.setattr("afd_serve.servers.torchserve.stop", stop)
+    assert run("stop", "--state-dir", tmp_path)[:2] == (0, "stopped\n")
+    missing = tmp_path / "missing"
+    assert run("stop", "--state-dir", missing)[1] == "nothing runs\n"
+    assert not missing.exists()
 
 
 def test_doctor_has_a_line_for_everything(run: Run) -> None:

@@ -41,3 +41,26 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
         holder.kill()
     with alone_in(tmp_path):
         pass
+
+
+def test_who_waits_gets_the_folder_when_it_is_free_and_says_so(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from afd_serve.runs import alone_in\n"
+        "with alone_in(Path(sys.argv[1]), wait=True): print('held')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with alone_in(tmp_path):
+        waiting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr is not None
+        assert "this one waits for it" in waiting.stderr.readline()
+    with waiting:
+        assert waiting.communicate()[0] == "held\n"
+
+
+def test_a_process_that_is_started_in_a_folder_does_not_hold_it(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
+    with child:
+        with alone_in(tmp_path, wait=True):  # the child's descriptors close a moment after it has been started
+            assert child.poll() is None
+        child.kill()

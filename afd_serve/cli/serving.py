@@ -120,11 +120,16 @@ def serve_triton(
 @app.command()
 def stop(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
     """Stop the server that `serve` started."""
+    typer.echo("stopped" if state_dir.is_dir() and _stop(state_dir) else "nothing runs")
+
+
+def _stop(state_dir: Path) -> bool:
+    from afd_serve.runs import alone_in
     from afd_serve.servers import torchserve, triton
 
-    # Each knows its own state files only.
-    stopped = torchserve.stop(state_dir) or triton.stop(state_dir)
-    typer.echo("stopped" if stopped else "nothing runs")
+    with alone_in(state_dir, wait=True):
+        # Each knows its own state files only.
+        return torchserve.stop(state_dir) or triton.stop(state_dir)
 
 
 @app.command()

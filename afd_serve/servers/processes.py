@@ -1,5 +1,6 @@
 """Processes, ports and logs of the servers that we start: finding them, seeing them end, reading what they say."""
 
+import os
 import socket
 import sys
 import time
@@ -91,10 +92,10 @@ def end(pid: int, timeout: float) -> None:
 
 
 def kill_marked(mark: str) -> None:
-    """Kill every process whose command line has a word that contains ``mark``."""
+    """Kill every process but this one whose command line has a word that contains ``mark``."""
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if any(mark in word for word in process.cmdline()):
+            if process.pid != os.getpid() and any(mark in word for word in process.cmdline()):
                 process.kill()
 
 

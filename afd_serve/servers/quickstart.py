@@ -8,6 +8,7 @@ from afd_serve.mode import Mode
 from afd_serve.packaging.handlers import handlers_dir
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.response import prediction_from_dict
+from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
 from afd_serve.servers.torchserve import Ports, TorchServe, find, start, stop
@@ -28,7 +29,8 @@ def serve_torchserve(
     """Serve a classifier on TorchServe, in the background.
 
     The archive is built only when its sources changed, and a server that runs with the same archive and settings is
-    left alone. Another one is replaced once the archive is built; where that fails, it goes on.
+    left alone. Another one is replaced once the archive is built; where that fails, it goes on. Of calls for one state
+    directory, each waits for the one before.
 
     Args:
         source: A shipped name, a run's directory, or the directory of an exported model.
@@ -44,14 +46,15 @@ def serve_torchserve(
         DependencyError: Java, TorchServe or the archiver is missing.
     """
     ports = ports or Ports()
-    settings = f"{source}|{name}|{version}|{mode.value}|{ports}|{workers}"
-    fingerprint = fingerprint_of(source, handlers_dir(), settings)
-    running = find(state_dir)
-    if running is not None and running.fingerprint == fingerprint and _answers(running):
-        return running
-    archive = _archive(source, state_dir / "archives", name, version, mode)
-    stop(state_dir)
-    return start(archive, state_dir, probe=sample_picture(), fingerprint=fingerprint, ports=ports, workers=workers)
+    with alone_in(state_dir, wait=True):
+        settings = f"{source}|{name}|{version}|{mode.value}|{ports}|{workers}"
+        fingerprint = fingerprint_of(source, handlers_dir(), settings)
+        running = find(state_dir)
+        if running is not None and running.fingerprint == fingerprint and _answers(running):
+            return running
+        archive = _archive(source, state_dir / "archives", name, version, mode)
+        stop(state_dir)
+        return start(archive, state_dir, probe=sample_picture(), fingerprint=fingerprint, ports=ports, workers=workers)
 
 
 def show(server: TorchServe) -> str:

@@ -21,7 +21,7 @@ from afd_serve.errors import ServingError
 from afd_serve.servers.http import Answer, ask
 from afd_serve.servers.java import find_java
 from afd_serve.servers.launch import Ports, launch, log_tail, short_temporary_folder, write_settings
-from afd_serve.servers.processes import check_ports, end, read_log, runs, started_at
+from afd_serve.servers.processes import check_ports, end, kill_marked, read_log, runs, started_at
 
 __all__ = ["Answer", "Ports", "TorchServe", "find", "start", "stop"]
 
@@ -169,12 +169,13 @@ def start(
         )
         (state_dir / _STATE).write_text(json.dumps(asdict(server), indent=2, default=str))
     except BaseException:
+        kill_marked(scratch.name)  # a frontend may run whose id nobody got to know; its command line names the folder
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     try:
         _wait(server, probe, time.monotonic() + timeout)
     except BaseException:
-        stop(state_dir)
+        _end(server, state_dir, timeout=30)
         raise
     return server
 
@@ -204,15 +205,19 @@ def _last(state_dir: Path) -> TorchServe | None:
 def stop(state_dir: Path, *, timeout: float = 30) -> bool:
     """Stop the server of a state directory with all its workers; False when none runs."""
     server = _last(state_dir)
-    if server is None:
-        return False
+    return server is not None and _end(server, state_dir, timeout)
+
+
+def _end(server: TorchServe, state_dir: Path, timeout: float) -> bool:
+    """Stop one server and remove its files, not those of one that took its place; False where it had ended."""
     running = server.alive()
     if running:
         end(server.pid, timeout)
     if server.scratch.name.startswith(_SCRATCH):  # never another folder, whatever the state file says
         shutil.rmtree(server.scratch, ignore_errors=True)
-    for name in (_STATE, "key_file.json", server.header_file.name):
-        _remove(state_dir / name)
+    if _last(state_dir) == server:
+        for name in (_STATE, "key_file.json", server.header_file.name):
+            _remove(state_dir / name)
     return running
 
 

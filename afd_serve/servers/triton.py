@@ -130,11 +130,11 @@ def start(
     server.log.parent.mkdir(parents=True)
     link_backend(environment, server.state_dir / "backends")
     _save(server)
-    server = _launch(server)
     try:
+        server = _launch(server)
         _wait(server, time.monotonic() + timeout)
     except BaseException:
-        stop(state_dir)
+        _end(server, state_dir, timeout=20)
         raise
     return server
 
@@ -158,22 +158,30 @@ def find(state_dir: Path) -> Triton | None:
 def stop(state_dir: Path, *, timeout: float = 20) -> bool:
     """Stop the server of a state directory and its supervisor; False when none runs."""
     server = load(state_dir)
-    if server is None:
-        return False
+    return server is not None and _end(server, state_dir, timeout)
+
+
+def _end(server: Triton, state_dir: Path, timeout: float) -> bool:
+    """Stop one server and remove its files, not those of one that took its place; False where it had ended."""
     running = server.alive()
     if running:
         end(server.pid, timeout)
     clean_up(server)
-    server.ready_file.unlink(missing_ok=True)
-    (state_dir / _STATE).unlink(missing_ok=True)
+    last = load(state_dir)
+    if last is not None and last.prefix == server.prefix:
+        server.ready_file.unlink(missing_ok=True)
+        (state_dir / _STATE).unlink(missing_ok=True)
     return running
 
 
 def clean_up(server: Triton) -> None:
-    """End and remove what a killed server leaves: Python processes that wait for it for ever, and shared memory."""
+    """End and remove what a killed server leaves: Python processes that wait for it for ever, and shared memory.
+
+    A supervisor that is not the caller ends too.
+    """
     # Never others', whatever the state file says.
     if re.fullmatch(rf"{_PREFIX}[0-9a-f]{{12}}_", server.prefix):
-        kill_marked(server.prefix)  # it is on the command lines of the server and of its Python processes
+        kill_marked(server.prefix)  # it is on the command lines of supervisor, server and Python processes
         for path in SHARED_MEMORY.glob(f"{server.prefix}*"):
             path.unlink(missing_ok=True)
 
@@ -211,7 +219,7 @@ def _save(server: Triton) -> None:
 
 
 def _launch(server: Triton) -> Triton:
-    command = [sys.executable, "-m", "afd_serve.servers.triton_supervisor", str(server.state_dir)]
+    command = [sys.executable, "-m", "afd_serve.servers.triton_supervisor", str(server.state_dir), server.prefix]
     with server.log.open("ab") as log:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, check=False

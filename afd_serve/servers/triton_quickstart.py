@@ -10,6 +10,7 @@ from afd_serve.errors import ServingError
 from afd_serve.mode import Mode
 from afd_serve.packaging.triton import TritonLimits, package_triton, repository_templates
 from afd_serve.results import Failure
+from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
 from afd_serve.servers.triton import Triton, TritonPorts, find, probe, start, stop
@@ -31,7 +32,8 @@ def serve_triton(
     """Serve a classifier on Triton, in the background.
 
     A server that runs with the same classifier and settings, and answers, is left alone. Another one is replaced once
-    the model repository is built; where that fails, it goes on.
+    the model repository is built; where that fails, it goes on. Of calls for one state directory, each waits for the
+    one before.
 
     Args:
         source: A shipped name, a run's directory, or the directory of an exported model.
@@ -46,18 +48,19 @@ def serve_triton(
         ServingError: The server does not start, or does not answer.
         DependencyError: Something is missing in one of the two environments.
     """
-    ports, python = ports or TritonPorts(), python or suitable_python(state_dir)
-    platform = "python" if torch.cuda.is_available() else "python_cpu"
-    settings = f"{source}|{mode.value}|{python}|{ports}|{workers}|{platform}"
-    fingerprint = fingerprint_of(source, repository_templates(), settings)
-    running = find(state_dir)
-    if running is not None and running.fingerprint == fingerprint and probe(running, timeout=10) is None:
-        return running
-    classifiers = workers or os.cpu_count() or 1
-    limits = TritonLimits(decoders=classifiers, classifiers=classifiers)
-    repository = package_triton(source, state_dir / "model_repository", platform=platform, limits=limits, mode=mode)
-    stop(state_dir)
-    return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports)
+    with alone_in(state_dir, wait=True):
+        ports, python = ports or TritonPorts(), python or suitable_python(state_dir)
+        platform = "python" if torch.cuda.is_available() else "python_cpu"
+        settings = f"{source}|{mode.value}|{python}|{ports}|{workers}|{platform}"
+        fingerprint = fingerprint_of(source, repository_templates(), settings)
+        running = find(state_dir)
+        if running is not None and running.fingerprint == fingerprint and probe(running, timeout=10) is None:
+            return running
+        classifiers = workers or os.cpu_count() or 1
+        limits = TritonLimits(decoders=classifiers, classifiers=classifiers)
+        repository = package_triton(source, state_dir / "model_repository", platform=platform, limits=limits, mode=mode)
+        stop(state_dir)
+        return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports)
 
 
 def show(server: Triton) -> str:

@@ -1,4 +1,6 @@
-"""Keeps one ``tritonserver`` alive: ``python -m afd_serve.servers.triton_supervisor STATE_DIR``.
+"""Keeps one ``tritonserver`` alive: ``python -m afd_serve.servers.triton_supervisor STATE_DIR PREFIX``.
+
+PREFIX, that of the server's shared memory, is there for `afd_serve.servers.triton.clean_up` to know the process by.
 
 The server is replaced as a whole when it has ended, when one of the Python processes that it had when it became ready
 has died, or when it fails to classify the sample picture twice in a row. The first two show within half a second. The

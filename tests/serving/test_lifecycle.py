@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ from afd_serve.errors import CheckpointError, ServingError
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.sample import sample_picture
 from afd_serve.servers import torchserve
+from afd_serve.servers.launch import launch
 from afd_serve.servers.quickstart import serve_torchserve
 
 pytestmark = pytest.mark.serving
@@ -32,8 +34,14 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, tmp_path: Path) -> None:
     ports = torchserve.Ports.free()
-    first = serve_torchserve(exported, tmp_path, ports=ports, workers=1)
+
+    def serve(_: int) -> torchserve.TorchServe:
+        return serve_torchserve(exported, tmp_path, ports=ports, workers=1)
+
     try:
+        with ThreadPoolExecutor() as pool:
+            first, same = pool.map(serve, range(2))  # at the same time
+        assert first == same
         archive = tmp_path / "archives" / "afd.mar"
         built = archive.stat().st_mtime_ns
         assert serve_torchserve(exported, tmp_path, ports=ports, workers=1) == first
@@ -62,6 +70,22 @@ def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, tmp
     wait_until_gone(family)
     with pytest.raises(ServingError):
         second.post(sample_picture())
+
+
+def test_an_interrupted_start_leaves_no_process(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started = []
+
+    def interrupted(*arguments: Path) -> int:
+        started.append(psutil.Process(launch(*arguments)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torchserve, "launch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        serve_torchserve(exported, tmp_path, ports=torchserve.Ports.free(), workers=1)
+    assert started
+    wait_until_gone(started)
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_with_the_workers_words(exported: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -113,9 +114,14 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
     exported: Path, triton_python: Path, tmp_path: Path
 ) -> None:
     ports = TritonPorts.free()
-    first = serve_triton(exported, tmp_path, mode=Mode.SHADOW, python=triton_python, ports=ports, workers=1)
+
+    def serve(_: int) -> Triton:
+        return serve_triton(exported, tmp_path, mode=Mode.SHADOW, python=triton_python, ports=ports, workers=1)
+
     try:
-        assert serve_triton(exported, tmp_path, mode=Mode.SHADOW, python=triton_python, ports=ports, workers=1) == first
+        with ThreadPoolExecutor() as pool:
+            first, same = pool.map(serve, range(2))  # at the same time
+        assert first == same == serve(0)
         assert counted(first, "afd_pictures_total") == counted(first, "afd_inference_seconds_count") == 0
         with Client(first.grpc_url) as client:
             asked = (Options(), Options(Mode.PROTECT))
@@ -135,6 +141,23 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert not list(SHARED_MEMORY.glob(f"{first.prefix}*"))
+
+
+def test_an_interrupted_start_leaves_no_supervisor(
+    exported: Path, triton_python: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    supervisors = []
+
+    def interrupted(pid: int) -> str:
+        supervisors.append(psutil.Process(pid))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(triton, "started_at", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        serve_triton(exported, tmp_path, python=triton_python, ports=TritonPorts.free(), workers=1)
+    assert supervisors
+    _, alive = psutil.wait_procs(supervisors, timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_model_that_cannot_be_loaded_is_reported(exported: Path, triton_python: Path, tmp_path: Path) -> None:
