@@ -1,6 +1,7 @@
 """Starts of servers that fail or are interrupted, with sleeping processes in the servers' place."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,14 +12,14 @@ import pytest
 
 pytest.importorskip("psutil")
 
-from afd_serve.errors import ConfigError, ServingError
+from afd_serve.errors import ConfigError, DependencyError, ServingError
 from afd_serve.runs import alone_in
 from afd_serve.servers import quickstart, torchserve, triton, triton_quickstart
-from afd_serve.servers.java import Java
-from afd_serve.servers.processes import started_at
+from afd_serve.servers.java import Java, find_java
+from afd_serve.servers.processes import check_ports, started_at
 from afd_serve.servers.torchserve import TorchServe
 from afd_serve.servers.triton import Triton
-from afd_serve.servers.triton_environment import TritonEnvironment
+from afd_serve.servers.triton_environment import TritonEnvironment, find_environment
 
 Sleeper = Callable[..., subprocess.Popen[bytes]]
 
@@ -40,10 +41,16 @@ def sleeper() -> Iterator[Sleeper]:
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchserve, "find_java", lambda: Java(Path("java"), 17))
+    for module in (torchserve, quickstart):
+        monkeypatch.setattr(module, "find_java", lambda: Java(Path("java"), 17))
     monkeypatch.setattr(torchserve, "write_settings", lambda *_: None)
     environment = TritonEnvironment(Path("bin"), Path("server"), "3.11", "")
-    monkeypatch.setattr(triton, "find_environment", lambda _: environment)
+    for module in (triton, triton_quickstart):
+        monkeypatch.setattr(module, "find_environment", lambda _: environment)
+    for module in (quickstart, triton_quickstart):
+        monkeypatch.setattr(module, "fingerprint_of", lambda *_: "what is wanted")
+    monkeypatch.setattr(quickstart, "_archive", lambda *_: Path("afd.mar"))
+    monkeypatch.setattr(triton_quickstart, "package_triton", lambda *_, **__: Path("repository"))
 
 
 def start_torchserve(state_dir: Path) -> TorchServe:
@@ -52,6 +59,14 @@ def start_torchserve(state_dir: Path) -> TorchServe:
 
 def start_triton(state_dir: Path) -> Triton:
     return triton.start(Path("repository"), state_dir, ports=triton.TritonPorts.free())
+
+
+def serve_torchserve(state_dir: Path, ports: torchserve.Ports) -> TorchServe:
+    return quickstart.serve_torchserve("a model", state_dir, ports=ports)
+
+
+def serve_triton(state_dir: Path, ports: triton.TritonPorts) -> Triton:
+    return triton_quickstart.serve_triton("a model", state_dir, python=Path(sys.executable), ports=ports)
 
 
 def write_state(server: TorchServe | Triton) -> None:
@@ -130,18 +145,82 @@ def test_an_interruption_ends_a_supervisor_whose_process_is_not_known_yet(
     assert not (tmp_path / "server.json").exists()
 
 
-def test_a_state_directory_is_held_while_a_server_starts(
-    monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path
-) -> None:
+def test_a_state_directory_is_held_while_a_server_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def start(_: Path, state_dir: Path, **__: object) -> str:
         with pytest.raises(ConfigError, match="another run"), alone_in(state_dir):
             pass
         return "started"
 
-    for module in (quickstart, triton_quickstart):
-        monkeypatch.setattr(module, "start", start)
-        monkeypatch.setattr(module, "fingerprint_of", lambda *_: "")
-    monkeypatch.setattr(quickstart, "package_torchserve", lambda *_, **__: (tmp_path / "archives").mkdir())
-    monkeypatch.setattr(triton_quickstart, "package_triton", lambda *_, **__: Path("repository"))
-    assert quickstart.serve_torchserve(tiny_run, tmp_path) == "started"
-    assert triton_quickstart.serve_triton(tiny_run, tmp_path, python=Path(sys.executable)) == "started"
+    monkeypatch.setattr(quickstart, "start", start)
+    monkeypatch.setattr(triton_quickstart, "start", start)
+    assert serve_torchserve(tmp_path, torchserve.Ports.free()) == "started"
+    assert serve_triton(tmp_path, triton.TritonPorts.free()) == "started"
+
+
+@pytest.fixture
+def running_torchserve(sleeper: Sleeper, tmp_path: Path) -> TorchServe:
+    pid = sleeper().pid
+    ports, scratch = torchserve.Ports.free(), tmp_path / "afd-ts-running"
+    server = TorchServe(tmp_path, "afd", "another one", pid, started_at(pid), scratch, ports)
+    write_state(server)
+    return server
+
+
+@pytest.fixture
+def running_triton(sleeper: Sleeper, tmp_path: Path) -> Triton:
+    pid, python, prefix = sleeper().pid, Path(sys.executable), "afd_triton_0123456789ab_"
+    ports = triton.TritonPorts.free()
+    server = Triton(tmp_path, tmp_path, python, "another one", prefix, ports, pid, started_at(pid))
+    write_state(server)
+    return server
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def test_a_torchserve_goes_on_where_the_new_one_would_have_no_java(
+    monkeypatch: pytest.MonkeyPatch, running_torchserve: TorchServe, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(quickstart, "find_java", find_java)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(DependencyError, match="Java"):
+        serve_torchserve(tmp_path, running_torchserve.ports)
+    assert torchserve.find(tmp_path) == running_torchserve
+
+
+def test_a_triton_goes_on_where_the_new_one_would_have_no_environment(
+    monkeypatch: pytest.MonkeyPatch, running_triton: Triton, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(triton_quickstart, "find_environment", find_environment)
+    with pytest.raises(DependencyError, match="cannot be started"):
+        triton_quickstart.serve_triton("a model", tmp_path, python=tmp_path / "python", ports=running_triton.ports)
+    assert triton.find(tmp_path) == running_triton
+
+
+def test_a_torchserve_goes_on_where_the_new_ones_ports_are_taken(
+    running_torchserve: TorchServe, listener: socket.socket, tmp_path: Path
+) -> None:
+    taken = listener.getsockname()[1]
+    with pytest.raises(ServingError, match=f"port {taken} "):
+        serve_torchserve(tmp_path, replace(running_torchserve.ports, metrics=taken))
+    assert torchserve.find(tmp_path) == running_torchserve
+
+
+def test_a_triton_goes_on_where_the_new_ones_ports_are_taken(
+    running_triton: Triton, listener: socket.socket, tmp_path: Path
+) -> None:
+    taken = listener.getsockname()[1]
+    with pytest.raises(ServingError, match=f"port {taken} "):
+        serve_triton(tmp_path, replace(running_triton.ports, metrics=taken))
+    assert triton.find(tmp_path) == running_triton
+
+
+def test_ports_of_the_server_that_makes_way_may_be_taken(listener: socket.socket) -> None:
+    free = triton.TritonPorts.free()
+    held = replace(free, http=listener.getsockname()[1])
+    check_ports(replace(free, grpc=held.http), held=held)
+    with pytest.raises(ServingError, match=f"port {held.http} "):
+        check_ports(held, held=free)

@@ -35,13 +35,16 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def check_ports(ports: "DataclassInstance") -> None:
-    """Make sure that every port is free.
+def check_ports(ports: "DataclassInstance", held: "DataclassInstance | None" = None) -> None:
+    """Make sure that every port is free, or is one of ``held``: those of a server that makes way.
 
     Raises:
         ServingError: One is not; the message names it.
     """
+    passed_on = asdict(held).values() if held is not None else ()
     for name, port in asdict(ports).items():
+        if port in passed_on:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

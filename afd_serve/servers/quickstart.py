@@ -11,6 +11,8 @@ from afd_serve.response import prediction_from_dict
 from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
+from afd_serve.servers.java import find_java
+from afd_serve.servers.processes import check_ports
 from afd_serve.servers.torchserve import Ports, TorchServe, find, start, stop
 
 __all__ = ["serve_torchserve", "show"]
@@ -29,8 +31,8 @@ def serve_torchserve(
     """Serve a classifier on TorchServe, in the background.
 
     The archive is built only when its sources changed, and a server that runs with the same archive and settings is
-    left alone. Another one is replaced once the archive is built; where that fails, it goes on. Of calls for one state
-    directory, each waits for the one before.
+    left alone. Another one is replaced once the archive is built, Java is found and the ports are free; where one of
+    these fails, it goes on. Of calls for one state directory, each waits for the one before.
 
     Args:
         source: A shipped name, a run's directory, or the directory of an exported model.
@@ -53,6 +55,8 @@ def serve_torchserve(
         if running is not None and running.fingerprint == fingerprint and _answers(running):
             return running
         archive = _archive(source, state_dir / "archives", name, version, mode)
+        find_java()
+        check_ports(ports, held=running.ports if running is not None else None)
         stop(state_dir)
         return start(archive, state_dir, probe=sample_picture(), fingerprint=fingerprint, ports=ports, workers=workers)
 

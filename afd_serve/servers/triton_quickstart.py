@@ -13,7 +13,9 @@ from afd_serve.results import Failure
 from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
+from afd_serve.servers.processes import check_ports
 from afd_serve.servers.triton import Triton, TritonPorts, find, probe, start, stop
+from afd_serve.servers.triton_environment import find_environment
 from afd_serve.servers.triton_installation import suitable_python
 from afd_serve.triton_protocol import ENSEMBLE
 
@@ -32,8 +34,8 @@ def serve_triton(
     """Serve a classifier on Triton, in the background.
 
     A server that runs with the same classifier and settings, and answers, is left alone. Another one is replaced once
-    the model repository is built; where that fails, it goes on. Of calls for one state directory, each waits for the
-    one before.
+    the model repository is built, the environment is complete and the ports are free; where one of these fails, it goes
+    on. Of calls for one state directory, each waits for the one before.
 
     Args:
         source: A shipped name, a run's directory, or the directory of an exported model.
@@ -59,6 +61,8 @@ def serve_triton(
         classifiers = workers or os.cpu_count() or 1
         limits = TritonLimits(decoders=classifiers, classifiers=classifiers)
         repository = package_triton(source, state_dir / "model_repository", platform=platform, limits=limits, mode=mode)
+        find_environment(python)
+        check_ports(ports, held=running.ports if running is not None else None)
         stop(state_dir)
         return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports)
 
