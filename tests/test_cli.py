@@ -306,6 +306,21 @@ def test_stop_without_a_server(run: Run, tmp_path: Path) -> None:
     assert run("stop", "--state-dir", tmp_path)[:2] == (0, "nothing runs\n")
 
 
+@pytest.mark.parametrize(
+    ("server", "options"),
+    [
+        ("torchserve", ["--port", "--management-port", "--metrics-port", "--grpc-port", "--grpc-management-port"]),
+        ("triton", ["--port", "--grpc-port", "--metrics-port"]),
+    ],
+)
+def test_what_is_no_port_is_refused(run: Run, tmp_path: Path, server: str, options: list[str]) -> None:
+    for option in options:
+        for port in (0, 65536):
+            status, _, err = run("serve", server, "--state-dir", tmp_path / "state", option, port)
+            assert status == 2
+            assert option in err
+
+
 def test_stop_holds_the_state_directory(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def stop(state_dir: Path) -> bool:
         with pytest.raises(ConfigError, match="another run"), alone_in(state_dir):

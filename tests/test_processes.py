@@ -14,7 +14,7 @@ import psutil
 
 from afd_serve.errors import ServingError
 from afd_serve.servers import processes
-from afd_serve.servers.processes import runs, started_at
+from afd_serve.servers.processes import end, runs, started_at
 
 
 @pytest.fixture
@@ -53,3 +53,14 @@ def test_a_process_that_has_ended_does_not_run(child: subprocess.Popen[bytes]) -
     assert not runs(child.pid, started)
     with pytest.raises(ServingError, match="ended"):
         started_at(child.pid)
+
+
+def test_ending_another_users_server_is_refused_in_words(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(process: psutil.Process) -> None:
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "terminate", refuse)
+    with pytest.raises(ServingError, match=f"process {child.pid}, is another user's"):
+        end(child.pid, timeout=20)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from afd_serve.cli.options import DEFAULT_MODEL, FAILED, ModelOption
 from afd_serve.mode import Mode
@@ -21,6 +22,12 @@ DefaultModeOption = Annotated[
     Mode, typer.Option("--mode", help="For requests that name none: AFD answers, is off, or runs for the metrics only.")
 ]
 StateDirOption = Annotated[Path, typer.Option("--state-dir", help="Where the server's settings and logs lie.")]
+
+
+def _port(purpose: str) -> OptionInfo:
+    option: OptionInfo = typer.Option(min=1, max=65535, help=purpose)
+    return option
+
 
 _DEFAULT_STATE = Path(".serve/torchserve")
 _DEFAULT_TRITON_STATE = Path(".serve/triton")
@@ -80,11 +87,11 @@ def serve_torchserve(
     name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "afd",
     mode: DefaultModeOption = Mode.PROTECT,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 for one per core.")] = 0,
-    port: Annotated[int, typer.Option(help="For predictions.")] = 8080,
-    management_port: Annotated[int, typer.Option(help="For management.")] = 8081,
-    metrics_port: Annotated[int, typer.Option(help="For metrics.")] = 8082,
-    grpc_port: Annotated[int, typer.Option(help="For predictions over gRPC.")] = 7070,
-    grpc_management_port: Annotated[int, typer.Option(help="For management over gRPC.")] = 7071,
+    port: Annotated[int, _port("For predictions.")] = 8080,
+    management_port: Annotated[int, _port("For management.")] = 8081,
+    metrics_port: Annotated[int, _port("For metrics.")] = 8082,
+    grpc_port: Annotated[int, _port("For predictions over gRPC.")] = 7070,
+    grpc_management_port: Annotated[int, _port("For management over gRPC.")] = 7071,
 ) -> None:
     """Serve a classifier on TorchServe in the background, on loopback, and classify a sample picture."""
     from afd_serve.servers import quickstart
@@ -104,9 +111,9 @@ def serve_triton(
     ] = None,
     mode: DefaultModeOption = Mode.PROTECT,
     workers: Annotated[int, typer.Option(min=0, help="Classifier processes; 0 for one per core.")] = 0,
-    port: Annotated[int, typer.Option(help="For HTTP.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="For gRPC.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="For metrics.")] = 8002,
+    port: Annotated[int, _port("For HTTP.")] = 8000,
+    grpc_port: Annotated[int, _port("For gRPC.")] = 8001,
+    metrics_port: Annotated[int, _port("For metrics.")] = 8002,
 ) -> None:
     """Serve a classifier on Triton in the background, on loopback, and classify a sample picture."""
     from afd_serve.servers import triton_quickstart

@@ -80,7 +80,11 @@ def runs(pid: int, started: str) -> bool:
 
 
 def end(pid: int, timeout: float) -> None:
-    """End a process and all that it started; what has not ended after ``timeout`` seconds is killed."""
+    """End a process and all that it started; what has not ended after ``timeout`` seconds is killed.
+
+    Raises:
+        ServingError: It is another user's.
+    """
     try:
         first = psutil.Process(pid)
         # The children come into the list first: once their parent is gone, nothing tells whose they were.
@@ -88,6 +92,10 @@ def end(pid: int, timeout: float) -> None:
         first.terminate()
     except psutil.NoSuchProcess:
         return
+    except psutil.AccessDenied as error:
+        raise ServingError(
+            f"the server, process {pid}, is another user's: only that user or root can stop it"
+        ) from error
     for process in _wait_for_end(family, timeout):
         with suppress(psutil.NoSuchProcess):
             process.kill()
