@@ -186,7 +186,7 @@ def test_a_torchserve_goes_on_where_the_new_one_would_have_no_java(
 ) -> None:
     monkeypatch.setattr(quickstart, "find_java", find_java)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(DependencyError, match="Java"):
+    with pytest.raises(DependencyError, match="JAVA_HOME"):
         serve_torchserve(tmp_path, running_torchserve.ports)
     assert torchserve.find(tmp_path) == running_torchserve
 

@@ -27,11 +27,13 @@ def find_java() -> Java:
     """A Java runtime that is new enough, found as TorchServe would find it.
 
     Raises:
-        DependencyError: There is none; the message says how to install one.
+        DependencyError: There is none; the message says what to do.
     """
     advice = f"TorchServe needs a Java runtime ({_OLDEST} or newer); on Debian: apt-get install openjdk-17-jre-headless"
     home = os.environ.get("JAVA_HOME")
     found = shutil.which("java", path=f"{home}/bin" if home else None)
+    if found is None and home:
+        raise DependencyError(f"JAVA_HOME is {home}, which has no bin/java: unset or correct it")
     if found is None:
         raise DependencyError(advice)
     said = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
