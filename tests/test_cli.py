@@ -313,10 +313,14 @@ def test_stop_without_a_server(run: Run, tmp_path: Path) -> None:
         ("triton", ["--port", "--grpc-port", "--metrics-port"]),
     ],
 )
-def test_what_is_no_port_is_refused(run: Run, tmp_path: Path, server: str, options: list[str]) -> None:
+def test_what_is_no_port_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str, options: list[str]
+) -> None:
+    monkeypatch.setattr("afd_serve.servers.quickstart.serve_torchserve", None)
+    monkeypatch.setattr("afd_serve.servers.triton_quickstart.serve_triton", None)
     for option in options:
         for port in (0, 65536):
-            status, _, err = run("serve", server, "--state-dir", tmp_path / "state", option, port)
+            status, _, err = run("serve", server, "--state-dir", tmp_path, option, port)
             assert status == 2
             assert option in err
 
