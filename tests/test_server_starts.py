@@ -41,12 +41,10 @@ def sleeper() -> Iterator[Sleeper]:
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (torchserve, quickstart):
-        monkeypatch.setattr(module, "find_java", lambda: Java(Path("java"), 17))
+    monkeypatch.setattr(torchserve, "find_java", lambda: Java(Path("java"), 17))
     monkeypatch.setattr(torchserve, "write_settings", lambda *_: None)
     environment = TritonEnvironment(Path("bin"), Path("server"), "3.11", "")
-    for module in (triton, triton_quickstart):
-        monkeypatch.setattr(module, "find_environment", lambda _: environment)
+    monkeypatch.setattr(triton, "find_environment", lambda _: environment)
     for module in (quickstart, triton_quickstart):
         monkeypatch.setattr(module, "fingerprint_of", lambda *_: "what is wanted")
     monkeypatch.setattr(quickstart, "_archive", lambda *_: Path("afd.mar"))
@@ -73,6 +71,15 @@ def write_state(server: TorchServe | Triton) -> None:
     (server.state_dir / "server.json").write_text(json.dumps(asdict(server), default=str))
 
 
+def assert_ended_beside(
+    own: subprocess.Popen[bytes], other: subprocess.Popen[bytes], found: TorchServe | Triton | None
+) -> None:
+    own.wait(30)
+    assert other.poll() is None
+    assert found is not None
+    assert found.pid == other.pid
+
+
 def test_a_torchserve_that_fails_to_start_ends_no_other(
     monkeypatch: pytest.MonkeyPatch, sleeper: Sleeper, tmp_path: Path
 ) -> None:
@@ -86,11 +93,7 @@ def test_a_torchserve_that_fails_to_start_ends_no_other(
     monkeypatch.setattr(torchserve, "_wait", fail)
     with pytest.raises(ServingError, match="no answer"):
         start_torchserve(tmp_path)
-    own.wait(30)
-    assert other.poll() is None
-    found = torchserve.find(tmp_path)
-    assert found is not None
-    assert found.pid == other.pid
+    assert_ended_beside(own, other, torchserve.find(tmp_path))
 
 
 def test_a_triton_that_fails_to_start_ends_no_other(
@@ -106,11 +109,7 @@ def test_a_triton_that_fails_to_start_ends_no_other(
     monkeypatch.setattr(triton, "_wait", fail)
     with pytest.raises(ServingError, match="no answer"):
         start_triton(tmp_path)
-    own.wait(30)
-    assert other.poll() is None
-    found = triton.find(tmp_path)
-    assert found is not None
-    assert found.pid == other.pid
+    assert_ended_beside(own, other, triton.find(tmp_path))
 
 
 def test_an_interruption_ends_a_torchserve_whose_process_is_not_known_yet(
@@ -184,7 +183,7 @@ def listener() -> Iterator[socket.socket]:
 def test_a_torchserve_goes_on_where_the_new_one_would_have_no_java(
     monkeypatch: pytest.MonkeyPatch, running_torchserve: TorchServe, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(quickstart, "find_java", find_java)
+    monkeypatch.setattr(torchserve, "find_java", find_java)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(DependencyError, match="JAVA_HOME"):
         serve_torchserve(tmp_path, running_torchserve.ports)
@@ -194,7 +193,7 @@ def test_a_torchserve_goes_on_where_the_new_one_would_have_no_java(
 def test_a_triton_goes_on_where_the_new_one_would_have_no_environment(
     monkeypatch: pytest.MonkeyPatch, running_triton: Triton, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(triton_quickstart, "find_environment", find_environment)
+    monkeypatch.setattr(triton, "find_environment", find_environment)
     with pytest.raises(DependencyError, match="cannot be started"):
         triton_quickstart.serve_triton("a model", tmp_path, python=tmp_path / "python", ports=running_triton.ports)
     assert triton.find(tmp_path) == running_triton

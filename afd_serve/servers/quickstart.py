@@ -11,9 +11,7 @@ from afd_serve.response import prediction_from_dict
 from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
-from afd_serve.servers.java import find_java
-from afd_serve.servers.processes import check_ports
-from afd_serve.servers.torchserve import Ports, TorchServe, find, start, stop
+from afd_serve.servers.torchserve import Ports, TorchServe, find, start
 
 __all__ = ["serve_torchserve", "show"]
 
@@ -55,10 +53,15 @@ def serve_torchserve(
         if running is not None and running.fingerprint == fingerprint and _answers(running):
             return running
         archive = _archive(source, state_dir / "archives", name, version, mode)
-        find_java()
-        check_ports(ports, held=running.ports if running is not None else None)
-        stop(state_dir)
-        return start(archive, state_dir, probe=sample_picture(), fingerprint=fingerprint, ports=ports, workers=workers)
+        return start(
+            archive,
+            state_dir,
+            probe=sample_picture(),
+            fingerprint=fingerprint,
+            ports=ports,
+            workers=workers,
+            takes_over=True,
+        )
 
 
 def show(server: TorchServe) -> str:

@@ -127,6 +127,7 @@ def start(
     ports: Ports | None = None,
     workers: int = 0,
     timeout: float = 180,
+    takes_over: bool = False,
 ) -> TorchServe:
     """Start a server for one archive and wait until it has answered a real request.
 
@@ -138,17 +139,20 @@ def start(
         ports: Where to listen.
         workers: How many worker processes; 0 stands for one per core.
         timeout: Seconds until the start counts as failed.
+        takes_over: Whether a server that runs in ``state_dir`` is stopped, once Java is found and the ports are free.
 
     Raises:
         DependencyError: Java or TorchServe is missing.
-        ServingError: A server already runs in ``state_dir``, a port is taken, or no answer came; with the reason.
+        ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, or no answer came; with
+            the reason.
     """
-    if find(state_dir) is not None:
+    running = find(state_dir)
+    if running is not None and not takes_over:
         raise ServingError(f"a server already runs in {state_dir}; stop it first")
-    stop(state_dir)  # what one that ended by itself left behind
     java = find_java().path
     ports = ports or Ports()
-    check_ports(ports)
+    check_ports(ports, held=running.ports if running is not None else None)
+    stop(state_dir)  # or what one that ended by itself left behind
     state_dir = state_dir.resolve()
     for name in ("logs", "workflow_store"):  # a workflow's archive is code, and the settings cannot forbid its API
         _remove(state_dir / name)

@@ -98,6 +98,7 @@ def start(
     fingerprint: str = "",
     ports: TritonPorts | None = None,
     timeout: float = 120,
+    takes_over: bool = False,
 ) -> Triton:
     """Start a server for a model repository and wait until it has classified a picture.
 
@@ -108,14 +109,17 @@ def start(
         fingerprint: Kept with the server, so that a later call can tell whether it is still the right one.
         ports: Where to listen.
         timeout: Seconds until the start counts as failed.
+        takes_over: Whether a server that runs in ``state_dir`` is stopped, once the environment is known to be complete
+            and the ports to be free.
 
     Raises:
         DependencyError: The environment lacks something.
-        ServingError: A server already runs in ``state_dir``, a port is taken, or no answer came; with the reason.
+        ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, or no answer came; with
+            the reason.
     """
-    if find(state_dir) is not None:
+    running = find(state_dir)
+    if running is not None and not takes_over:
         raise ServingError(f"a server already runs in {state_dir}; stop it first")
-    stop(state_dir)  # what one that ended by itself left behind
     server = Triton(
         state_dir=state_dir.resolve(),
         repository=repository.resolve(),
@@ -125,7 +129,8 @@ def start(
         ports=ports or TritonPorts(),
     )
     environment = find_environment(server.python)
-    check_ports(server.ports)
+    check_ports(server.ports, held=running.ports if running is not None else None)
+    stop(state_dir)  # or what one that ended by itself left behind
     shutil.rmtree(server.log.parent, ignore_errors=True)
     server.log.parent.mkdir(parents=True)
     link_backend(environment, server.state_dir / "backends")

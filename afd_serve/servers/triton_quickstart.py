@@ -13,9 +13,7 @@ from afd_serve.results import Failure
 from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
-from afd_serve.servers.processes import check_ports
-from afd_serve.servers.triton import Triton, TritonPorts, find, probe, start, stop
-from afd_serve.servers.triton_environment import find_environment
+from afd_serve.servers.triton import Triton, TritonPorts, find, probe, start
 from afd_serve.servers.triton_installation import suitable_python
 from afd_serve.triton_protocol import ENSEMBLE
 
@@ -61,10 +59,7 @@ def serve_triton(
         classifiers = workers or os.cpu_count() or 1
         limits = TritonLimits(decoders=classifiers, classifiers=classifiers)
         repository = package_triton(source, state_dir / "model_repository", platform=platform, limits=limits, mode=mode)
-        find_environment(python)
-        check_ports(ports, held=running.ports if running is not None else None)
-        stop(state_dir)
-        return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports)
+        return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports, takes_over=True)
 
 
 def show(server: Triton) -> str:
