@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -14,6 +15,7 @@ from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
 
 __all__ = [
+    "CONFIG_KEY",
     "WEIGHTS_NAME",
     "find_weights",
     "load_afd",
@@ -27,13 +29,14 @@ __all__ = [
 WEIGHTS_NAME = "afd.safetensors"
 """Name of the file in a run's folder and in the package."""
 
-_CONFIG_KEY = "afd_config"
+CONFIG_KEY: Final = "afd_config"
+"""Where a file's metadata have the shape of the module that it holds."""
 
 
 def save_afd(afd: AfdNet, path: Path) -> None:
     """Write a module in its training form, or as it is when already reparameterized."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in afd.state_dict().items()}
-    data = save(tensors, {_CONFIG_KEY: afd.config.to_json()})
+    data = save(tensors, {CONFIG_KEY: afd.config.to_json()})
     write_atomically(path, lambda target: target.write_bytes(data))
 
 
@@ -63,9 +66,9 @@ def read_config(path: Path) -> AfdConfig:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if _CONFIG_KEY not in metadata:
+    if CONFIG_KEY not in metadata:
         raise CheckpointError(f"{path} holds no AFD configuration; was it written by `afd-serve fit`?")
-    return AfdConfig.from_json(metadata[_CONFIG_KEY])
+    return AfdConfig.from_json(metadata[CONFIG_KEY])
 
 
 def load_afd(path: Path, backbone: Backbone) -> AfdNet:

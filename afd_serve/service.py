@@ -9,7 +9,7 @@ import logging
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,10 +142,10 @@ class Service:
         return [self._predict_isolated([item], crop, times)[0] for item in items]
 
 
-def internal_failure() -> Failure:
+def internal_failure(log: Callable[[str], object] = _log.error) -> Failure:
     """A failure for the exception being handled, whose traceback goes to the log under the failure's id."""
     identifier = uuid.uuid4().hex[:12]
     # An exception's text may quote what a client sent. Escaped into one line, it can forge no log line (TorchServe
     # takes lines that start with [METRICS] for metrics).
-    _log.error("internal error %s: %s", identifier, ascii(traceback.format_exc()))
+    log(f"internal error {identifier}: {traceback.format_exc()!a}")
     return Failure("internal", f"internal error; the log has the details under id {identifier}")

@@ -55,6 +55,11 @@ class Reply:
     body: bytes
     message: str = ""
 
+    @property
+    def words(self) -> str:
+        """What a reply that is no answer says: the details, or the beginning of the body."""
+        return self.message or self.body[:500].decode(errors="replace")
+
 
 class Channel(Protocol):
     """A way to one server that several threads may use at once."""

@@ -223,8 +223,7 @@ class Talk:
     def _register(self, triton: TritonHttp | TritonGrpc, region: Region, deadline: float) -> Conversation[None]:
         reply = yield from _exchange(triton.register(region), deadline)
         if reply.status != 200:
-            said = reply.message or reply.body[:500].decode(errors="replace")
-            raise RequestRefusedError(f"the server does not take shared memory: {said}")
+            raise RequestRefusedError(f"the server does not take shared memory: {reply.words}")
         region.registered = True
         region.forget_name()
 

@@ -148,7 +148,7 @@ class TritonHttp:
 
 def is_in_use(reply: Reply) -> bool:
     """Whether Triton keeps a region that it was to unregister, because a request still reads it."""
-    return reply.status != 200 and "currently in use" in (reply.message or reply.body.decode(errors="replace"))
+    return reply.status != 200 and "currently in use" in reply.words
 
 
 class TritonGrpc:
@@ -334,7 +334,7 @@ def _torchserve_results(reply: Reply, count: int) -> list[Result]:
 
 def _torchserve_fault(reply: Reply) -> ClientError:
     """What is wrong with a request, or with the server, that got no answer."""
-    said = reply.message or reply.body[:500].decode(errors="replace")
+    said = reply.words
     if reply.status >= 500 and "Worker died" in said:  # the status is 500 or 507
         return WorkerDiedError(said)
     # Over gRPC neither a full queue nor an unknown model nor a refusal has a status; words and body tell.

@@ -5,8 +5,6 @@ Only Triton's own Python processes can import this module; ``triton_python_backe
 
 import json
 import time
-import traceback
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from afd_serve.pipeline import Failure, StageTimes
 from afd_serve.request import BadOptionError, Options, read_mode, read_options
 from afd_serve.response import ModelInfo
 from afd_serve.results import Shadow
+from afd_serve.service import internal_failure
 from afd_serve.signature import Signature
 from afd_serve.steps import ClassifierStep, Finding, PreparedBatch, PreparingStep, make_answers
 from afd_serve.telemetry import (
@@ -158,9 +157,7 @@ def _respond_to_one(request: Any, answer: Callable[[Any, Samples], list[Any]], m
     except InputError as error:
         response = _refuse(Failure(error.code, str(error)), pb_utils.TritonError.INVALID_ARG)
     except Exception:  # a fault of ours
-        identifier = uuid.uuid4().hex[:12]
-        pb_utils.Logger.log_error(f"internal error {identifier}: {traceback.format_exc()!a}")
-        failure = Failure("internal", f"internal error; the log has the details under id {identifier}")
+        failure = internal_failure(pb_utils.Logger.log_error)
         samples.append(Sample(FAILURES, 1, (failure.code,)))
         response = _refuse(failure, pb_utils.TritonError.INTERNAL)
     metrics.record(request, samples)

@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from afd_serve.checkpoint import write_atomically
+from afd_serve.checkpoint import CONFIG_KEY, write_atomically
 from afd_serve.config import AfdConfig
 from afd_serve.errors import CheckpointError
 from afd_serve.models.afd import AfdNet
@@ -15,7 +15,6 @@ from afd_serve.models.afd import AfdNet
 __all__ = ["load_state", "save_state"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_CONFIG_KEY = "afd_config"
 
 
 def save_state(path: Path, step: int, afd: AfdNet, average: AfdNet, optimizer: torch.optim.AdamW) -> None:
@@ -26,7 +25,7 @@ def save_state(path: Path, step: int, afd: AfdNet, average: AfdNet, optimizer: t
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value
     contiguous = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    data = save(contiguous, {"step": str(step), _CONFIG_KEY: afd.config.to_json()})
+    data = save(contiguous, {"step": str(step), CONFIG_KEY: afd.config.to_json()})
     write_atomically(path, lambda target: target.write_bytes(data))
 
 
@@ -40,7 +39,7 @@ def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            step, fitted = int(metadata["step"]), AfdConfig.from_json(metadata[_CONFIG_KEY])
+            step, fitted = int(metadata["step"]), AfdConfig.from_json(metadata[CONFIG_KEY])
             if fitted != afd.config:
                 raise CheckpointError(_another(path, fitted, afd.config))
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
