@@ -79,4 +79,8 @@ class AfdHandler:
 def _send(context: Context, index: int, reply: Reply) -> bytes:
     context.set_response_status(reply.status.value, reply.status.phrase, index)
     context.set_response_content_type(index, reply.content_type)
+    # The frontend drops the worker where an answer to StreamPredictions does not say whether it is the last. Over HTTP
+    # that word would take the answer's head away, so only gRPC gets it: it alone brings no header that is text.
+    if not any(isinstance(value, str) for value in context.get_all_request_header(index).values()):
+        context.set_response_header(index, "ts_stream_next", "false")
     return reply.body

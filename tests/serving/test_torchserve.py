@@ -397,17 +397,35 @@ def field(number: int, value: bytes) -> bytes:
     return bytes([number << 3 | 2]) + encoded + bytes([size]) + value
 
 
+_INFERENCE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
+
+
+def prediction_request(picture: bytes) -> bytes:
+    return field(1, b"afd") + field(3, field(1, b"data") + field(2, picture))
+
+
 def test_grpc_answers_good_and_bad(server: TorchServe, pipeline: Pipeline) -> None:
     grpc = pytest.importorskip("grpc")
     with grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc_inference}") as channel:
-        ask = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+        ask = channel.unary_unary(f"{_INFERENCE}/Predictions")
         metadata = (("authorization", f"Bearer {server.token()}"),)
 
         def predict(picture: bytes) -> Any:
-            entry = field(1, b"data") + field(2, picture)
-            answer = ask(field(1, b"afd") + field(3, entry), metadata=metadata, timeout=30)
+            answer = ask(prediction_request(picture), metadata=metadata, timeout=30)
             return json.loads(answer[answer.index(b"{") :])
 
         assert_same(predict(GOOD["sample"]), pipeline.predict([GOOD["sample"]])[0])
         # gRPC drops the status of a single request: the body tells.
         assert predict(BAD["truncated"])["error"]["code"] == "truncated_jpeg"
+
+
+@pytest.mark.parametrize("picture", [GOOD["sample"], BAD["truncated"]])
+def test_a_stream_over_grpc_is_one_answer_and_costs_no_worker(server: TorchServe, picture: bytes) -> None:
+    grpc = pytest.importorskip("grpc")
+    before = [worker["pid"] for worker in server.workers()]
+    with grpc.insecure_channel(f"127.0.0.1:{server.ports.grpc_inference}") as channel:
+        request, metadata = prediction_request(picture), (("authorization", f"Bearer {server.token()}"),)
+        single = channel.unary_unary(f"{_INFERENCE}/Predictions")(request, metadata=metadata, timeout=30)
+        stream = channel.unary_stream(f"{_INFERENCE}/StreamPredictions")(request, metadata=metadata, timeout=30)
+        assert list(stream) == [single]
+    assert [worker["pid"] for worker in server.workers()] == before
