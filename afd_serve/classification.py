@@ -18,6 +18,7 @@ from afd_serve.results import Failure, Prediction, Shadow
 
 if TYPE_CHECKING:
     from afd_serve.client import Client, Server
+    from afd_serve.explain import Explainer
     from afd_serve.pipeline import Pipeline
 
 __all__ = ["Here", "Model", "There", "show", "wire_format"]
@@ -30,6 +31,9 @@ class Model(Protocol):
         self, pictures: Sequence[bytes], options: Options
     ) -> tuple[list[Prediction | Failure], ModelInfo | None]:
         """The answers, and which model gives them where that is known."""
+
+    def check_draws(self) -> None:
+        """Find out, before anything is classified, whether `draw` will do; raises what `draw` would."""
 
     def draw(self, picture: bytes, options: Options) -> tuple[bytes, str]:
         """A picture's drift map as a PNG, and what it says of the picture's compressions, for people."""
@@ -47,14 +51,15 @@ class Here:
         results = self._pipeline.predict(pictures, top_k=options.top_k, afd=mode, crop=options.crop)
         return results, ModelInfo(self._pipeline.signature.name, self._pipeline.signature.version)
 
+    def check_draws(self) -> None:
+        """See `Model.check_draws`."""
+        _ = self._explainer
+
     def draw(self, picture: bytes, options: Options) -> tuple[bytes, str]:
         """See `Model.draw`."""
-        from afd_serve.explain import Explainer
-        from afd_serve.export import load_features
         from afd_serve.overlay import render
 
-        explainer = Explainer(self._pipeline, load_features(self.source))
-        explanation = explainer.explain(picture, top_k=options.top_k, crop=options.crop)
+        explanation = self._explainer.explain(picture, top_k=options.top_k, crop=options.crop)
         return render(explanation), "".join(f"  {line}\n" for line in explanation.lines())
 
     @cached_property
@@ -62,6 +67,13 @@ class Here:
         from afd_serve.pipeline import Pipeline
 
         return Pipeline.load(self.source)
+
+    @cached_property
+    def _explainer(self) -> "Explainer":
+        from afd_serve.explain import Explainer
+        from afd_serve.export import load_features
+
+        return Explainer(self._pipeline, load_features(self.source))
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,11 @@ class There:
         """See `Model.classify`."""
         with self._connect() as client:
             return client.classify_many(pictures, options), None
+
+    def check_draws(self) -> None:
+        """See `Model.check_draws`."""
+        with self._connect() as client:
+            client.check_explains()
 
     def draw(self, picture: bytes, options: Options) -> tuple[bytes, str]:
         """See `Model.draw`; a server's words are in its drawing."""

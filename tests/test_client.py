@@ -254,6 +254,24 @@ def test_the_command_line_asks_a_server_for_the_model_of_that_name(
     assert (tmp_path / "heat.png").read_bytes() == DRAWING
 
 
+def test_the_command_line_asks_no_server_to_classify_what_it_would_not_explain(
+    http_server: Callable[[Answer], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "picture.jpg").write_bytes(b"x")
+    asked: list[str] = []
+
+    def answer(path: str, _: bytes) -> Reply:
+        asked.append(path)
+        return answers(CLOCK)
+
+    picture, drawing = str(tmp_path / "picture.jpg"), str(tmp_path / "heat.png")
+    with pytest.raises(SystemExit) as end:
+        main(["classify", picture, "--server", http_server(answer), "--explain", drawing])
+    assert end.value.code == 2
+    assert "explanations are given by TorchServe" in capsys.readouterr().err
+    assert asked == ["/v2"]
+
+
 def test_a_call_without_a_body_is_a_get(http_server: Callable[[Answer], str]) -> None:
     assert Call("/v2").body == b""
     assert detect_server(http_server(lambda path, _: Reply(200 if path == "/v2" else 404, b""))) == "triton"

@@ -78,6 +78,8 @@ def classify(
     chosen: classification.Model = (
         classification.There(server, name, token, ca) if server else classification.Here(model or DEFAULT_MODEL)
     )
+    if explain:
+        chosen.check_draws()
     results, model_info = chosen.classify(data, options)
     failed = any(isinstance(result, Failure) for result in results)
     drawing, words = chosen.draw(data[0], options) if explain and not failed else (b"", "")

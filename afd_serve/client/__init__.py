@@ -86,6 +86,14 @@ class Client:
         """
         return _carry_out(self._talk.explain(picture, options or Options(), timeout), self._channel)
 
+    def check_explains(self) -> None:
+        """Find out whether `explain` can be asked for; nothing is sent.
+
+        Raises:
+            ConfigError: This is no TorchServe over HTTP.
+        """
+        self._talk.check_explains()
+
     def healthy(self, *, timeout: float = _HEALTH_TIMEOUT) -> bool:
         """Whether the server classifies: a sample picture is the question, because readiness proves nothing."""
         talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)

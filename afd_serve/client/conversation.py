@@ -147,9 +147,7 @@ class Talk:
         Raises:
             ConfigError: This server gives no explanations, or not this way.
         """
-        dialect = self._dialect
-        if not isinstance(dialect, TorchServeHttp):
-            raise ConfigError("explanations are given by TorchServe over HTTP, not by Triton and not over gRPC")
+        dialect = self.check_explains()
 
         def ask(question: Question, deadline: float) -> Conversation[bytes | Failure]:
             if not self._first_request(question.pictures):
@@ -158,6 +156,16 @@ class Talk:
             return dialect.read_drawing(reply)
 
         return self._persist(ask, [picture], options, self._deadline(timeout), uuid.uuid4().hex)
+
+    def check_explains(self) -> TorchServeHttp:
+        """The dialect in which explanations are asked for.
+
+        Raises:
+            ConfigError: This server gives no explanations, or not this way.
+        """
+        if not isinstance(self._dialect, TorchServeHttp):
+            raise ConfigError("explanations are given by TorchServe over HTTP, not by Triton and not over gRPC")
+        return self._dialect
 
     def _deadline(self, timeout: float | None) -> float:
         return time.monotonic() + (self._settings.timeout if timeout is None else timeout)
