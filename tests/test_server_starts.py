@@ -16,6 +16,7 @@ from afd_serve.errors import ConfigError, DependencyError, ServingError
 from afd_serve.runs import alone_in
 from afd_serve.servers import quickstart, torchserve, triton, triton_quickstart
 from afd_serve.servers.java import Java, find_java
+from afd_serve.servers.launch import check_installed
 from afd_serve.servers.processes import check_ports, started_at
 from afd_serve.servers.torchserve import TorchServe
 from afd_serve.servers.triton import Triton
@@ -41,6 +42,7 @@ def sleeper() -> Iterator[Sleeper]:
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchserve, "check_installed", lambda: None)
     monkeypatch.setattr(torchserve, "find_java", lambda: Java(Path("java"), 17))
     monkeypatch.setattr(torchserve, "write_settings", lambda *_: None)
     environment = TritonEnvironment(Path("bin"), Path("server"), "3.11", "")
@@ -186,6 +188,16 @@ def test_a_torchserve_goes_on_where_the_new_one_would_have_no_java(
     monkeypatch.setattr(torchserve, "find_java", find_java)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(DependencyError, match="JAVA_HOME"):
+        serve_torchserve(tmp_path, running_torchserve.ports)
+    assert torchserve.find(tmp_path) == running_torchserve
+
+
+def test_a_torchserve_goes_on_where_none_is_installed_any_more(
+    monkeypatch: pytest.MonkeyPatch, running_torchserve: TorchServe, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torchserve, "check_installed", check_installed)
+    monkeypatch.setitem(sys.modules, "ts", None)
+    with pytest.raises(DependencyError, match="TorchServe is not installed"):
         serve_torchserve(tmp_path, running_torchserve.ports)
     assert torchserve.find(tmp_path) == running_torchserve
 

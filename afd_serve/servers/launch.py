@@ -1,5 +1,6 @@
 """The processes behind a server of our own: what TorchServe needs to start, starting it, and seeing it end."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from afd_serve.servers.processes import free_ports, read_log
 
 __all__ = [
     "Ports",
+    "check_installed",
     "launch",
     "log_tail",
     "short_temporary_folder",
@@ -74,11 +76,20 @@ def _escaped(value: str) -> str:
     return json.dumps(value)[1:-1]
 
 
+def check_installed() -> None:
+    """Make sure that TorchServe can be started.
+
+    Raises:
+        DependencyError: It is not installed.
+    """
+    if importlib.util.find_spec("ts") is None:
+        raise DependencyError("TorchServe is not installed: pip install 'afd-serve[torchserve]'")
+
+
 def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
     """Start the frontend detached from this process; returns its process id.
 
     Raises:
-        DependencyError: TorchServe is not installed.
         ServingError: It does not start, for the reason that it gives.
     """
     # TorchServe lets variables of these names override its settings and its command line.
@@ -111,10 +122,7 @@ def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
         )
     pid_file = scratch / ".model_server.pid"
     if done.returncode != 0 or not pid_file.is_file():
-        text = read_log(state_dir, "console.log")
-        if "No module named" in text:
-            raise DependencyError("TorchServe is not installed: pip install 'afd-serve[torchserve]'")
-        raise ServingError(f"TorchServe did not start: {text.strip()[-2000:]}")
+        raise ServingError(f"TorchServe did not start: {read_log(state_dir, 'console.log').strip()[-2000:]}")
     return int(pid_file.read_text())
 
 

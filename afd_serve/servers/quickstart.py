@@ -29,8 +29,8 @@ def serve_torchserve(
     """Serve a classifier on TorchServe, in the background.
 
     The archive is built only when its sources changed, and a server that runs with the same archive and settings is
-    left alone. Another one is replaced once the archive is built, Java is found and the ports are free; where one of
-    these fails, it goes on. Of calls for one state directory, each waits for the one before.
+    left alone. Another one is replaced once the archive is built, TorchServe and Java are found and the ports are free;
+    where one of these fails, it goes on. Of calls for one state directory, each waits for the one before.
 
     Args:
         source: A shipped name, a run's directory, or the directory of an exported model.

@@ -20,7 +20,14 @@ from typing import Any, Final, Literal
 from afd_serve.errors import ServingError
 from afd_serve.servers.http import Answer, ask
 from afd_serve.servers.java import find_java
-from afd_serve.servers.launch import Ports, launch, log_tail, short_temporary_folder, write_settings
+from afd_serve.servers.launch import (
+    Ports,
+    check_installed,
+    launch,
+    log_tail,
+    short_temporary_folder,
+    write_settings,
+)
 from afd_serve.servers.processes import check_ports, end, kill_marked, read_log, runs, started_at
 
 __all__ = ["Answer", "Ports", "TorchServe", "find", "start", "stop"]
@@ -139,7 +146,8 @@ def start(
         ports: Where to listen.
         workers: How many worker processes; 0 stands for one per core.
         timeout: Seconds until the start counts as failed.
-        takes_over: Whether a server that runs in ``state_dir`` is stopped, once Java is found and the ports are free.
+        takes_over: Whether a server that runs in ``state_dir`` is stopped, once TorchServe and Java are found and the
+            ports are free.
 
     Raises:
         DependencyError: Java or TorchServe is missing.
@@ -149,6 +157,7 @@ def start(
     running = find(state_dir)
     if running is not None and not takes_over:
         raise ServingError(f"a server already runs in {state_dir}; stop it first")
+    check_installed()
     java = find_java().path
     ports = ports or Ports()
     check_ports(ports, held=running.ports if running is not None else None)
