@@ -162,7 +162,7 @@ def test_a_state_directory_is_held_while_a_server_starts(monkeypatch: pytest.Mon
 def running_torchserve(sleeper: Sleeper, tmp_path: Path) -> TorchServe:
     pid = sleeper().pid
     ports, scratch = torchserve.Ports.free(), tmp_path / "afd-ts-running"
-    server = TorchServe(tmp_path, "afd", "another one", pid, started_at(pid), scratch, ports)
+    server = TorchServe(tmp_path, "afd", "another one", scratch, ports, pid, started_at(pid))
     write_state(server)
     return server
 

@@ -7,13 +7,14 @@ Everything that a server writes lies in its state directory: settings, logs, tok
 
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -45,19 +46,19 @@ class TorchServe:
         state_dir: Where its files lie.
         model: The name of the model that it serves.
         fingerprint: What it was started from, in the words of the caller of `start`.
+        scratch: The folder of its sockets and unpacked models, which all its processes have on their command lines.
+        ports: Where it listens.
         pid: The frontend's process.
         started: Since when that process runs: a process id alone may belong to another process by now.
-        scratch: The folder of its sockets and unpacked models.
-        ports: Where it listens.
     """
 
     state_dir: Path
     model: str
     fingerprint: str
-    pid: int
-    started: str
     scratch: Path
     ports: Ports = field(default_factory=Ports)
+    pid: int = 0
+    started: str = ""
 
     @property
     def url(self) -> str:
@@ -157,40 +158,37 @@ def start(
     running = find(state_dir)
     if running is not None and not takes_over:
         raise ServingError(f"a server already runs in {state_dir}; stop it first")
+    if running is None:
+        stop(state_dir)  # what is left of one whose start was cut short may hold the ports
     check_installed()
     java = find_java().path
     ports = ports or Ports()
     check_ports(ports, held=running.ports if running is not None else None)
-    stop(state_dir)  # or what one that ended by itself left behind
+    stop(state_dir)
     state_dir = state_dir.resolve()
     for name in ("logs", "workflow_store"):  # a workflow's archive is code, and the settings cannot forbid its API
         _remove(state_dir / name)
     for name in ("model_store", "workflow_store", "logs"):
         (state_dir / name).mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=short_temporary_folder()))
+    server = TorchServe(state_dir, archive.stem, fingerprint, scratch, ports)
     try:
         write_settings(archive, state_dir, ports, workers)
+        _save(server)  # before there is a process that nobody but this one would know of
         pid = launch(archive, state_dir, scratch, java)
-        server = TorchServe(
-            state_dir=state_dir,
-            model=archive.stem,
-            fingerprint=fingerprint,
-            pid=pid,
-            started=started_at(pid),
-            scratch=scratch,
-            ports=ports,
-        )
-        (state_dir / _STATE).write_text(json.dumps(asdict(server), indent=2, default=str))
-    except BaseException:
-        kill_marked(scratch.name)  # a frontend may run whose id nobody got to know; its command line names the folder
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    try:
+        server = replace(server, pid=pid, started=started_at(pid))
+        _save(server)
         _wait(server, probe, time.monotonic() + timeout)
     except BaseException:
         _end(server, state_dir, timeout=30)
         raise
     return server
+
+
+def _save(server: TorchServe) -> None:
+    partial = server.state_dir / f"{_STATE}.partial"
+    partial.write_text(json.dumps(asdict(server), indent=2, default=str))
+    partial.replace(server.state_dir / _STATE)
 
 
 def find(state_dir: Path) -> TorchServe | None:
@@ -226,9 +224,11 @@ def _end(server: TorchServe, state_dir: Path, timeout: float) -> bool:
     running = server.alive()
     if running:
         end(server.pid, timeout)
-    if server.scratch.name.startswith(_SCRATCH):  # never another folder, whatever the state file says
+    if re.fullmatch(rf"{_SCRATCH}\w+", server.scratch.name):  # never another one, whatever the state file says
+        kill_marked(server.scratch.name)  # a frontend may run whose id nobody got to know
         shutil.rmtree(server.scratch, ignore_errors=True)
-    if _last(state_dir) == server:
+    last = _last(state_dir)
+    if last is not None and last.scratch == server.scratch:
         for name in (_STATE, "key_file.json", server.header_file.name):
             _remove(state_dir / name)
     return running

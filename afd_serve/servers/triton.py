@@ -120,6 +120,8 @@ def start(
     running = find(state_dir)
     if running is not None and not takes_over:
         raise ServingError(f"a server already runs in {state_dir}; stop it first")
+    if running is None:
+        stop(state_dir)  # what is left of one whose start was cut short may hold the ports
     server = Triton(
         state_dir=state_dir.resolve(),
         repository=repository.resolve(),
@@ -130,7 +132,7 @@ def start(
     )
     environment = find_environment(server.python)
     check_ports(server.ports, held=running.ports if running is not None else None)
-    stop(state_dir)  # or what one that ended by itself left behind
+    stop(state_dir)
     shutil.rmtree(server.log.parent, ignore_errors=True)
     server.log.parent.mkdir(parents=True)
     link_backend(environment, server.state_dir / "backends")

@@ -1,10 +1,14 @@
 """Starting, finding, refusing to start and stopping, each with servers of its own."""
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -86,6 +90,32 @@ def test_an_interrupted_start_leaves_no_process(
         serve_torchserve(exported, tmp_path, ports=torchserve.Ports.free(), workers=1)
     assert started
     wait_until_gone(started)
+
+
+_CUT_SHORT = """
+import os, signal, sys
+from pathlib import Path
+from afd_serve.servers import torchserve
+from afd_serve.servers.quickstart import serve_torchserve
+
+torchserve.started_at = lambda pid: os.kill(os.getpid(), signal.SIGKILL)
+serve_torchserve(sys.argv[1], Path(sys.argv[2]), ports=torchserve.Ports(*map(int, sys.argv[3:])), workers=1)
+"""
+
+
+def test_a_frontend_whose_start_was_killed_makes_way_for_the_next(exported: Path, tmp_path: Path) -> None:
+    ports = torchserve.Ports.free()
+    words = [exported, tmp_path, *asdict(ports).values()]
+    assert subprocess.run([sys.executable, "-c", _CUT_SHORT, *map(str, words)], check=False).returncode == -9
+    scratch = json.loads((tmp_path / "server.json").read_text())["scratch"]
+    left = [process for process in psutil.process_iter() if any(scratch in word for word in process.cmdline())]
+    try:
+        assert left
+        assert serve_torchserve(exported, tmp_path, ports=ports, workers=1).post(sample_picture()).status == 200
+        wait_until_gone(left)
+        assert not Path(scratch).exists()
+    finally:
+        torchserve.stop(tmp_path)
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_with_the_workers_words(exported: Path, tmp_path: Path) -> None:
