@@ -183,6 +183,21 @@ def test_shared_memory_that_the_server_does_not_know_is_not_given_back() -> None
     assert carry_out(talk.goodbye(), [])[1] == []
 
 
+def test_shared_memory_of_before_a_restart_costs_no_attempts_however_much_of_it_there_is() -> None:
+    talk = Talk(Settings("http://x:1", shared_memory=True, attempts=1))
+    together = [talk.classify([b"x"], Options(), 5) for _ in range(4)]
+    for conversation in together:
+        assert targets([next(conversation), conversation.send(Reply(200, b""))]) == ["register", "infer"]
+    for conversation in together:
+        with pytest.raises(StopIteration):
+            conversation.send(answers(CLOCK))
+    lost = Reply(400, b'{"error": "Unable to find shared memory region"}')
+    results, steps = play(talk, [b"x"], [*[lost] * 4, Reply(200, b""), answers(CUT)])
+    assert results == [CUT]
+    assert targets(steps) == [*["infer"] * 4, "register", "infer"]
+    assert targets(carry_out(talk.goodbye(), [Reply(200, b"")])[1]) == ["unregister"]
+
+
 def test_regions_are_shared_by_no_two_calls() -> None:
     pool = RegionPool()
     one, other = pool.take(10), pool.take(10)

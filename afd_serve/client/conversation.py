@@ -206,7 +206,19 @@ class Talk:
         self, triton: TritonHttp | TritonGrpc, question: Question, deadline: float
     ) -> Conversation[_Results]:
         data = serialize(question.pictures)
-        region = self._regions.take(len(data))
+        while True:
+            region = self._regions.take(len(data))
+            known = region.registered
+            try:
+                return (yield from self._through_region(triton, region, question, data, deadline))
+            except LostRegionError:
+                # A server that was started anew knows none of the older ones; the next may be one of them.
+                if not known:
+                    raise
+
+    def _through_region(
+        self, triton: TritonHttp | TritonGrpc, region: Region, question: Question, data: bytes, deadline: float
+    ) -> Conversation[_Results]:
         try:
             if not region.registered:
                 yield from self._register(triton, region, deadline)
