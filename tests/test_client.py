@@ -221,6 +221,19 @@ def test_nobody_there(scheme: str) -> None:
         assert not client.healthy(timeout=2)
 
 
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_no_proxy_of_the_environment_is_asked(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    serve = request.getfixturevalue(f"{scheme}_server")
+    for error in classify_both_ways(serve(lambda *_: Reply(400, b"it was reached", "INVALID_ARGUMENT"))):
+        assert "it was reached" in str(error)
+
+
 def test_nobody_is_sent_elsewhere(http_server: Callable[..., str]) -> None:
     asked: list[str] = []
     elsewhere = http_server(lambda path, _: asked.append(path) or answers(CLOCK))

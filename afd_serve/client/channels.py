@@ -160,6 +160,8 @@ _GRPC_OPTIONS: Final = (
     # gRPC waits up to two minutes before it tries again to reach a server that was away for a moment.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # As over HTTP, no proxy that the environment names: gRPC would ask one even for a server on loopback.
+    ("grpc.enable_http_proxy", 0),
 )
 _HTTP_STATUS: Final = {
     "INVALID_ARGUMENT": 400,
