@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import ssl
 import subprocess
 import sys
@@ -44,18 +45,28 @@ def test_nothing_of_torch_is_needed() -> None:
     assert done.stdout == "False\n"
 
 
-@pytest.mark.parametrize("url", ["x:1", "ftp://x:1", "http://", "grpc://x:1/path", "http://x:1?y=1", "http://x:1#y"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("x:1", "ftp://x:1", "http://", "grpc://x:1/path", "http://x:1?y=1", "http://x:1#y"),
+        *("http://[::1", "http://x:y", "grpc://x:99999", "http://:1", "http://user@x:1"),
+    ],
+)
 def test_a_url_of_another_form_is_refused(url: str) -> None:
     with pytest.raises(ConfigError):
         Client(url)
 
 
-@pytest.mark.parametrize("settings", [{"server": "other"}, {"timeout": 0}, {"attempts": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"server": "other"}, {"timeout": 0}, {"timeout": math.nan}, {"attempts": 0}, {"token": "key\n"}]
+)
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Client("http://x:1", **settings)
     with pytest.raises(ConfigError):
         Client("http://x:1", server="torchserve", shared_memory=True)
+    with Client("http://x:1") as client, pytest.raises(ConfigError, match="finite"):
+        client.classify(b"x", timeout=math.inf)
 
 
 Answer = Callable[[str, bytes], Reply]

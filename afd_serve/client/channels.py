@@ -103,17 +103,25 @@ class Address(NamedTuple):
         Raises:
             ConfigError: The URL has another form.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            named = bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc  # nobody would send the user
+        except ValueError:  # of urlsplit, and of port
+            raise _not_a_server(url) from None
         over_grpc, tls = _SCHEMES.get(parts.scheme, (False, False))
         path = parts.path.rstrip("/")
-        if parts.scheme not in _SCHEMES or not parts.netloc or parts.query or parts.fragment or (over_grpc and path):
-            raise ConfigError(f"a server is {', '.join(f'{scheme}://HOST:PORT' for scheme in _SCHEMES)}, not {url!r}")
+        if parts.scheme not in _SCHEMES or not named or parts.query or parts.fragment or (over_grpc and path):
+            raise _not_a_server(url)
         return cls(parts.netloc, over_grpc, tls, path)
 
     @property
     def base(self) -> str:
         """The beginning of an HTTP URL."""
         return f"http{'s' if self.tls else ''}://{self.host}{self.path}"
+
+
+def _not_a_server(url: str) -> ConfigError:
+    return ConfigError(f"a server is {', '.join(f'{scheme}://HOST:PORT' for scheme in _SCHEMES)}, not {url!r}")
 
 
 _SCHEMES: Final = {"http": (False, False), "https": (False, True), "grpc": (True, False), "grpcs": (True, True)}

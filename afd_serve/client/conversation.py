@@ -4,7 +4,9 @@ A conversation is a generator. It yields a call or a pause and gets the reply, o
 returns is the result. `Client` and `AsyncClient` only differ in how they carry the steps out.
 """
 
+import math
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
@@ -44,6 +46,7 @@ __all__ = ["Conversation", "Exchange", "Pause", "Settings", "Talk", "identify"]
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
+_TOKEN: Final = re.compile(r"[!-~]+")
 _GOODBYE: Final = 5.0
 """Seconds to give all shared memory back."""
 
@@ -99,8 +102,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.server not in ("triton", "torchserve"):
             raise ConfigError(f"the server is triton or torchserve, not {self.server!r}")
-        if self.timeout <= 0 or self.attempts < 1:
-            raise ConfigError("the timeout must be positive and there must be at least one attempt")
+        if not 0 < self.timeout < math.inf or self.attempts < 1:
+            raise ConfigError("the timeout must be positive and finite, and there must be at least one attempt")
+        if self.token and not _TOKEN.fullmatch(self.token):
+            raise ConfigError("the token has characters that no header carries; does it end with a line's end?")
         if self.shared_memory and self.server != "triton":
             raise ConfigError("shared memory is for Triton")
 
@@ -168,7 +173,10 @@ class Talk:
         return self._dialect
 
     def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + (self._settings.timeout if timeout is None else timeout)
+        seconds = self._settings.timeout if timeout is None else timeout
+        if not math.isfinite(seconds):
+            raise ConfigError(f"a timeout is a finite number of seconds, not {seconds}")
+        return time.monotonic() + seconds
 
     def _persist(
         self,
