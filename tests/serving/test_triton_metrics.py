@@ -1,16 +1,20 @@
 """What a real Triton counts, and what Prometheus makes of it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from afd_serve.client import Client, Mode, Options
-from afd_serve.errors import BadAnswerError, RequestRefusedError
+from afd_serve.client import Client, Failure, Mode, Options
+from afd_serve.client.channels import open_channel
+from afd_serve.client.dialects import Question, TritonHttp
+from afd_serve.errors import BadAnswerError, RequestRefusedError, ServerUnavailableError
 from afd_serve.packaging.triton import package_triton
 from afd_serve.pipeline import Pipeline, Prediction
 from afd_serve.results import Shadow
 from afd_serve.servers import triton
 from afd_serve.servers.triton import Triton, TritonPorts
+from afd_serve.triton_protocol import ENSEMBLE
 from tests.monitoring import TRITON_METRICS
 from tests.serving import prometheus
 from tests.serving.pictures import BAD, GOOD
@@ -31,6 +35,24 @@ def test_metrics_have_the_catalogues_names_and_leave_probes_out(triton_server: T
     assert counted(triton_server, "afd_failures_total") == failures + 3
     assert counted(triton_server, "afd_failures_total", ModelName="afd_classify", code="truncated_jpeg") >= 2
     assert counted(triton_server, "afd_inference_seconds_sum") > 0
+
+
+def test_only_what_a_queue_or_a_process_costs_counts_as_turned_away(triton_server: Triton) -> None:
+    def turned_away() -> float:
+        text = settled(triton_server)
+        return sum(total(text, "nv_inference_request_failure", reason=reason) for reason in ("REJECTED", "BACKEND"))
+
+    before = turned_away()
+    with Client(triton_server.grpc_url) as client:
+        assert isinstance(client.classify(BAD["truncated"]), Failure)
+    assert turned_away() == before
+    impatient = TritonHttp(ENSEMBLE).ask(Question([GOOD["sample"]], Options(), "", timeout=1e-6))
+    channel = open_channel(triton_server.url)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(channel.exchange, impatient, 30) for _ in range(32)]
+    channel.close()
+    assert any(isinstance(call.exception(), ServerUnavailableError) for call in asked)
+    assert turned_away() > before
 
 
 @pytest.mark.parametrize("shared", ["alone", "among others"])
