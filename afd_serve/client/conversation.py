@@ -79,7 +79,8 @@ class Settings:
     """How to talk to a server.
 
     Attributes:
-        url: ``http://HOST:PORT`` or ``grpc://HOST:PORT``; in TLS ``https`` or ``grpcs``.
+        url: ``http://HOST:PORT`` or ``grpc://HOST:PORT``; in TLS ``https`` or ``grpcs``. No proxy that the environment
+            names is asked.
         server: ``triton`` or ``torchserve``.
         model: The model's name; the usual one where None.
         token: TorchServe's key for inference.
