@@ -209,6 +209,14 @@ def test_both_clients_in_tls(
         assert [type(error) for error in classify_both_ways(url, ca=ca)] == [TlsError, TlsError]
 
 
+def test_a_certificate_for_another_name_is_refused(
+    http_server: Callable[..., str], grpc_server: Callable[..., str], certificate: Tls
+) -> None:
+    for serve in (http_server, grpc_server):
+        url = serve(lambda *_: answers(CLOCK), certificate).replace("127.0.0.1", "localhost")
+        assert [type(error) for error in classify_both_ways(url, ca=certificate[0])] == [TlsError, TlsError]
+
+
 def test_certificates_may_have_comments_in_any_language(
     http_server: Callable[..., str], certificate: Tls, tmp_path: Path
 ) -> None:

@@ -178,6 +178,9 @@ _HTTP_STATUS: Final = {
     "NOT_FOUND": 404,
     "UNIMPLEMENTED": 501,
 }
+_NO_TLS: Final = ("SSL_ERROR_SSL", "Hostname Verification Check failed")
+"""What gRPC's details say where TLS is at fault; its code only says that the server is unavailable."""
+
 _BUSY: Final = 503
 
 
@@ -300,7 +303,7 @@ def _dial(api: ModuleType, address: Address, authorities: str | None) -> Any:
 
 def _failed(error: grpc.RpcError) -> Reply:
     code, details = error.code().name, error.details() or ""
-    if "SSL_ERROR_SSL" in details:  # the code only says that the server is unavailable
+    if any(words in details for words in _NO_TLS):
         raise TlsError(f"no TLS with the server: {details}") from error
     if code in ("UNAVAILABLE", "CANCELLED"):
         raise ServerUnavailableError(f"the server is unavailable: {details}") from error
