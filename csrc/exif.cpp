@@ -22,6 +22,8 @@ class Tiff {
     return (data_[0] == 'I' || data_[0] == 'M') && read16(2) == 42;
   }
 
+  std::size_t size() const { return size_; }
+
   std::uint32_t read16(std::size_t offset) const {
     if (offset > size_ || size_ - offset < 2) return 0;
     const std::uint32_t first = data_[offset];
@@ -53,6 +55,7 @@ int exif_orientation(const std::uint8_t* payload, std::size_t size) {
   const std::uint32_t entries = tiff.read16(directory);
   for (std::uint32_t i = 0; i < entries; ++i) {
     const std::size_t entry = directory + 2 + i * kEntryBytes;
+    if (entry >= tiff.size()) return 0;  // more are claimed than there are, perhaps in millions of segments
     if (tiff.read16(entry) != kOrientationTag) continue;
     if (tiff.read16(entry + 2) != kShortType) return 0;
     const std::uint32_t value = tiff.read16(entry + 8);

@@ -209,6 +209,11 @@ class TestHeader:
         data = after_soi(pillow_jpeg(8, 8), segment(0xE1, b"") * 1_000_000, exif_segment(7))
         assert jpeg.read_header(data).orientation == 7
 
+    def test_many_segments_that_claim_more_entries_than_they_hold(self) -> None:
+        directory = exif_segment(1)[4:18] + b"\xff\xff"
+        data = after_soi(pillow_jpeg(8, 8), segment(0xE1, directory) * 200_000, exif_segment(7))
+        assert jpeg.read_header(data).orientation == 7
+
     def test_the_codec_is_named(self) -> None:
         assert re.fullmatch(r"libjpeg-turbo [\d.]+", jpeg.CODEC)
 
