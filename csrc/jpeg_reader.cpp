@@ -263,15 +263,15 @@ void JpegReader::check_output(const ReadOptions& options, const std::vector<Plan
 // counting them first refuses without decoding any.
 void JpegReader::check_scans() const {
   if (!header_.progressive && cinfo_.comps_in_scan == cinfo_.num_components) return;
-  const std::uint32_t scans = count_scans(data_, size_, limits_.max_scans + 1);
+  const std::uint64_t scans = count_scans(data_, size_, limits_.max_scans + 1);
   if (scans > limits_.max_scans) {
-    throw too_large(format("more than %" PRIu32 " scans", limits_.max_scans), "max_scans");
+    throw too_large(format("more than %" PRIu64 " scans", limits_.max_scans), "max_scans");
   }
 }
 
 void JpegReader::check_scan_number(j_common_ptr cinfo) {
   const int scan = reinterpret_cast<j_decompress_ptr>(cinfo)->input_scan_number;
-  if (scan > 0 && static_cast<std::uint32_t>(scan) > reader_of(cinfo).limits_.max_scans) {
+  if (scan > 0 && static_cast<std::uint64_t>(scan) > reader_of(cinfo).limits_.max_scans) {
     ErrorManager::fail(cinfo, ErrorKind::kTooLarge, "too many scans; pass JpegLimits(max_scans=...) to allow more");
   }
 }

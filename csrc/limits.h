@@ -8,7 +8,7 @@ namespace afd {
 struct Limits {
   std::uint64_t max_pixels;
   std::uint64_t max_bytes;
-  std::uint32_t max_scans;
+  std::uint64_t max_scans;
   std::uint64_t max_memory_bytes;
   double max_blocks_per_byte;
 };

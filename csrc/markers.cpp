@@ -28,8 +28,8 @@ std::size_t after_next_marker(const std::uint8_t* data, std::size_t size, std::s
 
 }  // namespace
 
-std::uint32_t count_scans(const std::uint8_t* data, std::size_t size, std::uint32_t stop_after) {
-  std::uint32_t scans = 0;
+std::uint64_t count_scans(const std::uint8_t* data, std::size_t size, std::uint64_t stop_after) {
+  std::uint64_t scans = 0;
   std::size_t position = 0;
   while (scans < stop_after) {
     position = after_next_marker(data, size, position);

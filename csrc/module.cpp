@@ -283,7 +283,7 @@ std::vector<OutputArrays> outputs_for(std::size_t sources, const std::vector<Out
 
 void register_types(py::module_& module) {
   py::class_<Limits>(module, "Limits")
-      .def(py::init<std::uint64_t, std::uint64_t, std::uint32_t, std::uint64_t, double>(), py::kw_only(),
+      .def(py::init<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t, double>(), py::kw_only(),
            py::arg("max_pixels"), py::arg("max_bytes"), py::arg("max_scans"), py::arg("max_memory_bytes"),
            py::arg("max_blocks_per_byte"));
   py::class_<Component>(module, "Component")

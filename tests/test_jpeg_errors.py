@@ -315,6 +315,8 @@ class TestLimits:
                 jpeg.JpegLimits(**{field: value})
 
     def test_limits_are_sizes_that_there_can_be(self) -> None:
-        assert jpeg.JpegLimits(max_blocks_per_byte=math.inf, max_bytes=sys.maxsize)
+        largest = {field.name: sys.maxsize for field in dataclasses.fields(jpeg.JpegLimits)}
+        for limits in (jpeg.JpegLimits(**largest), jpeg.JpegLimits(max_blocks_per_byte=math.inf)):
+            assert jpeg.read(pillow_jpeg(16, 16, progressive=True), limits=limits).warnings == ()
         with pytest.raises(ValueError, match="max_bytes"):
             jpeg.JpegLimits(max_bytes=2**64)
