@@ -56,8 +56,9 @@ std::vector<std::uint32_t> blocks_under(double start, double stop, std::uint32_t
   for (std::uint32_t cell = 0; cell < under.size(); ++cell) {
     const std::uint32_t first = cell * DCTSIZE;
     const std::uint32_t last = std::min(first + DCTSIZE, size);
-    const double center = upright_start + (first + last) * ((stop - start) / (2.0 * size));
-    const auto block = static_cast<std::uint32_t>(std::clamp(std::floor(center / block_px), 0.0, blocks - 1.0));
+    // Divided once: a centre on the edge of a block would fall into the block before it by a rounding.
+    const double center = (2.0 * size * upright_start + (first + last) * (stop - start)) / (2.0 * size * block_px);
+    const auto block = static_cast<std::uint32_t>(std::clamp(std::floor(center), 0.0, blocks - 1.0));
     under[cell] = is_mirrored ? blocks - 1 - block : block;
   }
   if (is_mirrored) std::reverse(under.begin(), under.end());

@@ -172,6 +172,28 @@ def test_every_cell_gets_the_block_under_its_centre(
         assert -1e-6 <= x - cols[cell] * block_width <= block_width + 1e-6
 
 
+def blocks_under_centres(start: int, stop: int, size: int, blocks: int, block_px: int) -> np.ndarray:
+    """In whole numbers, where a centre on the edge of two blocks is in the second."""
+    firsts = np.arange(0, size, 8)
+    centres = 2 * size * start + (firsts + np.minimum(firsts + 8, size)) * (stop - start)
+    return (centres // (2 * size * block_px)).clip(max=blocks - 1)
+
+
+@pytest.mark.parametrize("size", [8, 60, 64, 96, 224, 240, 260, 299])
+@pytest.mark.parametrize("block_px", [8, 16, 32])
+def test_a_centre_on_the_edge_of_two_blocks_is_in_the_second(size: int, block_px: int) -> None:
+    for side in range(1, 1200):
+        blocks = -(-side // block_px)
+        for start, stop in ((0, side), (side // 16, side - side // 16)):
+            expected = blocks_under_centres(start, stop, size, blocks, block_px)
+            rows, columns = block_grid((start, start, stop, stop), size, blocks, blocks, block_px, block_px)
+            assert rows.tolist() == columns.tolist() == expected.tolist(), (start, stop)
+            whole = blocks * block_px
+            of_upright = blocks_under_centres(whole - stop, whole - start, size, blocks, block_px)
+            rows, columns = block_grid((start, start, stop, stop), size, blocks, blocks, block_px, block_px, 3)
+            assert rows.tolist() == columns.tolist() == (blocks - 1 - of_upright)[::-1].tolist(), (start, stop)
+
+
 @st.composite
 def boxes_on_blocks(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
     """Blocks of a picture (across, down), their pixels (across, down), and a box in it."""
