@@ -3,6 +3,7 @@
 // What the bindings of the extension share.
 
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <exception>
@@ -61,6 +62,26 @@ struct ErrorClasses {
     }
     return pybind11::reinterpret_borrow<pybind11::object>(PyExc_MemoryError)();
   }
+};
+
+// Gives the GIL away as long as it lives. Where the interpreter has ended meanwhile, Python ends a daemon thread that
+// wants the GIL back by unwinding it, which would end the process in std::terminate. Such a thread waits here for the
+// process's end instead, as it does from Python 3.14 on.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  ~WithoutGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
 };
 
 // The caller's bytes, exported (so that they can neither move nor go away) as long as this lives.

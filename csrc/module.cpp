@@ -208,7 +208,7 @@ DecodedJpeg hand_over(Picture picture, const OutputArrays& output) {
 Header read_header(const ErrorClasses& errors, const py::object& source, const Limits& limits) {
   const InputBytes input(source);
   try {
-    const py::gil_scoped_release unlocked;
+    const afd::WithoutGil unlocked;
     return afd::JpegReader(input.data(), input.size(), limits, true).header();
   } catch (const JpegFailure& failure) {
     errors.raise(failure);
@@ -234,7 +234,7 @@ DecodedJpeg read(const ErrorClasses& errors, const py::object& source, const Lim
   const InputBytes input(source);
   Picture picture;
   try {
-    const py::gil_scoped_release unlocked;
+    const afd::WithoutGil unlocked;
     picture = afd::JpegReader(input.data(), input.size(), limits, tolerant).read(options);
   } catch (const JpegFailure& failure) {
     errors.raise(failure);
@@ -256,7 +256,7 @@ py::list read_batch(const ErrorClasses& errors, const std::vector<py::object>& s
   }
   std::vector<afd::BatchItem> items;
   {
-    const py::gil_scoped_release unlocked;
+    const afd::WithoutGil unlocked;
     items = afd::read_batch(inputs, limits, tolerant, options, threads);
   }
   py::list results;

@@ -122,7 +122,7 @@ std::optional<Prepared> prepare_bytes(const ErrorClasses& errors, const py::obje
   const InputBytes input(source);
   std::optional<PreparedJpeg> prepared;
   try {
-    const py::gil_scoped_release unlocked;
+    const WithoutGil unlocked;
     prepared = prepare(input.data(), input.size(), limits, options);
   } catch (const JpegFailure& failure) {
     errors.raise(failure);
@@ -151,7 +151,7 @@ py::object resample_array(const Array<std::uint8_t>& pixels, const BoxTuple& sid
   const PictureView view{pixels.data(), 0, 0, width, height};
   Pixels result;
   {
-    const py::gil_scoped_release unlocked;
+    const WithoutGil unlocked;
     result.width = result.height = size;
     result.samples = allocate_bytes(std::size_t{3} * size * size);
     resample(view, width, height, box, size, filter, result.samples.get(), instructions);
@@ -182,7 +182,7 @@ std::optional<int> earlier_quality_of(const Array<std::int16_t>& blocks, const A
                                       Instructions instructions) {
   const LumaBlocks luma = luma_of(blocks);
   const QuantTable own = table_of(table);
-  const py::gil_scoped_release unlocked;
+  const WithoutGil unlocked;
   return earlier_quality(luma, own, instructions);
 }
 

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -151,6 +152,22 @@ class TestThreads:
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(check, files * 8))
+
+    def test_threads_that_still_decode_when_the_process_ends_do_not_abort_it(self) -> None:
+        program = """
+import sys, threading, time
+from afd_serve import jpeg
+from afd_serve.models.backbones import Preprocessing
+from afd_serve.preprocess import prepare
+data = sys.stdin.buffer.read()
+model = Preprocessing(64, 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3)
+for decode in (lambda: jpeg.read(data, pixels=True), lambda: jpeg.read_batch([data] * 2), lambda: prepare(data, model)):
+    threading.Thread(target=lambda decode=decode: [decode() for _ in range(100_000)], daemon=True).start()
+time.sleep(0.1)
+"""
+        command = [sys.executable, "-c", program]
+        ended = subprocess.run(command, input=pillow_jpeg(640, 480), capture_output=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 class TestBatch:
