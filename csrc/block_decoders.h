@@ -5,111 +5,18 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
+#include "bit_reader.h"
 #include "huffman_tables.h"
 #include "libjpeg.h"
-
-#define AFD_INLINE inline __attribute__((always_inline))
+#include "natural_order.h"
+#include "processor.h"
 
 namespace afd {
 
 // A block takes up to 64 codes of 31 bits, and the bit buffer reads up to 16 bytes ahead: so far a block can read past
 // the end before anybody looks.
 inline constexpr std::size_t kPadding = 64 * 31 / 8 + 24;
-
-// Natural order by zigzag index minus 63, for negative indices and as far as AcTable's advances go beyond. The
-// coefficients beyond go where the DC coefficient is stored last.
-struct NaturalOrder {
-  static constexpr int kFirst = -63;
-  static constexpr int kLast = AcTable::kEndOfBlock + 32;
-
-  constexpr NaturalOrder() {
-    int row = 0;
-    int column = 0;
-    for (int i = 0; i < DCTSIZE2; ++i) {
-      positions[i] = static_cast<std::uint8_t>(8 * row + column);
-      const bool up = (row + column) % 2 == 0;
-      int& forward = up ? column : row;
-      int& backward = up ? row : column;
-      if (forward == 7) {
-        ++backward;
-      } else {
-        ++forward;
-        if (backward > 0) --backward;
-      }
-    }
-  }
-
-  const std::uint8_t* end() const { return positions - kFirst; }
-
-  std::uint8_t positions[kLast - kFirst + 1] = {};
-};
-
-inline constexpr NaturalOrder kNaturalOrder;
-
-// The next bits, left-aligned; `count` of them are valid, and those behind are zero or the right ones. Reads up to 8
-// bytes past `next`.
-struct BitReader {
-  AFD_INLINE explicit BitReader(const std::uint8_t* data) : start(data), next(data) {}
-
-  // At least 56 valid bits, without a branch.
-  AFD_INLINE void refill() {
-    bits |= load(next) >> count;
-    next += (63 - count) >> 3;
-    count |= 56;
-  }
-
-  AFD_INLINE void drop(std::uint64_t length) {
-    bits <<= length;
-    count -= length;
-  }
-
-  // Drops the value of `length` bits (0 to 15) and returns it (T.81, F.12).
-  AFD_INLINE int take_value(unsigned length) {
-    const auto value = static_cast<int>((bits >> 1) >> (63 - length));
-    const int if_negative = ~static_cast<int>(static_cast<std::int64_t>(bits) >> 63);
-    drop(length);
-    return value - (if_negative & ((1 << length) - 1));
-  }
-
-  // Drops up to 15 bits and returns them.
-  AFD_INLINE unsigned take_bits(unsigned length) {
-    const auto value = static_cast<unsigned>((bits >> 1) >> (63 - length));
-    drop(length);
-    return value;
-  }
-
-  AFD_INLINE std::ptrdiff_t position() const { return 8 * (next - start) - static_cast<std::ptrdiff_t>(count); }
-
-  static AFD_INLINE std::uint64_t load(const std::uint8_t* data) {
-    std::uint64_t value;
-    std::memcpy(&value, data, sizeof value);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    value = __builtin_bswap64(value);
-#endif
-    return value;
-  }
-
-  const std::uint8_t* start;
-  const std::uint8_t* next;
-  std::uint64_t bits = 0;
-  std::uint64_t count = 0;
-};
-
-// Note [Registers]: the functions that are not inlined take and return values, because a reader whose address is known
-// elsewhere would live in memory.
-
-// The reader before it dropped its last `length` bits, refilled.
-inline __attribute__((noinline)) BitReader rewound(BitReader reader, std::uint64_t length) {
-  const std::ptrdiff_t target = reader.position() - static_cast<std::ptrdiff_t>(length);
-  reader.next = reader.start + target / 8;
-  reader.bits = BitReader::load(reader.next) << (target % 8);
-  reader.next += 7;
-  reader.count = static_cast<std::uint64_t>(56 - target % 8);
-  reader.refill();
-  return reader;
-}
 
 struct LongCode {
   int symbol;  // or CodeBook::kNoSymbol
@@ -124,7 +31,7 @@ inline __attribute__((noinline)) LongCode find_long_code(const CodeBook& codes, 
 }
 
 // memset would become `rep stos`, which takes longer than the block.
-AFD_INLINE void clear_block(JCOEF* block) {
+AFD_ALWAYS_INLINE void clear_block(JCOEF* block) {
   using Vector = std::uint64_t __attribute__((vector_size(32), aligned(2), may_alias));
   auto* vectors = reinterpret_cast<Vector*>(block);
   for (int i = 0; i < 4; ++i) vectors[i] = Vector{};
@@ -166,7 +73,7 @@ struct Scan {
 };
 
 // Drops a code and returns its symbol or CodeBook::kNoSymbol.
-AFD_INLINE int take_symbol(BitReader& reader, const SymbolTable& table) {
+AFD_ALWAYS_INLINE int take_symbol(BitReader& reader, const SymbolTable& table) {
   const unsigned entry = table.entries[reader.bits >> (64 - kLookupBits)];
   reader.drop(entry & 63);
   if (__builtin_expect((entry & 63) != 0, 1)) return static_cast<int>(entry >> 8);
@@ -176,7 +83,7 @@ AFD_INLINE int take_symbol(BitReader& reader, const SymbolTable& table) {
 }
 
 // The table has no symbol above 15.
-AFD_INLINE bool decode_dc(BitReader& reader, const SymbolTable& table, int& last_dc) {
+AFD_ALWAYS_INLINE bool decode_dc(BitReader& reader, const SymbolTable& table, int& last_dc) {
   const int size = take_symbol(reader, table);
   if (size < 0) return false;
   last_dc += reader.take_value(static_cast<unsigned>(size));
@@ -185,8 +92,8 @@ AFD_INLINE bool decode_dc(BitReader& reader, const SymbolTable& table, int& last
 
 // Decodes one AC symbol that its table does not hold with its value bits; needs 31 bits. Returns the zigzag index,
 // which is past the end by more than any advance if there is no such code.
-AFD_INLINE std::ptrdiff_t decode_long_ac(BitReader& reader, const AcTable& table, std::uint64_t entry,
-                                         std::ptrdiff_t index, JCOEF* block) {
+AFD_ALWAYS_INLINE std::ptrdiff_t decode_long_ac(BitReader& reader, const AcTable& table, std::uint64_t entry,
+                                                std::ptrdiff_t index, JCOEF* block) {
   unsigned size = (entry >> 32) & 15;
   int advance = (entry >> 8) & 0xFF;
   if (__builtin_expect(entry == 0, 0)) {
@@ -205,15 +112,15 @@ AFD_INLINE std::ptrdiff_t decode_long_ac(BitReader& reader, const AcTable& table
 }
 
 // Whether a block that ended at this index did so as it should: by an end of block, or at its last coefficient.
-AFD_INLINE bool ends_well(std::ptrdiff_t index) {
+AFD_ALWAYS_INLINE bool ends_well(std::ptrdiff_t index) {
   return index == 0 || index >= AcTable::kEndOfBlock + NaturalOrder::kFirst;
 }
 
 // See Note [Two symbols]. The zigzag index runs from -63, for the DC coefficient, to 0. Finds the reader refilled and
 // leaves it so: a DC coefficient takes up to 31 of 56 bits, and two look-ups 22. Whatever else takes more bits refills
 // it first.
-AFD_INLINE bool decode_sequential(BitReader& reader, const SymbolTable& symbol_table, const AcTable& ac_table,
-                                  int& last_dc, JCOEF* block) {
+AFD_ALWAYS_INLINE bool decode_sequential(BitReader& reader, const SymbolTable& symbol_table, const AcTable& ac_table,
+                                         int& last_dc, JCOEF* block) {
   static_assert(31 + 2 * kLookupBits <= 56);
   const std::uint8_t* natural = kNaturalOrder.end();
   clear_block(block);
@@ -252,8 +159,8 @@ AFD_INLINE bool decode_sequential(BitReader& reader, const SymbolTable& symbol_t
 
 // As `decode_sequential`, for a block whose values nobody wants: those that it leaves mean nothing. See Note
 // [Skipping].
-AFD_INLINE bool skip_sequential(BitReader& reader, const SymbolTable& symbol_table, const AcTable& ac_table,
-                                int& last_dc, JCOEF* block) {
+AFD_ALWAYS_INLINE bool skip_sequential(BitReader& reader, const SymbolTable& symbol_table, const AcTable& ac_table,
+                                       int& last_dc, JCOEF* block) {
   const BitReader start = reader;
   const int dc = last_dc;
   if (!decode_dc(reader, symbol_table, last_dc)) return false;
@@ -284,7 +191,8 @@ AFD_INLINE bool skip_sequential(BitReader& reader, const SymbolTable& symbol_tab
   return decode_sequential(reader, symbol_table, ac_table, last_dc, block);
 }
 
-AFD_INLINE bool decode_dc_first(BitReader& reader, const SymbolTable& table, int& last_dc, int shift, JCOEF* block) {
+AFD_ALWAYS_INLINE bool decode_dc_first(BitReader& reader, const SymbolTable& table, int& last_dc, int shift,
+                                       JCOEF* block) {
   reader.refill();
   if (!decode_dc(reader, table, last_dc)) return false;
   const int value = last_dc * (1 << shift);
@@ -292,14 +200,14 @@ AFD_INLINE bool decode_dc_first(BitReader& reader, const SymbolTable& table, int
   return value == block[0];
 }
 
-AFD_INLINE bool refine_dc(BitReader& reader, int shift, JCOEF* block) {
+AFD_ALWAYS_INLINE bool refine_dc(BitReader& reader, int shift, JCOEF* block) {
   reader.refill();
   block[0] = static_cast<JCOEF>(block[0] | static_cast<int>(reader.take_bits(1) << shift));
   return true;
 }
 
 // The first scan of a band of AC coefficients (T.81, G.1.2.2).
-AFD_INLINE bool decode_ac_first(BitReader& reader, const SymbolTable& table, Scan& scan, JCOEF* block) {
+AFD_ALWAYS_INLINE bool decode_ac_first(BitReader& reader, const SymbolTable& table, Scan& scan, JCOEF* block) {
   if (scan.end_of_band_run > 0) {
     --scan.end_of_band_run;
     return true;
@@ -325,29 +233,15 @@ AFD_INLINE bool decode_ac_first(BitReader& reader, const SymbolTable& table, Sca
   return true;
 }
 
-// Drops up to 63 bits and returns them; at least 32 must be valid.
-AFD_INLINE std::uint64_t take_many_bits(BitReader& reader, unsigned count) {
-  std::uint64_t value = 0;
-  if (__builtin_expect(count > 32, 0)) {
-    value = reader.bits >> 32;
-    reader.drop(32);
-    reader.refill();
-    count -= 32;
-  }
-  value = value << count | (reader.bits >> 1) >> (63 - count);
-  reader.drop(count);
-  return value;
-}
-
 // The lowest bit of the set but `index` (0 to 15). Most indices are small, and no branch could tell which.
-AFD_INLINE std::uint64_t find_bit(std::uint64_t set, unsigned index) {
+AFD_ALWAYS_INLINE std::uint64_t find_bit(std::uint64_t set, unsigned index) {
   for (unsigned i = 0; i < 3; ++i) set &= set - std::uint64_t{index > i};
   for (unsigned i = 3; i < index; ++i) set &= set - 1;
   return set & -set;
 }
 
 // Adds one more bit, from left-aligned ones, to each of the coefficients in the set.
-AFD_INLINE void correct(std::uint64_t set, std::uint64_t corrections, int shift, JCOEF* block) {
+AFD_ALWAYS_INLINE void correct(std::uint64_t set, std::uint64_t corrections, int shift, JCOEF* block) {
   for (; set != 0; set &= set - 1, corrections <<= 1) {
     JCOEF& coefficient = block[kNaturalOrder.positions[__builtin_ctzll(set)]];
     const int sign = (coefficient >> 15) | 1;
@@ -359,7 +253,7 @@ AFD_INLINE void correct(std::uint64_t set, std::uint64_t corrections, int shift,
 // and runs that count those that are still zero. libjpeg looks at each coefficient to know; most of a progressive
 // file's time goes there. Here a bit mask per block knows, so that blocks without anything to correct are not touched,
 // and the correction bits are gathered for one pass over the block.
-AFD_INLINE bool refine_ac(BitReader& reader, const SymbolTable& table, Scan& scan, JCOEF* block) {
+AFD_ALWAYS_INLINE bool refine_ac(BitReader& reader, const SymbolTable& table, Scan& scan, JCOEF* block) {
   std::uint64_t& nonzero = scan.nonzero[(block - scan.arena) / DCTSIZE2];
   const std::uint64_t band = ~std::uint64_t{0} >> (63 - scan.end) & ~std::uint64_t{0} << scan.start;
   const std::uint64_t old = nonzero & band;
@@ -402,7 +296,7 @@ AFD_INLINE bool refine_ac(BitReader& reader, const SymbolTable& table, Scan& sca
 enum class Coding { kSequential, kSkipped, kDcFirst, kDcRefinement, kAcFirst, kAcRefinement };
 
 template <Coding kCoding>
-AFD_INLINE bool decode_block(BitReader& reader, Scan& scan, const McuBlock& block) {
+AFD_ALWAYS_INLINE bool decode_block(BitReader& reader, Scan& scan, const McuBlock& block) {
   int& last_dc = scan.last_dc[block.component];
   if constexpr (kCoding == Coding::kSequential) {
     return decode_sequential(reader, *block.symbol_table, *block.ac_table, last_dc, block.next);

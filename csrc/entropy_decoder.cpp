@@ -6,19 +6,16 @@
 
 #include "block_decoders.h"
 #include "huffman_tables.h"
+#include "processor.h"
 #include "row_band.h"
 #include "unstuff.h"
-
-#if defined(__GNUC__) && defined(__x86_64__)
-#define AFD_HAS_AVX2_DECODER 1
-#endif
 
 namespace afd {
 namespace {
 
 // Decodes `count` MCUs of a segment of `size` bytes, wherever `state` is in it. See Note [Registers].
 template <Coding kCoding>
-AFD_INLINE bool decode_mcus(Scan& scan, BitReader& state, std::size_t size, std::uint64_t count) {
+AFD_ALWAYS_INLINE bool decode_mcus(Scan& scan, BitReader& state, std::size_t size, std::uint64_t count) {
   BitReader reader = state;
   const std::uint8_t* const limit = reader.start + size + 8;
   for (; count > 0; --count) {
@@ -43,7 +40,7 @@ bool decode_mcus_portable(Scan& scan, BitReader& state, std::size_t size, std::u
   return decode_mcus<kCoding>(scan, state, size, count);
 }
 
-#ifdef AFD_HAS_AVX2_DECODER
+#ifdef AFD_HAS_AVX2
 template <Coding kCoding>
 __attribute__((target("avx2,bmi,bmi2"))) bool decode_mcus_avx2(Scan& scan, BitReader& state, std::size_t size,
                                                                std::uint64_t count) {
@@ -53,7 +50,7 @@ __attribute__((target("avx2,bmi,bmi2"))) bool decode_mcus_avx2(Scan& scan, BitRe
 
 template <Coding kCoding>
 DecodeMcus decode_mcus_for(Decoder decoder) {
-#ifdef AFD_HAS_AVX2_DECODER
+#ifdef AFD_HAS_AVX2
   if (decoder == Decoder::kFastest && has_vector_decoder()) return decode_mcus_avx2<kCoding>;
 #endif
   (void)decoder;
@@ -235,7 +232,7 @@ class ScanData {
 };
 
 bool has_vector_decoder() {
-#ifdef AFD_HAS_AVX2_DECODER
+#ifdef AFD_HAS_AVX2
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 #else
   return false;

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "block_decoders.h"
+#include "natural_order.h"
 
 namespace afd {
 namespace {
@@ -70,7 +70,7 @@ struct Value {
 
 std::vector<Value> values_of(const LumaBlocks& blocks) {
   std::vector<Value> values(blocks.count * kFrequencies);
-  const std::uint8_t* positions = kNaturalOrder.end() + 1 - 63;
+  const std::uint8_t* positions = kNaturalOrder.positions + 1;
   std::size_t count = 0;
   for (std::size_t b = 0; b < blocks.count; ++b) {
     const std::int16_t* block = blocks.first + b * blocks.stride;
@@ -116,7 +116,7 @@ struct Magnitudes {
 
 // How far a ratio lies from the nearest whole number, half to even. Adding 1.5 * 2^23 makes a float of this size round
 // to a whole number in the addition, on every processor.
-AFD_INLINE float off_whole(float ratio) {
+AFD_ALWAYS_INLINE float off_whole(float ratio) {
   constexpr float kRounder = 12582912.0F;
   return std::abs(ratio - ((ratio + kRounder) - kRounder));
 }
@@ -128,7 +128,7 @@ struct Evidence {
   bool explains() const { return values >= kLeastEvidence && off_grid < kMostOffGrid * values; }
 };
 
-AFD_INLINE void weigh_loop(const float* begin, const float* end, float step, Evidence& evidence) {
+AFD_ALWAYS_INLINE void weigh_loop(const float* begin, const float* end, float step, Evidence& evidence) {
   int values = 0;
   int off_grid = 0;
   for (const float* magnitude = begin; magnitude != end; ++magnitude) {
@@ -166,7 +166,7 @@ using Steps = std::array<float, kFrequencies>;
 
 Steps usable_steps(int quality, const QuantTable& own) {
   const QuantTable table = scaled_table(quality, false);
-  const std::uint8_t* positions = kNaturalOrder.end() + 1 - 63;
+  const std::uint8_t* positions = kNaturalOrder.positions + 1;
   Steps steps{};
   for (std::size_t f = 0; f < kFrequencies; ++f) {
     const float step = table[positions[f]];
