@@ -1,5 +1,6 @@
 #include "error.h"
 
+#include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <type_traits>
@@ -47,6 +48,15 @@ bool means_corrupt_data(int code) {
 ErrorManager& manager_of(j_common_ptr cinfo) { return *reinterpret_cast<ErrorManager*>(cinfo->err); }
 
 }  // namespace
+
+std::string format(const char* pattern, ...) {
+  char text[320];
+  va_list arguments;
+  va_start(arguments, pattern);
+  std::vsnprintf(text, sizeof text, pattern, arguments);
+  va_end(arguments);
+  return text;
+}
 
 ErrorManager::ErrorManager(bool tolerant) : tolerant_(tolerant) {
   static_assert(std::is_standard_layout_v<ErrorManager>, "libjpeg's pointer must be convertible to ours");

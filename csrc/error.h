@@ -13,6 +13,9 @@ namespace afd {
 
 enum class ErrorKind { kEmpty, kCorrupt, kTruncated, kUnsupported, kTooLarge, kOutOfMemory, kOutputTooSmall };
 
+// printf into a string of up to 319 characters.
+__attribute__((format(printf, 1, 2))) std::string format(const char* pattern, ...);
+
 // The only exception that the reader throws on bad input.
 class JpegFailure : public std::runtime_error {
  public:
