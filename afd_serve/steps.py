@@ -5,7 +5,7 @@ What lies between them are the classifier's tensors and, for each picture, a `Fi
 
 Note [Blank rows]
     A batch has one row per picture, whatever became of it. The row of a picture that cannot be read is blank: all zero,
-    with the gate closed. Real quantization tables hold no zero, so a blank row shows, and is not worth a pass of the
+    with the gate closed. The tables of a picture hold no zero, so a blank row shows, and is not worth a pass of the
     model; a server that passes it through the model all the same harms nobody, because rows do not see each other.
 """
 

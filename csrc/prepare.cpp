@@ -66,6 +66,11 @@ void make_heavier(QuantTable& table, const QuantTable& earlier) {
                  [](std::uint16_t a, std::uint16_t b) { return std::max(a, b); });
 }
 
+// The standard knows no step of zero (T.81, B.2.4.1); files may have one all the same.
+void make_positive(QuantTable& table) {
+  for (std::uint16_t& step : table) step = std::max<std::uint16_t>(step, 1);
+}
+
 QuantTable transposed(const QuantTable& table) {
   QuantTable result;
   for (std::size_t i = 0; i < result.size(); ++i) result[i] = table[i % DCTSIZE * DCTSIZE + i / DCTSIZE];
@@ -105,6 +110,7 @@ BlockFeatures features_of(Grid stored, std::uint32_t side, const ComponentTables
                           Instructions instructions) {
   const LumaBlocks luma{stored.get(), std::size_t{side} * side, kCellCoefficients};
   BlockFeatures features{std::move(stored), side, tables, compression_history(luma, tables[0], instructions)};
+  for (QuantTable& table : features.tables) make_positive(table);
   if (features.history.resaved) {
     for (std::size_t i = 0; i < tables.size(); ++i) {
       make_heavier(features.tables[i], scaled_table(features.history.quality, i > 0));

@@ -38,7 +38,7 @@ Grid allocate_grid(std::uint32_t side);
 struct BlockFeatures {
   Grid blocks;             // int16 [side, side, 3, 8, 8], dequantized, upright
   std::uint32_t side;      // cells
-  ComponentTables tables;  // upright; the heaviest that the history shows
+  ComponentTables tables;  // upright; the heaviest that the history shows; no step of zero
   CompressionHistory history;
 };
 

@@ -28,7 +28,16 @@ from afd_serve.preprocess import PreparedPicture, prepare, stack
 from afd_serve.quality import compression_history, scaled_table
 from afd_serve.transforms import Box, block_grid, crop_box, resize_crop
 from tests.conftest import encoded, recompressed, scene
-from tests.jpeg_files import ARITHMETIC, SAMPLINGS, after_soi, exif_segment, make_jpeg, pillow_jpeg
+from tests.jpeg_files import (
+    ARITHMETIC,
+    DQT,
+    SAMPLINGS,
+    after_soi,
+    exif_segment,
+    find_segment,
+    make_jpeg,
+    pillow_jpeg,
+)
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
 
@@ -321,6 +330,16 @@ def test_a_resaved_picture_carries_the_heavier_tables() -> None:
     picture = prepare(recompressed(scene(224, 224), 10, 95), size, crop=False)
     assert picture.history.resaved
     assert (picture.quant_tables[0] >= scaled_table(15).reshape(64)).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_step_of_zero_which_the_standard_does_not_know_counts_as_one(mode: str) -> None:
+    data = bytearray(pillow_jpeg(90, 70, mode, quality=50))
+    first = find_segment(bytes(data), lambda marker: marker == DQT) + 5
+    data[first : first + 64] = bytes(64)
+    picture = prepare(bytes(data), PREPROCESSING)
+    assert (picture.quant_tables[0] == 1).all()
+    assert (picture.quant_tables[1] > 1).any() or mode == "CMYK"  # whose components share one table
 
 
 def _decoded(data: bytes) -> Image.Image:

@@ -14,6 +14,7 @@ from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
 from afd_serve.results import Shadow
 from afd_serve.steps import Answered, ClassifierStep, Finding, PreparedBatch, PreparingStep, make_answers
 from tests.conftest import encoded, recompressed, scene
+from tests.jpeg_files import DQT, find_segment
 
 MODEL = ModelInfo("afd_classify", "1")
 PICTURES = [
@@ -62,6 +63,14 @@ def test_the_steps_together_are_the_pipeline(deployed: Deployed, mode: Mode, cro
     assert results == expected
     assert shadows_of(results) == shadows_of(expected)
     assert any(shadows_of(results)) is (mode is Mode.SHADOW)
+
+
+def test_a_step_of_zero_in_a_table_makes_no_blank_row(deployed: Deployed) -> None:
+    data = bytearray(PICTURES[0])
+    data[find_segment(bytes(data), lambda marker: marker == DQT) + 5] = 0
+    expected = Pipeline(deployed).predict([bytes(data)])
+    assert isinstance(expected[0], Prediction)
+    assert answered(deployed, prepared(deployed, [bytes(data)])).results == expected
 
 
 def test_a_pass_for_all_shadows_of_several_requests_as_on_a_gpu(deployed: Deployed) -> None:
