@@ -89,8 +89,7 @@ class Explainer:
         """
         picture = self.pipeline.prepare(data, crop=crop)
         opened = not picture.good
-        known = len(self.pipeline.signature.labels)
-        prediction = self.pipeline.classify(picture, protect=opened, top_k=min(top_k, known))
+        prediction = self.pipeline.classify(picture, protect=opened, top_k=top_k)
         bare = self.features(picture, protected=False)
         features = self.features(picture, protected=True) if opened else bare
         moved = relative_distance(features, bare).numpy()

@@ -78,7 +78,7 @@ class Pipeline:
 
         Args:
             items: The bytes of each picture.
-            top_k: How many classes to name, 1 to the number of classes.
+            top_k: How many classes to name, from 1 on; all of them where there are fewer.
             afd: The mode, or whether to protect at all; one value, or one per item. Where AFD does not answer, the
                 answer is the bare backbone's, bit for bit.
             crop: False takes each picture as the model's crop already; it is resized only if its size differs.
@@ -90,9 +90,8 @@ class Pipeline:
         Raises:
             ConfigError: An argument has an impossible value.
         """
-        classes = len(self.signature.labels)
-        if not 1 <= top_k <= classes:
-            raise ConfigError(f"top_k must be from 1 to {classes}, not {top_k}")
+        if top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, not {top_k}")
         wanted = [afd] * len(items) if isinstance(afd, (Mode, bool)) else list(afd)
         if len(wanted) != len(items):
             raise ConfigError(f"afd has {len(wanted)} values for {len(items)} pictures")
@@ -171,8 +170,8 @@ def make_prediction(
     estimated_quality: int | None,
     protected: bool,
 ) -> Prediction:
-    """The answer for one picture from its probabilities [K] and drift score, with the ``top_k`` first classes."""
-    best, indices = probabilities.topk(top_k)
+    """The answer for one picture from its probabilities [K] and drift score: its ``top_k`` first classes, or all."""
+    best, indices = probabilities.topk(min(top_k, len(labels)))
     return Prediction(
         indices=tuple(indices.tolist()),
         labels=tuple(labels[index] for index in indices.tolist()),

@@ -60,18 +60,16 @@ class Answers:
 class Service:
     """Answers batches of requests with one pipeline."""
 
-    def __init__(self, pipeline: Predictor, model: ModelInfo, classes: int, mode: Mode = Mode.PROTECT) -> None:
+    def __init__(self, pipeline: Predictor, model: ModelInfo, mode: Mode = Mode.PROTECT) -> None:
         """Make a service.
 
         Args:
             pipeline: Bytes in, predictions or failures out.
             model: The name and version that the answers carry.
-            classes: How many classes the pipeline knows; a larger ``top_k`` asks for all of them.
             mode: For requests that name none.
         """
         self._pipeline = pipeline
         self._model = model
-        self._classes = classes
         self._mode = mode
 
     def answer(self, calls: Sequence[Call]) -> Answers:
@@ -130,7 +128,7 @@ class Service:
         try:
             return self._pipeline.predict(
                 [picture for picture, _ in items],
-                top_k=min(self._classes, max(options.top_k for _, options in items)),
+                top_k=max(options.top_k for _, options in items),
                 afd=[self._mode_of(options) for _, options in items],
                 crop=crop,
                 times=times,

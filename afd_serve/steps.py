@@ -254,7 +254,7 @@ def _prediction(row: Tensor, drift: float, finding: Finding, labels: Sequence[st
         row,
         drift,
         labels=labels,
-        top_k=min(top_k, len(labels)),
+        top_k=top_k,
         estimated_quality=finding.estimated_quality,
         protected=finding.protected,
     )

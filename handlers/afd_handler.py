@@ -43,7 +43,7 @@ class AfdHandler:
         signature = json.loads(pipeline.signature.to_json())
         self._description = json.dumps({"model": model.to_dict(), "signature": signature}).encode()
         mode = read_mode(context.model_yaml_config.get("afd", {}).get("mode", Mode.PROTECT.value))
-        self._service = Service(pipeline, model, len(pipeline.signature.labels), mode)
+        self._service = Service(pipeline, model, mode)
         self._explanations = ExplanationService(pipeline, partial(load_features, model_dir), model)
         (reply,) = self._service.answer([Call({"body": sample_picture()}, {})]).replies
         if reply.status is not HTTPStatus.OK:

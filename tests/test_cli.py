@@ -213,7 +213,6 @@ def test_classify_names_the_bad_picture_and_answers_for_the_good_one(
 def test_wrong_settings_are_explained(run: Run, picture: Path, tiny_run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("classify", picture, "--model", tmp_path / "none"), "none"),
-        (("classify", picture, "--model", tiny_run, "--top-k", 11), "top_k"),
         (("classify", tmp_path / "missing.jpg"), "does not exist"),
         (("evaluate", "--model", tiny_run, "--images", tmp_path / "x", "--out", tmp_path / "o"), "neither a folder"),
         (("evaluate", "--model", tiny_run, "--images", tmp_path, "--out", tmp_path / "o", "--protocol", "Z"), "'Z'|Z"),

@@ -63,7 +63,7 @@ def pipeline() -> ScriptedPipeline:
 
 @pytest.fixture
 def answer(pipeline: ScriptedPipeline) -> Ask:
-    service = Service(pipeline, ModelInfo("afd", "1.0"), classes=20)
+    service = Service(pipeline, ModelInfo("afd", "1.0"))
 
     def ask(*calls: Any) -> tuple[list[tuple[int, Any]], list[Sample]]:
         answers = service.answer(
@@ -99,11 +99,6 @@ def test_options_are_each_requests_own(answer: Ask, pipeline: ScriptedPipeline) 
     assert second[1]["protected"] is True
     assert label(third[1]) == "d uncropped"
     assert pipeline.calls == [(2, True), (1, False)]
-
-
-def test_top_k_is_bounded_by_the_number_of_classes(answer: Ask) -> None:
-    ((_, body),), _ = answer(({"body": b"a"}, {"top_k": "100"}))
-    assert len(body["predictions"]) == 20
 
 
 def test_several_pictures_in_one_request(answer: Ask) -> None:
@@ -170,7 +165,7 @@ def test_in_shadow_mode_the_client_gets_the_bare_answer_and_the_metrics_the_diff
 
 @pytest.mark.parametrize("mode", Mode)
 def test_the_models_mode_is_for_requests_that_name_none(pipeline: ScriptedPipeline, mode: Mode) -> None:
-    service = Service(pipeline, ModelInfo("afd", "1.0"), 20, mode)
+    service = Service(pipeline, ModelInfo("afd", "1.0"), mode)
     answers = service.answer([Call({"body": b"a"}, {}), Call({"body": b"a"}, {"afd": "on"})])
     requests = {sample.labels: sample.value for sample in answers.samples if sample.metric is REQUESTS}
     assert requests == ({("protect",): 2} if mode is Mode.PROTECT else {(mode.value,): 1, ("protect",): 1})
