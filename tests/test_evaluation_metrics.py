@@ -36,6 +36,13 @@ def test_recovered_share_is_not_defined_where_nothing_was_lost() -> None:
     assert share[1] == pytest.approx(0.5)
 
 
+def test_recovered_share_is_not_defined_where_only_rounding_was_lost() -> None:
+    without = np.array(0.3)
+    clean = np.array(0.1 + 0.2)
+    assert clean > without
+    assert math.isnan(recovered_share(clean, without, np.array(0.4)))
+
+
 def test_bootstrap_covers_what_the_normal_approximation_says() -> None:
     hits = (np.arange(400) < 280).astype(np.float64)
     means = bootstrap_means(hits[:, None], resamples=4000)

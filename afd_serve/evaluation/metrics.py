@@ -21,6 +21,7 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 _CHUNK = 4_000_000  # entries of the resampling matrix held at a time
+_ROUNDING = 1e-9  # differences of accuracies below it are none: one picture of a billion
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def recovered_share(clean: Floats, without: Floats, protected: Floats) -> Floats
     """
     lost = np.asarray(clean - without, np.float64)
     share = np.full_like(lost, np.nan)
-    np.divide(protected - without, lost, out=share, where=lost > 0)
+    np.divide(protected - without, lost, out=share, where=lost > _ROUNDING)
     return share
 
 
