@@ -217,7 +217,20 @@ def test_gains_of_classes(pictures: list[LabelledPicture], evaluation: Evaluatio
     assert (cat.label, cat.pictures, cat.bare, cat.afd, cat.gain) == ("cat", 2, 0.0, 0.5, 0.5)
     assert (dog.gain, owl.gain) == (0.0, 0.0)
     assert summarize(made_answers(pictures), pictures, known).classes[0].label == "0"
-    assert not summarize(made_answers(pictures), pictures, replace(known, protocols=("clean",))).classes
+
+
+def test_a_class_that_is_right_as_often_has_no_gain(pictures: list[LabelledPicture], evaluation: Evaluation) -> None:
+    """Nine hits each, of other pictures: as means of means they differ in the last bit."""
+    few, known = [replace(picture, label=0) for picture in pictures[:3]], replace(evaluation, protocols=("clean", "A"))
+    hits = {False: (1, 4, 4), True: (2, 4, 3)}
+    answers = {
+        (picture.id, condition.key, afd): Answer((0 if column <= count else 1,))
+        for column, condition in enumerate(conditions(known.protocols))
+        for afd, counts in hits.items()
+        for picture, count in zip(few, counts, strict=True)
+    }
+    (gained,) = summarize(answers, few, known).classes
+    assert (gained.bare, gained.gain) == (9 / 15, 0.0)
 
 
 def test_saved_again_is_compared_with_saved_once(pictures: list[LabelledPicture], evaluation: Evaluation) -> None:

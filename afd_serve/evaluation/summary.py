@@ -269,12 +269,15 @@ def _reliability(table: _Table, keys: Sequence[str], *, afd: bool) -> tuple[Reli
 def _class_gains(table: _Table, keys: Sequence[str], labels: Sequence[str] | None) -> tuple[ClassGain, ...]:
     if not keys:
         return ()
-    bare, protected = (np.mean([table.hits(key, afd) for key in keys], axis=0) for afd in (False, True))
+    # Counts, so that a class which is right as often has no gain, and not one of the last bit.
+    bare, protected = (np.sum([table.hits(key, afd) for key in keys], axis=0) for afd in (False, True))
     gains = []
     for index in np.unique(table.labels).tolist():
         own = table.labels == index
         name = str(index) if labels is None else labels[index]
-        gains.append(ClassGain(name, int(own.sum()), float(bare[own].mean()), float(protected[own].mean())))
+        answers = int(own.sum()) * len(keys)
+        shares = (float(hits[own].sum()) / answers for hits in (bare, protected))
+        gains.append(ClassGain(name, int(own.sum()), *shares))
     return tuple(gains)
 
 
