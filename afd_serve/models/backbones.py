@@ -211,7 +211,12 @@ def _load_torchvision(spec: str, rest: str) -> Backbone:
     )
     stored = None if choice == "random" or is_file else weights
     module = _build(spec, choice, lambda: models.get_model(name, weights=stored))
-    return make_backbone(module, preprocessing, weights.meta["categories"], name=spec)
+    return make_backbone(module, preprocessing, _torchvision_labels(weights.meta["categories"]), name=spec)
+
+
+def _torchvision_labels(categories: Sequence[str]) -> Sequence[str]:
+    """ImageNet's classes under our names: torchvision calls two of them crane, and two maillot."""
+    return imagenet_labels() if len(categories) == len(imagenet_labels()) else categories
 
 
 def _load_timm(spec: str, rest: str) -> Backbone:
