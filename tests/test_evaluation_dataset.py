@@ -32,6 +32,14 @@ def test_folders_named_by_wnid(tmp_path: Path) -> None:
     assert [p.label for p in pictures] == [0] * 4 + [2] * 4
 
 
+def test_a_number_that_is_a_classs_name_is_no_index(tmp_path: Path) -> None:
+    labels = ("1", "10", "2", "eleven")  # as sorted folders give them
+    pictures = load_labelled(make_folders(tmp_path, "1", "2", "10", "eleven"), labels)
+    assert [(p.id[:-7], p.label) for p in pictures[::4]] == [("1", 0), ("10", 1), ("2", 2), ("eleven", 3)]
+    with pytest.raises(ConfigError, match="'0' is none"):
+        load_labelled(make_folders(tmp_path, "0"), labels)
+
+
 def test_limit_is_spread_over_the_classes(tmp_path: Path) -> None:
     folders = make_folders(tmp_path, "0", "1", "2")
     assert [p.label for p in load_labelled(folders, LABELS, limit=3)] == [0, 1, 2]

@@ -31,8 +31,8 @@ def load_labelled(
 
     Args:
         source: a folder with one subfolder per class, or a CSV file with columns ``file`` (relative to the CSV),
-            ``label`` and, if ``split`` is given, ``split``. A class is written as its index, its name or, for
-            ImageNet's labels, its wnid.
+            ``label`` and, if ``split`` is given, ``split``. A class is written as its name, for ImageNet's labels as
+            its wnid or, unless classes have numbers for names, as its index.
         labels: the classifier's classes.
         split: keep the rows of this split only.
         limit: keep at most so many, spread evenly over the sorted set.
@@ -40,13 +40,13 @@ def load_labelled(
     Raises:
         ConfigError: the set is missing, empty, or has a class or column that is not understood.
     """
-    lookup = label_lookup(labels)
+    classes = _Classes(labels)
     if source.is_dir():
         if split is not None:
             raise ConfigError("a split can only be chosen from a CSV file with a column of that name")
-        pictures = list(_from_folders(source, lookup, len(labels)))
+        pictures = list(_from_folders(source, classes))
     elif source.is_file():
-        pictures = list(_from_csv(source, split, lookup, len(labels)))
+        pictures = list(_from_csv(source, split, classes))
     else:
         raise ConfigError(f"{source} is neither a folder nor a CSV file")
     if not pictures:
@@ -58,17 +58,34 @@ def load_labelled(
     return [pictures[index] for index in chosen]
 
 
-def _from_folders(root: Path, lookup: dict[str, int], classes: int) -> Iterator[LabelledPicture]:
+class _Classes:
+    """From the ways to write a class to its index."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._count, self._lookup = len(labels), label_lookup(labels)
+        # Where "1", "10", "2" are names, as a sorted list of folders gives them, a number can be no index as well.
+        self._numbers_are_names = any(label.isdecimal() for label in labels)
+
+    def index(self, text: str, where: str) -> int:
+        name = text.strip()
+        is_index = name.isdecimal() and not self._numbers_are_names
+        index = int(name) if is_index else self._lookup.get(name.casefold().replace("_", " "), -1)
+        if not 0 <= index < self._count:
+            raise ConfigError(f"{where}: {text!r} is none of the classifier's {self._count} classes")
+        return index
+
+
+def _from_folders(root: Path, classes: _Classes) -> Iterator[LabelledPicture]:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES]
         if not files:
             continue
-        label = _class_index(folder.name, lookup, classes, str(folder))
+        label = classes.index(folder.name, str(folder))
         for path in files:
             yield LabelledPicture(path.relative_to(root).as_posix(), path, label)
 
 
-def _from_csv(path: Path, split: str | None, lookup: dict[str, int], classes: int) -> Iterator[LabelledPicture]:
+def _from_csv(path: Path, split: str | None, classes: _Classes) -> Iterator[LabelledPicture]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -78,15 +95,7 @@ def _from_csv(path: Path, split: str | None, lookup: dict[str, int], classes: in
                 raise ConfigError(f"{path} has no column {', '.join(sorted(missing))}")
             for row in reader:
                 if split is None or row["split"] == split:
-                    label = _class_index(row["label"], lookup, classes, f"{path}, line {reader.line_num}")
+                    label = classes.index(row["label"], f"{path}, line {reader.line_num}")
                     yield LabelledPicture(Path(row["file"]).as_posix(), path.parent / row["file"], label)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} is no CSV file: {error}") from error
-
-
-def _class_index(text: str, lookup: dict[str, int], classes: int, where: str) -> int:
-    name = text.strip()
-    index = int(name) if name.isdecimal() else lookup.get(name.casefold().replace("_", " "), -1)
-    if not 0 <= index < classes:
-        raise ConfigError(f"{where}: {text!r} is none of the classifier's {classes} classes")
-    return index
