@@ -88,14 +88,29 @@ def _from_folders(root: Path, classes: _Classes) -> Iterator[LabelledPicture]:
 def _from_csv(path: Path, split: str | None, classes: _Classes) -> Iterator[LabelledPicture]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            wanted = {"file", "label"} | ({"split"} if split is not None else set())
-            missing = wanted - set(reader.fieldnames or ())
-            if missing:
-                raise ConfigError(f"{path} has no column {', '.join(sorted(missing))}")
+            reader = csv.DictReader(file, restval="")
+            _check_columns(path, reader.fieldnames or (), split)
+            known: set[str] = set()
             for row in reader:
                 if split is None or row["split"] == split:
-                    label = classes.index(row["label"], f"{path}, line {reader.line_num}")
-                    yield LabelledPicture(Path(row["file"]).as_posix(), path.parent / row["file"], label)
+                    picture = _from_row(row, classes, path, f"{path}, line {reader.line_num}")
+                    if picture.id in known:
+                        raise ConfigError(f"{path}, line {reader.line_num}, names {picture.id} a second time")
+                    known.add(picture.id)
+                    yield picture
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} is no CSV file: {error}") from error
+
+
+def _check_columns(path: Path, columns: Sequence[str], split: str | None) -> None:
+    wanted = {"file", "label"} | ({"split"} if split is not None else set())
+    missing = wanted - set(columns)
+    if missing:
+        found = ", ".join(map(repr, columns)) or "none"
+        raise ConfigError(f"{path} has no column {', '.join(sorted(missing))}; it has {found}")
+
+
+def _from_row(row: dict[str, str], classes: _Classes, path: Path, where: str) -> LabelledPicture:
+    if not row["file"]:
+        raise ConfigError(f"{where}, names no file")
+    return LabelledPicture(Path(row["file"]).as_posix(), path.parent / row["file"], classes.index(row["label"], where))
