@@ -100,6 +100,29 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert third.items == 0
 
 
+@pytest.mark.parametrize("left", ["", '{"evaluation": "4'])
+def test_a_run_that_could_not_even_begin_its_file_is_begun_anew(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path, left: str
+) -> None:
+    (tmp_path / RESULTS_FILE).write_text(left)  # as a full disk leaves it
+    clean = replace(evaluation, protocols=("clean",))
+    answers = evaluate(pipeline, pictures, clean, tmp_path)
+    counting = CountingPipeline(pipeline)
+    assert evaluate(counting, pictures, clean, tmp_path) == answers
+    assert counting.items == 0
+
+
+def test_a_damaged_file_of_answers_is_explained(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
+) -> None:
+    clean = replace(evaluation, protocols=("clean",))
+    evaluate(pipeline, pictures, clean, tmp_path)
+    with (tmp_path / RESULTS_FILE).open("ab") as file:
+        file.write(bytes(100) + b"\n")
+    with pytest.raises(ConfigError, match="damaged"):
+        evaluate(pipeline, pictures, clean, tmp_path)
+
+
 def test_more_protocols_reuse_the_answers(
     pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
 ) -> None:

@@ -105,7 +105,7 @@ def evaluate(
         An answer for each picture, condition and ``afd``.
 
     Raises:
-        ConfigError: ``out`` holds the answers of another evaluation.
+        ConfigError: ``out`` holds the answers of another evaluation, or they are damaged.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / RESULTS_FILE
@@ -191,11 +191,11 @@ def _append(file: IO[str], answers: Mapping[Key, Answer]) -> None:
 def _read_answers(path: Path, evaluation: Evaluation) -> dict[Key, Answer]:
     """Read the answers of an earlier run of the same evaluation; start the file if there was none."""
     identity = _identity(evaluation)
-    if not path.exists():
+    rows = list(_read_rows(path)) if path.exists() else []
+    if not rows:
         path.write_text(json.dumps({"evaluation": identity, "model": evaluation.model}) + "\n", encoding="utf-8")
         return {}
-    rows = list(_read_rows(path))
-    if not rows or rows[0].get("evaluation") != identity:
+    if rows[0].get("evaluation") != identity:
         raise ConfigError(f"{path} holds another evaluation's answers; choose another folder or delete the file")
     return {
         (row.pop("picture"), row.pop("condition"), row.pop("afd")): Answer(**{**row, "indices": tuple(row["indices"])})
@@ -210,8 +210,11 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if end != len(text):
         with path.open("r+b") as file:
             file.truncate(end)
-    for line in text[:end].splitlines():
-        yield json.loads(line)
+    try:
+        for line in text[:end].splitlines():
+            yield json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); choose another folder or delete the file") from error
 
 
 def _identity(evaluation: Evaluation) -> str:
