@@ -123,6 +123,20 @@ def test_a_damaged_file_of_answers_is_explained(
         evaluate(pipeline, pictures, clean, tmp_path)
 
 
+def test_a_picture_that_can_be_read_meanwhile_is_classified(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
+) -> None:
+    clean = replace(evaluation, protocols=("clean",))
+    moved = replace(pictures[0], path=tmp_path / "moved.png")
+    failed = evaluate(pipeline, [moved, *pictures[1:]], clean, tmp_path)
+    assert failed[moved.id, "clean", True].failure
+    moved.path.write_bytes(pictures[0].path.read_bytes())
+    counting = CountingPipeline(pipeline)
+    answers = evaluate(counting, [moved, *pictures[1:]], clean, tmp_path)
+    assert counting.items == 2
+    assert not any(answer.failure for answer in answers.values())
+
+
 def test_more_protocols_reuse_the_answers(
     pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
 ) -> None:

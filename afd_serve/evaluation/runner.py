@@ -189,7 +189,7 @@ def _append(file: IO[str], answers: Mapping[Key, Answer]) -> None:
 
 
 def _read_answers(path: Path, evaluation: Evaluation) -> dict[Key, Answer]:
-    """Read the answers of an earlier run of the same evaluation; start the file if there was none."""
+    """Read an earlier run's answers, but not its failures, to the same evaluation; start the file if there was none."""
     identity = _identity(evaluation)
     rows = list(_read_rows(path)) if path.exists() else []
     if not rows:
@@ -200,6 +200,7 @@ def _read_answers(path: Path, evaluation: Evaluation) -> dict[Key, Answer]:
     return {
         (row.pop("picture"), row.pop("condition"), row.pop("afd")): Answer(**{**row, "indices": tuple(row["indices"])})
         for row in rows[1:]
+        if row["failure"] is None  # what could not be read may be readable by now
     }
 
 
