@@ -6,6 +6,7 @@ import textwrap
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -238,6 +239,23 @@ def test_own_sites_are_checked() -> None:
         make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "body"))
     with pytest.raises(BackboneError, match="2 labels"):
         make_backbone(SmallNet(), SMALL, ("a", "b"), name="own", sites=Sites("entry", ("body",), "fc"))
+
+
+@pytest.mark.parametrize("labels", [None, 4, "abcd", range(4), {0: "a", 1: "b", 2: "c", 3: "d"}, dict.fromkeys("abcd")])
+def test_labels_are_a_list_of_names(labels: Any) -> None:
+    with pytest.raises(BackboneError, match="labels must be a list of class names"):
+        make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "fc"))
+
+
+def test_preprocessing_is_ours() -> None:
+    with pytest.raises(BackboneError, match="preprocessing must be a Preprocessing, not a dict"):
+        make_backbone(SmallNet(), cast("Any", {"size": 32}), list("abcd"), name="own")
+
+
+def test_a_classifier_in_half_precision_is_refused() -> None:
+    sites = Sites("entry", ("body",), "fc")
+    with pytest.raises(BackboneError, match=r"float16.*\.float\(\)"):
+        make_backbone(SmallNet().half(), SMALL, list("abcd"), name="own", sites=sites)
 
 
 USER_FILE = """

@@ -102,7 +102,7 @@ def test_adapted_norms_have_the_statistics_of_compressed_pictures(tiny: Backbone
 
 
 def test_a_backbone_without_norms_cannot_be_adapted(config: FitConfig) -> None:
-    backbone = make_backbone(SmallNet(), SMALL, "abcd", name="own", sites=Sites("entry", ("body",), "fc"))
+    backbone = make_backbone(SmallNet(), SMALL, list("abcd"), name="own", sites=Sites("entry", ("body",), "fc"))
     assert not has_norms(backbone)
     with pytest.raises(ConfigError, match="no BatchNorm"):
         adapted_norms(backbone, find_pictures(config.images), (10,), config)

@@ -132,9 +132,10 @@ def make_backbone(
         sites: stem, blocks and embedding; found by family when left out.
 
     Raises:
-        BackboneError: the module does not give one logit per label.
+        BackboneError: an argument is of another kind, or the module does not give one logit per label.
         AttachError: a site is missing or cannot be found; the message names the candidates.
     """
+    _check_kinds(module, preprocessing, labels)
     module.eval().requires_grad_(False)
     _check_logits(module, preprocessing.size, len(labels))
     if sites is None:
@@ -150,6 +151,20 @@ def make_backbone(
         embedding=sites.embedding,
         fingerprint=_fingerprint(module),
     )
+
+
+def _check_kinds(module: nn.Module, preprocessing: object, labels: object) -> None:
+    """What a user's file returns is checked before hours of fitting depend on it."""
+    if not isinstance(preprocessing, Preprocessing):
+        raise BackboneError(f"preprocessing must be a Preprocessing, not a {type(preprocessing).__name__}")
+    if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
+        raise BackboneError("labels must be a list of class names, in the order of the logits")
+    kinds = {str(value.dtype).removeprefix("torch.") for value in module.parameters() if value.is_floating_point()}
+    if kinds - {"float32"}:
+        raise BackboneError(
+            f"the classifier's weights are {', '.join(sorted(kinds))}, and fitting needs float32: return it as "
+            "module.float(); `afd-serve export --precision` chooses what it is served in"
+        )
 
 
 def _check_logits(module: nn.Module, size: int, classes: int) -> None:
