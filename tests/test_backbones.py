@@ -294,8 +294,10 @@ def test_a_users_file(tmp_path: Path) -> None:
         load_backbone(f"file:{path}:broken")
     with pytest.raises(BackboneError, match="no function other"):
         load_backbone(f"file:{path}:other")
-    with pytest.raises(BackboneError, match="no Python file"):
+    with pytest.raises(BackboneError, match=r"no Python file .*none\.py$"):
         load_backbone(f"file:{tmp_path / 'none.py'}")
+    with pytest.raises(BackboneError, match=f"no Python file mine.py in {Path.cwd()}"):
+        load_backbone("file:mine.py")
 
 
 @pytest.mark.parametrize(

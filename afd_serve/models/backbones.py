@@ -326,7 +326,7 @@ def _run_file(path: Path) -> ModuleType:
     name = f"afd_serve_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None or not path.is_file():
-        raise BackboneError(f"{path} is no Python file")
+        raise BackboneError(f"there is no Python file {path}" + ("" if path.is_absolute() else f" in {Path.cwd()}"))
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and torch.jit.script look their module up here
     loader = module_spec.loader
