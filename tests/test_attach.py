@@ -124,13 +124,18 @@ def test_an_unknown_site_names_the_candidates(tiny: Backbone) -> None:
         attach(tiny.module, [Insertion("blocks.7", AddOne(), ())])
 
 
-def test_a_backbone_that_branches_on_values_is_refused_with_the_reason() -> None:
+def test_a_backbone_that_branches_on_values_or_sizes_is_refused_with_the_reason() -> None:
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(AttachError, match="cannot be recorded"):
-        attach(Branching())
+    class Resizing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.shape[2] == 32 else x[:, :, :32, :32]
+
+    for module in (Branching(), Resizing()):
+        with pytest.raises(AttachError, match=r"cannot be recorded.*values or sizes"):
+            attach(module)
 
 
 def test_shapes_are_probed(tiny: Backbone) -> None:

@@ -119,7 +119,7 @@ def trace(backbone: nn.Module) -> Trace:
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise AttachError(
             f"{type(backbone).__name__} cannot be recorded as a graph ({error}); its forward must not branch on the "
-            "values of tensors"
+            "values or sizes of tensors"
         ) from error
     finally:
         # Constants inside a forward become attributes of what is recorded.
