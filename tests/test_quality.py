@@ -77,7 +77,7 @@ def test_the_finer_a_picture_was_quantized_the_less_reduction_makes_it_harmless(
     assert harmless_from(quality) <= harmless_from(quality - 1)
 
 
-@pytest.mark.parametrize(("quality", "reduction", "good"), [(85, 0.5, True), (84, 1, False), (75, 1, False)])
+@pytest.mark.parametrize(("quality", "reduction", "good"), [(85, 0.01, True), (84, 1, False), (75, 1, False)])
 def test_a_picture_that_is_not_reduced_is_good_from_85_on(quality: int, reduction: float, good: bool) -> None:
     assert CompressionHistory(quality, resaved=False).good(reduction) is good
 
