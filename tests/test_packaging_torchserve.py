@@ -14,6 +14,7 @@ from afd_serve.mode import Mode
 from afd_serve.packaging.handlers import handlers_dir
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.request import read_mode
+from afd_serve.response import MAX_ANSWER_BYTES
 from afd_serve.servers import torchserve
 from afd_serve.telemetry import METRICS
 from tests.conftest import largest_file
@@ -135,9 +136,17 @@ def test_metrics_yaml_declares_every_metric() -> None:
             assert found == {"name": name, "unit": unit, "dimensions": ["ModelName", *metric.labels]}
 
 
-def test_the_settings_stay_on_loopback() -> None:
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
     lines = (handlers_dir() / "config.properties").read_text().splitlines()
-    settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_no_answer_comes_near_the_size_that_would_cost_the_worker_its_connection(settings: dict[str, str]) -> None:
+    assert int(settings["max_response_size"]) >= 2 * MAX_ANSWER_BYTES
+
+
+def test_the_settings_stay_on_loopback(settings: dict[str, str]) -> None:
     addresses = {name: value for name, value in settings.items() if name.endswith("_address")}
     assert len(addresses) == 5
     assert all(value.removeprefix("http://").partition(":")[0] == "127.0.0.1" for value in addresses.values())

@@ -79,6 +79,7 @@ def test_json_that_cannot_be_parsed(body: Any) -> None:
 def test_parsed_json_that_is_no_object(body: Any) -> None:
     (failure,) = read({"body": body}).pictures
     assert isinstance(failure, Failure)
+    assert failure.code == "bad_input"
 
 
 def test_options_from_headers_in_any_case_and_their_precedence() -> None:
