@@ -132,6 +132,22 @@ def test_an_avif_is_one_by_any_of_its_brands() -> None:
     assert is_starved(avif[:8] + b"mif1" + avif[12:], math.prod(scene(seed=3).size), 1)
 
 
+CODED = bytes(1_000)
+REST = (8 + 5_000).to_bytes(4, "big") + b"free" + bytes(5_000)
+MEDIA = {
+    "four bytes": (8 + len(CODED)).to_bytes(4, "big") + b"mdat" + CODED + REST,
+    "eight bytes": (1).to_bytes(4, "big") + b"mdat" + (16 + len(CODED)).to_bytes(8, "big") + CODED + REST,
+    "none, up to the file's end": bytes(4) + b"mdat" + CODED,
+}
+
+
+@pytest.mark.parametrize("size", MEDIA)
+def test_however_an_avif_writes_the_size_of_its_picture_it_counts(size: str) -> None:
+    avif = (16).to_bytes(4, "big") + b"ftypavif" + bytes(4) + MEDIA[size]
+    assert is_starved(avif, round(8 * len(CODED) / 1.4), 1)
+    assert not is_starved(avif, round(8 * len(CODED) / 1.6), 1)
+
+
 FREQUENCIES = np.array(ZIGZAG_TO_NATURAL[1:22])
 CANDIDATES = range(3, 86)
 
