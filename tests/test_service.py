@@ -78,13 +78,16 @@ def label(body: Any) -> str:
     return str(body["predictions"][0]["label"])
 
 
-def test_every_request_gets_its_own_answer(answer: Ask, pipeline: ScriptedPipeline) -> None:
+def test_every_request_gets_its_own_answer(
+    answer: Ask, pipeline: ScriptedPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
     replies, _ = answer(b"first", b"bad", ({"body": b"x"}, {"top_k": "none"}), ({}, {}), b"last")
     assert [status for status, _ in replies] == [200, 400, 400, 400, 200]
     assert label(replies[0][1]) == "first"
     assert label(replies[4][1]) == "last"
     assert [body["error"]["code"] for _, body in replies[1:4]] == ["corrupt_jpeg", "bad_option", "bad_request"]
     assert pipeline.calls == [(3, True)]
+    assert not caplog.records, "nothing of that is worth a line in the log"
 
 
 def test_options_are_each_requests_own(answer: Ask, pipeline: ScriptedPipeline) -> None:
