@@ -73,9 +73,12 @@ def test_subsampled_chroma_is_spread_over_the_grid() -> None:
     assert picture.geometry.tolist() == [0.0, 1.0, 1.0]
 
 
-def test_geometry_tells_the_pictures_resolution() -> None:
-    picture = prepare(encoded(scene(256, 256), quality=50, subsampling=0), PREPROCESSING, crop=False)
-    assert picture.geometry[0] == pytest.approx(2.0)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_geometry_tells_how_far_what_the_model_sees_is_reduced(kind: str, mode: str) -> None:
+    data = encoded(scene(400, 256).convert(mode), kind)
+    assert prepare(data, PREPROCESSING).reduction == pytest.approx(0.875 * 256 / 64)
+    assert prepare(data, PREPROCESSING, crop=False).reduction == pytest.approx((400 * 256) ** 0.5 / 64)
 
 
 def test_a_large_picture_is_decoded_at_a_reduced_scale_with_nearly_the_same_pixels() -> None:
