@@ -206,8 +206,12 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
     if len(data) > limits.max_bytes:
         raise PictureTooLargeError(f"the picture has {len(data)} bytes; the limit is {limits.max_bytes}")
     try:
-        with _PILLOW, warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            warnings.simplefilter("ignore")  # remarks on metadata concern nobody who classifies
+        # Remarks, on metadata and on pictures that are large, concern nobody who classifies.
+        with (
+            _PILLOW,
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=_FORMATS) as picture,
+        ):
             if picture.width * picture.height > limits.max_pixels:
                 raise PictureTooLargeError(
                     f"the picture has {picture.width}x{picture.height} pixels; the limit is {limits.max_pixels}"

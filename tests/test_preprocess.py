@@ -4,10 +4,12 @@ import itertools
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
@@ -309,6 +311,15 @@ def test_lossless_pictures_are_good_however_few_their_bits(kind: str) -> None:
     assert prepare(encoded(flat, kind, lossless=True), PREPROCESSING).good
 
 
+def test_blocks_over_the_edge_repeat_the_last_pixels_as_encoders_do() -> None:
+    def blocks(pixels: np.ndarray) -> np.ndarray:
+        own_size = replace(PREPROCESSING, size=len(pixels))
+        return prepare(encoded(Image.fromarray(pixels), "PNG"), own_size, crop=False).dequantized
+
+    pixels = np.asarray(scene(60, 60))
+    assert np.array_equal(blocks(pixels), blocks(np.pad(pixels, ((0, 4), (0, 4), (0, 0)), "edge")))
+
+
 def test_sixteen_bits_per_sample_are_scaled_not_clipped() -> None:
     grey = np.asarray(scene().convert("L"))
     deep = prepare(encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), PREPROCESSING)
@@ -373,8 +384,21 @@ def test_limits_hold_for_every_format() -> None:
         prepare(encoded(scene(), "PNG"), PREPROCESSING, limits=JpegLimits(max_bytes=100))
 
 
+def test_what_pillow_remarks_on_a_picture_that_it_opens_reaches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7_000)  # the picture has 7680: a warning, and here each is an error
+    assert prepare(encoded(scene(), "PNG"), PREPROCESSING).good
+
+
+def test_pillows_own_limit_on_pixels_refuses_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000)
+    with pytest.raises(PictureTooLargeError, match="Pillow refuses the picture"):
+        prepare(encoded(scene(), "PNG"), PREPROCESSING)
+
+
 def test_stack_makes_the_classifiers_inputs() -> None:
     pictures = [prepare(encoded(scene(seed=seed), quality=20), PREPROCESSING) for seed in range(3)]
     inputs = stack(pictures, [True, False, True])
     assert [tuple(tensor.shape) for tensor in inputs] == [(3, 3, 64, 64), (3, 8, 8, 192), (3, 3, 64), (3, 3), (3,)]
+    kinds = [torch.uint8, torch.int16, torch.int32, torch.float32, torch.float32]
+    assert [tensor.dtype for tensor in inputs] == kinds
     assert inputs.gate.tolist() == [1.0, 0.0, 1.0]
