@@ -70,6 +70,8 @@ def test_taps_and_the_embedding_are_returned(tiny: Backbone) -> None:
     assert block.shape == (2, 16, 8, 8)
     assert embedding.shape == (2, 16)
     assert torch.equal(tiny.module.get_submodule("classifier")(embedding), logits)
+    without_taps = attach(tiny.module, embedding="classifier")(picture())
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(without_taps, (logits, embedding), strict=True))
 
 
 def test_the_backbone_is_never_changed(tiny: Backbone) -> None:

@@ -175,3 +175,24 @@ def test_a_gate_stays_where_a_norm_is_between(tiny: Backbone) -> None:
     fold_gates(trunk, GATES)
     assert trunk.get_submodule("afd_0") is GATES[0]
     torch.testing.assert_close(trunk(picture(), torch.ones(2, 20)), expected)
+
+
+class ReadTwice(nn.Module):
+    """A convolution whose output is read behind a gate and beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z: Tensor = self.norm(y) - y
+        return z
+
+
+def test_a_gate_stays_where_the_convolutions_output_is_read_beside_it() -> None:
+    trunk = attach(ReadTwice().eval(), [Insertion("norm", GATES[0], ("shift",))], inputs=("shift",))
+    expected = trunk(picture(), torch.ones(2, 20))
+    fold_gates(trunk, GATES)
+    assert trunk.get_submodule("afd_0") is GATES[0], "or the convolution would run twice"
+    torch.testing.assert_close(trunk(picture(), torch.ones(2, 20)), expected)
