@@ -54,6 +54,18 @@ def carry_out(conversation: Conversation[T], script: Script) -> tuple[T, list[An
 BUSY = ServerUnavailableError("busy")
 
 
+def test_a_request_has_the_callers_id_or_one_of_its_own() -> None:
+    talk = Talk(Settings("http://x:1", server="torchserve"))
+
+    def request_id(given: str) -> str:
+        step = next(talk.classify([b"x"], Options(), 1, given))
+        assert isinstance(step, Exchange)
+        return step.call.headers["X-Request-Id"]
+
+    assert request_id("mine") == "mine"
+    assert len({request_id(""), request_id(""), ""}) == 3
+
+
 def test_an_unavailable_server_is_asked_again_after_longer_and_longer_pauses() -> None:
     talk = Talk(Settings("http://x:1", attempts=4))
     results, steps = play(talk, [b"x"], [BUSY, BUSY, BUSY, answers(CLOCK)])

@@ -76,13 +76,14 @@ def test_torchserve_reads_what_the_client_writes(over_grpc: bool) -> None:
         call = TorchServeHttp("afd", "secret").ask(asked)
         part = call.body
         assert call.headers["Authorization"] == "Bearer secret"
+        assert call.headers["X-Request-Id"] == "id 7"
     request = read_request({"data": part}, {})
     assert list(request.pictures) == pictures
     assert request.options == Options(Mode.OFF, top_k=2)
     assert not request.single
     body = json.dumps([wire(CLOCK), wire(CUT), wire(CUT)]).encode()
     dialect = TorchServeGrpc("afd", None) if over_grpc else TorchServeHttp("afd", None)
-    assert dialect.read(Reply(200, field(1, body) if over_grpc else body), 3) == [CLOCK, CUT, CUT]
+    assert dialect.read(Reply(200, field(1, body) + field(2, b"new") if over_grpc else body), 3) == [CLOCK, CUT, CUT]
 
 
 def test_a_torchserve_draws_one_picture_s_drift_map() -> None:
