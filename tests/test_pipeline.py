@@ -172,6 +172,16 @@ def test_impossible_arguments_are_refused(pipeline: Pipeline, arguments: dict[st
         pipeline.predict([GOOD, GOOD], **arguments)  # type: ignore[arg-type]
 
 
+def test_loading_sets_torchs_threads_where_it_is_told_to(tiny_run: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        Pipeline.load(tiny_run, threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_impossible_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         Pipeline.load(tmp_path)
