@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from afd_serve.checkpoint import load_afd, read_config, save_afd, write_atomically
-from afd_serve.config import AfdConfig
+from afd_serve.checkpoint import CONFIG_KEY, load_afd, read_config, save_afd, write_atomically
+from afd_serve.config import AfdConfig, FitConfig
 from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
@@ -47,10 +47,42 @@ def test_foreign_tensors_are_refused(tmp_path: Path) -> None:
         read_config(tmp_path / "afd.safetensors")
 
 
+def without(afd: AfdNet, part: str, path: Path) -> Path:
+    """A module's file from which the tensors of one part are missing."""
+    save_afd(afd, path)
+    tensors = {name: value for name, value in load_file(path).items() if not name.startswith(f"{part}.")}
+    save_file(tensors, path, {CONFIG_KEY: afd.config.to_json()})
+    return path
+
+
+def test_weights_from_before_there_was_a_sharpness_leave_the_logits_as_they_are(
+    tiny: Backbone, awake: AfdNet, tmp_path: Path
+) -> None:
+    loaded = load_afd(without(awake, "sharpness", tmp_path / "afd.safetensors"), tiny)
+    logits, descriptor = torch.randn(2, 10), torch.randn(2, awake.config.descriptor)
+    assert torch.equal(loaded.sharpness(logits, descriptor), logits)
+    assert torch.equal(loaded.fde.descriptor[0].weight, awake.fde.descriptor[0].weight)
+
+
+def test_weights_that_lack_any_other_part_are_refused(tiny: Backbone, awake: AfdNet, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not fit its own configuration"):
+        load_afd(without(awake, "fde", tmp_path / "afd.safetensors"), tiny)
+
+
 def test_the_configuration_survives_json(awake: AfdNet) -> None:
     assert AfdConfig.from_json(awake.config.to_json()) == awake.config
-    with pytest.raises(ConfigError):
-        AfdConfig.from_json('{"preset": "default"}')
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"preset": "default"}'])
+@pytest.mark.parametrize("kind", [AfdConfig, FitConfig])
+def test_what_is_no_configuration_is_refused(kind: type[AfdConfig | FitConfig], text: str) -> None:
+    with pytest.raises(ConfigError, match="configuration"):
+        kind.from_json(text)
+
+
+def test_a_configuration_that_attaches_nothing_is_refused(awake: AfdNet) -> None:
+    with pytest.raises(ConfigError, match="attach site"):
+        replace(awake.config, gates=(), adapters=(), fe=())
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
