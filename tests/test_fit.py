@@ -91,6 +91,12 @@ def test_a_run_with_other_settings_is_not_resumed(config: FitConfig) -> None:
         fit(replace(config, steps=3, seed=9))
 
 
+def test_a_run_goes_on_with_other_workers_and_from_other_folders(config: FitConfig) -> None:
+    moved = replace(config, out=config.out / "moved", images=(config.out,), exclude=(config.out,))
+    assert replace(moved, workers=7, checkpoint_every=1).resumes(config) == []
+    assert replace(moved, init="efficientnet-lite0", bf16=True).resumes(config) == ["bf16", "init"]
+
+
 def test_a_fit_can_start_from_another_ones_weights(config: FitConfig) -> None:
     first = fit(config)
     next_run = replace(config, init=str(config.out), out=config.out / "next", steps=1, learning_rate=1e-9)
