@@ -55,6 +55,22 @@ def test_a_process_that_has_ended_does_not_run(child: subprocess.Popen[bytes]) -
         started_at(child.pid)
 
 
+def test_what_does_not_end_when_asked_to_is_killed_with_all_that_it_started() -> None:
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    child = f"{stubborn}print(flush=True); import time; time.sleep(600)"
+    parent = f"{stubborn}import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # both ignore the signal now
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+        end(process.pid, timeout=0.2)
+        left = [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        for each in left:
+            each.kill()
+    assert len(family) == 2
+    assert not left
+
+
 def test_ending_another_users_server_is_refused_in_words(
     child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
