@@ -29,7 +29,7 @@ from afd_serve.models.fde import FREQUENCIES, GEOMETRY
 from afd_serve.pipeline import Failure, Prediction, make_prediction
 from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.quality import CompressionHistory
-from afd_serve.response import ModelInfo, failure_to_dict, prediction_to_dict
+from afd_serve.response import ModelInfo, encode, failure_to_dict, prediction_to_dict
 from afd_serve.results import Shadow
 from afd_serve.shadow import look
 
@@ -245,7 +245,7 @@ def make_answers(
         drift=drift[:, None],
         estimated_quality=torch.tensor([[finding.estimated_quality or 0] for finding in findings], dtype=torch.int32),
         status=[finding.failure.code if finding.failure else OK for finding in findings],
-        bodies=[json.dumps(_body(result, model), allow_nan=False) for result in results],
+        bodies=[encode(_body(result, model)).decode() for result in results],
     )
 
 
