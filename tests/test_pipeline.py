@@ -92,6 +92,11 @@ def passes(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return gates
 
 
+def test_warming_up_passes_through_the_gate_open_and_closed(pipeline: Pipeline, passes: list[float]) -> None:
+    pipeline.warm_up(2)
+    assert passes == [1, 0, 1, 0]
+
+
 def test_shadow_answers_without_afd_and_compares(pipeline: Pipeline, passes: list[float]) -> None:
     bare, shadowed, protected = predictions(
         pipeline.predict([POOR] * 3, afd=[Mode.OFF, Mode.SHADOW, Mode.PROTECT], top_k=CLASSES)
