@@ -20,7 +20,7 @@ from afd_serve.servers import torchserve
 from afd_serve.servers.http import Answer, ask
 from afd_serve.servers.processes import read_log
 from afd_serve.servers.torchserve import TorchServe
-from tests.serving.test_torchserve import field
+from tests.serving.protobuf import field
 
 pytestmark = pytest.mark.serving
 
