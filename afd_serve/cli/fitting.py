@@ -2,17 +2,17 @@
 """Commands that work for long, and can be interrupted: fit, evaluate, compare."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from afd_serve.cli.options import DEFAULT_MODEL, INTERRUPTED, ModelOption
 from afd_serve.config import PRESETS, SERVED_PRESET
+from afd_serve.progress import task
 
 __all__ = ["app"]
 
@@ -81,7 +81,7 @@ def evaluate(
     from afd_serve.evaluation.study import Study, run_study
 
     study = Study(model, images, out, parse_protocols(protocol), split, limit, seed, threads, latency)
-    with _interruptible("interrupted; the same command goes on from here"), _task("classifying") as progress:
+    with _interruptible("interrupted; the same command goes on from here"), task("classifying") as progress:
         report, files = run_study(study, progress, fresh=fresh)
     print_report(report, Console())
     typer.echo("\n".join(f"wrote {path}" for path in files))
@@ -115,14 +115,16 @@ def compare(
     )
     wanted = [row.strip() for row in rows.split(",")] if rows else list(comparing.ROWS)
     with _interruptible("interrupted; the same command goes on from the row that is not done"):
-        found = comparing.compare(config, wanted, ours or (), _task)
+        found = comparing.compare(config, wanted, ours or (), task)
     comparison = summarize_rows(found, config)
     print_comparison(comparison, Console())
     typer.echo("\n".join(f"wrote {path}" for path in write_comparison(comparison, out)))
 
 
 def _folders(entries: list[str]) -> tuple[Path, ...]:
-    return tuple(Path(folder) for entry in entries for folder in entry.split(",") if folder)
+    """What is there under the whole name is one folder, whatever commas that name has."""
+    lists = ([entry] if Path(entry).exists() else entry.split(",") for entry in entries)
+    return tuple(Path(folder) for folders in lists for folder in folders if folder)
 
 
 @contextmanager
@@ -136,12 +138,3 @@ def _interruptible(message: str) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _task(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; yields what is told how much of how much is done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -21,6 +20,7 @@ from afd_serve.models.classifier import GUIDES, Normalize, insertions, kernel_ch
 from afd_serve.models.fde import picture_statistics
 from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
+from afd_serve.progress import task
 from afd_serve.runs import alone_in
 from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
 from afd_serve.training.losses import FeatureLoss
@@ -180,14 +180,13 @@ class Trainer:
         """
         write_atomically(self.config.out / _CONFIG_NAME, lambda path: path.write_text(self.config.to_json()))
         recent = self._logged_loss()
-        with _progress() as progress:
-            task = progress.add_task("fitting", total=self.config.steps, completed=self.step, loss="")
+        with task("fitting") as report:
             try:
                 for pair in self._batches():
                     loss = self._train_step(pair)
                     recent = loss if math.isnan(recent) else 0.98 * recent + 0.02 * loss
                     self.step += 1
-                    progress.update(task, completed=self.step, loss=f"loss {recent:.3f}")
+                    report(self.step, self.config.steps, f"loss {recent:.3f}")
                     self._bookkeeping(recent)
             finally:
                 self._save_state()
@@ -224,15 +223,18 @@ class Trainer:
         descriptors, distances, logits, wanted = [], [], [], []
         protected = attach(self.frozen, insertions(self.average), kernels=kernel_changes(self.average), inputs=GUIDES)
         pairs = self._closing_pairs()
-        for pair in (pairs[index] for index in range(len(pairs))):
-            clean, *_, embedding = self.teacher(self.normalize(pair.clean))
-            x = self.normalize(pair.inputs.rgb)
-            *_, unprotected = self.teacher(x)
-            descriptor = self.average.describe(*pair.inputs[1:4])
-            logits.append(protected(x, *self.average.guide(descriptor, pair.inputs.dequantized), descriptor))
-            wanted.append(clean)
-            descriptors.append(descriptor)
-            distances.append(self.loss.embedding_distance(unprotected, embedding))
+        with task("estimating drift") as report:
+            for index in range(len(pairs)):
+                pair = pairs[index]
+                clean, *_, embedding = self.teacher(self.normalize(pair.clean))
+                x = self.normalize(pair.inputs.rgb)
+                *_, unprotected = self.teacher(x)
+                descriptor = self.average.describe(*pair.inputs[1:4])
+                logits.append(protected(x, *self.average.guide(descriptor, pair.inputs.dequantized), descriptor))
+                wanted.append(clean)
+                descriptors.append(descriptor)
+                distances.append(self.loss.embedding_distance(unprotected, embedding))
+                report(index + 1, len(pairs))
         self.average.fit_drift(torch.cat(descriptors), torch.cat(distances))
         self.average.sharpness.fit(torch.cat(logits), torch.cat(descriptors), torch.cat(wanted))
 
@@ -305,14 +307,3 @@ def _channel_moments(teacher: fx.GraphModule, pixels: Tensor) -> list[tuple[Tens
         _, *features = teacher(pixels)
     flat = [f.transpose(0, 1).flatten(1) for f in features]
     return [(values.mean(dim=1), values.square().mean(dim=1)) for values in flat]
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
