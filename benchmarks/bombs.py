@@ -1,5 +1,7 @@
 """What it costs to refuse small files that would cost a decoder much: seconds and gigabytes, where nobody looks first.
 
+The last one is a picture that is read: its metadata claim 13 billion entries and hold none.
+
 Usage: python benchmarks/bombs.py
 
 Each is read in a process of its own, strictly and tolerantly, with pixels, within the default limits. "ms" is the
@@ -24,7 +26,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.jpeg_files import make_jpeg, patched_size  # noqa: E402 - the path is set above
+from tests.jpeg_files import after_soi, exif_segment, make_jpeg, patched_size, segment  # noqa: E402 - the path is set above
 
 ROUNDS = 5
 
@@ -53,6 +55,11 @@ def flat(process: str, size: int) -> bytes:
     return patched_size(data, size, size)
 
 
+def claimed_metadata(segments: int) -> bytes:
+    directory = exif_segment(1)[4:18] + b"\xff\xff"
+    return after_soi(pillow_jpeg("RGB", (60, 40)), segment(0xE1, directory) * segments)
+
+
 BOMBS: dict[str, Callable[[], bytes]] = {
     "3 KB that say 65500x65500": lambda: patched_size(pillow_jpeg("RGB", (300, 200))[:3000], 65500, 65500),
     "arithmetic, 15.6 million blocks": arithmetic,
@@ -60,6 +67,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "progressive, no data, 2.4 GB": lambda: flat("progressive", 20_000),
     "no data, just within the limit on pixels": lambda: flat("baseline", 9_999),
     "12 megapixels, progressive, 1,000 scans": lambda: many_scans(1_000),
+    "200,000 EXIF segments without the entries": lambda: claimed_metadata(200_000),
 }
 
 
