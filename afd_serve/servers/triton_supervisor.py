@@ -22,6 +22,7 @@ from typing import Final, NoReturn
 
 import psutil
 
+from afd_serve.errors import ServingError
 from afd_serve.servers.processes import runs, started_at
 from afd_serve.servers.triton import Triton, clean_up, load, probe
 from afd_serve.servers.triton_environment import find_environment, link_backend, server_command
@@ -131,8 +132,12 @@ class Supervisor:
 
 
 def _find_stubs(process: subprocess.Popen[bytes]) -> set[Process]:
-    children = psutil.Process(process.pid).children(recursive=True)
-    return {(child.pid, started_at(child.pid)) for child in children if _STUB in " ".join(child.cmdline()[:1])}
+    stubs: set[Process] = set()
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess, ServingError):  # one that ends right now is found out by the probes
+            if _STUB in " ".join(child.cmdline()[:1]):
+                stubs.add((child.pid, started_at(child.pid)))
+    return stubs
 
 
 def _die_with_parent() -> None:
