@@ -1,7 +1,6 @@
 """AFD weights on disk: one safetensors file that carries its own configuration. Never pickle."""
 
 import hashlib
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ from afd_serve.config import SERVED_PRESET, AfdConfig
 from afd_serve.errors import CheckpointError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
+from afd_serve.runs import write_atomically
 
 __all__ = [
     "CONFIG_KEY",
@@ -23,7 +23,6 @@ __all__ = [
     "save_afd",
     "shipped_models",
     "weights_digest",
-    "write_atomically",
 ]
 
 WEIGHTS_NAME = "afd.safetensors"
@@ -38,21 +37,6 @@ def save_afd(afd: AfdNet, path: Path) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in afd.state_dict().items()}
     data = save(tensors, {CONFIG_KEY: afd.config.to_json()})
     write_atomically(path, lambda target: target.write_bytes(data))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path`` and then rename it, so that ``path`` is never half a file.
-
-    Where that fails, as on a full disk, nothing is left but what was there before.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read_config(path: Path) -> AfdConfig:

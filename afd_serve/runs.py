@@ -1,15 +1,15 @@
-"""Folders in which work goes on, by one process at a time."""
+"""Folders in which work goes on: by one process at a time, and with no file that is half written."""
 
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from afd_serve.errors import ConfigError
 
-__all__ = ["alone_in"]
+__all__ = ["alone_in", "write_atomically"]
 
 
 @contextmanager
@@ -30,6 +30,21 @@ def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path`` and then rename it, so that ``path`` is never half a file.
+
+    Where that fails, as on a full disk, nothing is left but what was there before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _lock(handle: int, folder: Path, wait: bool) -> None:

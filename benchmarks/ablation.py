@@ -22,7 +22,6 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afd_serve.checkpoint import write_atomically
 from afd_serve.config import AfdConfig, FeSiteConfig, FitConfig
 from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
 from afd_serve.evaluation.metrics import bootstrap_means, interval, recovered_share
@@ -32,6 +31,7 @@ from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.fde import FREQUENCIES
 from afd_serve.models.presets import preset_config
 from afd_serve.preprocess import ClassifierInputs, prepare, stack
+from afd_serve.runs import write_atomically
 from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import Trainer
 from afd_serve.training.losses import FeatureLoss

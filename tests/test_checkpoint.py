@@ -7,12 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afd_serve.checkpoint import CONFIG_KEY, load_afd, read_config, save_afd, write_atomically
+from afd_serve.checkpoint import CONFIG_KEY, load_afd, read_config, save_afd
 from afd_serve.config import AfdConfig, FitConfig
 from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
-from tests.conftest import largest_file
 
 
 def test_what_is_saved_is_loaded(tiny: Backbone, awake: AfdNet, tmp_path: Path) -> None:
@@ -83,12 +82,3 @@ def test_what_is_no_configuration_is_refused(kind: type[AfdConfig | FitConfig], 
 def test_a_configuration_that_attaches_nothing_is_refused(awake: AfdNet) -> None:
     with pytest.raises(ConfigError, match="attach site"):
         replace(awake.config, gates=(), adapters=(), fe=())
-
-
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"before")
-    with largest_file(1_000), pytest.raises(OSError, match="too large"):
-        write_atomically(path, lambda target: target.write_bytes(bytes(2_000)))
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]
-    assert path.read_bytes() == b"before"

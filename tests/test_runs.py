@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""One process at a time in a folder, and no file that is half written."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from afd_serve.errors import ConfigError
-from afd_serve.runs import alone_in
+from afd_serve.runs import alone_in, write_atomically
+from tests.conftest import largest_file
 
 
 def test_a_folder_is_made_held_and_free_again(tmp_path: Path) -> None:
@@ -64,3 +65,12 @@ def test_a_process_that_is_started_in_a_folder_does_not_hold_it(tmp_path: Path) 
         with alone_in(tmp_path, wait=True):  # the child's descriptors close a moment after it has been started
             assert child.poll() is None
         child.kill()
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with largest_file(1_000), pytest.raises(OSError, match="too large"):
+        write_atomically(path, lambda target: target.write_bytes(bytes(2_000)))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"before"

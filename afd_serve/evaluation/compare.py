@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from afd_serve.checkpoint import find_weights, load_afd, read_config, weights_digest, write_atomically
+from afd_serve.checkpoint import find_weights, load_afd, read_config, weights_digest
 from afd_serve.config import FitConfig
 from afd_serve.engines import Engine, torchscript
 from afd_serve.errors import CheckpointError, ConfigError, InputError
@@ -31,7 +31,7 @@ from afd_serve.export import example_inputs
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.preprocess import UNREADABLE, PreparedPicture, prepare, stack
-from afd_serve.runs import alone_in
+from afd_serve.runs import alone_in, write_atomically
 from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import fit
 

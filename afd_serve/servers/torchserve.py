@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from afd_serve.errors import ServingError
+from afd_serve.runs import write_atomically
 from afd_serve.servers.http import Answer, ask
 from afd_serve.servers.java import find_java
 from afd_serve.servers.launch import (
@@ -186,9 +187,8 @@ def start(
 
 
 def _save(server: TorchServe) -> None:
-    partial = server.state_dir / f"{_STATE}.partial"
-    partial.write_text(json.dumps(asdict(server), indent=2, default=str))
-    partial.replace(server.state_dir / _STATE)
+    text = json.dumps(asdict(server), indent=2, default=str)
+    write_atomically(server.state_dir / _STATE, lambda path: path.write_text(text))
 
 
 def find(state_dir: Path) -> TorchServe | None:

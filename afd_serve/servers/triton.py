@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from afd_serve.errors import ServingError
+from afd_serve.runs import write_atomically
 from afd_serve.sample import sample_picture
 from afd_serve.servers.http import ask
 from afd_serve.servers.processes import check_ports, end, kill_marked, read_log, runs, started_at
@@ -220,9 +221,8 @@ def probe(server: Triton, timeout: float) -> str | None:
 
 
 def _save(server: Triton) -> None:
-    partial = server.state_dir / f"{_STATE}.partial"
-    partial.write_text(json.dumps(asdict(server), indent=2, default=str))
-    partial.replace(server.state_dir / _STATE)
+    text = json.dumps(asdict(server), indent=2, default=str)
+    write_atomically(server.state_dir / _STATE, lambda path: path.write_text(text))
 
 
 def _launch(server: Triton) -> Triton:

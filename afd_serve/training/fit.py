@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Subset
 
-from afd_serve.checkpoint import WEIGHTS_NAME, find_weights, load_afd, save_afd, write_atomically
+from afd_serve.checkpoint import WEIGHTS_NAME, find_weights, load_afd, save_afd
 from afd_serve.config import AfdConfig, FitConfig
 from afd_serve.errors import ConfigError
 from afd_serve.models.afd import AfdNet
@@ -21,7 +21,7 @@ from afd_serve.models.fde import picture_statistics
 from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
 from afd_serve.progress import task
-from afd_serve.runs import alone_in
+from afd_serve.runs import alone_in, write_atomically
 from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
 from afd_serve.training.losses import FeatureLoss
 from afd_serve.training.precision import autocast_to_bfloat16, strided_depthwise_in_float32

@@ -7,10 +7,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from afd_serve.checkpoint import CONFIG_KEY, write_atomically
+from afd_serve.checkpoint import CONFIG_KEY
 from afd_serve.config import AfdConfig
 from afd_serve.errors import CheckpointError
 from afd_serve.models.afd import AfdNet
+from afd_serve.runs import write_atomically
 
 __all__ = ["load_state", "save_state"]
 
