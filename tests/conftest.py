@@ -102,13 +102,17 @@ def encoded(picture: Image.Image, kind: str = "JPEG", **options: object) -> byte
     return out.getvalue()
 
 
+def decoded(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.convert("RGB")
+
+
 def recompressed(picture: Image.Image, *qualities: int) -> bytes:
     """The bytes after compressing with each quality in turn."""
     data = b""
     for quality in qualities:
         data = encoded(picture, quality=quality)
-        with Image.open(io.BytesIO(data)) as decoded:
-            picture = decoded.convert("RGB")
+        picture = decoded(data)
     return data
 
 

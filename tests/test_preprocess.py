@@ -2,9 +2,6 @@
 
 import itertools
 import threading
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -12,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps
 
 from afd_serve import _jpeg, jpeg
 from afd_serve.dct import dequantize, orient_blocks
@@ -30,7 +27,7 @@ from afd_serve.models.backbones import Preprocessing
 from afd_serve.preprocess import PreparedPicture, prepare, stack
 from afd_serve.quality import compression_history, scaled_table
 from afd_serve.transforms import Box, block_grid, crop_box, resize_crop
-from tests.conftest import encoded, recompressed, scene
+from tests.conftest import decoded, encoded, recompressed, scene
 from tests.jpeg_files import (
     ARITHMETIC,
     DQT,
@@ -52,7 +49,7 @@ def pillows(picture: Image.Image) -> np.ndarray:
 
 def test_pixels_are_pillows_resized_crop() -> None:
     data = encoded(scene(150, 110), quality=40)
-    assert np.array_equal(prepare(data, PREPROCESSING).rgb, pillows(_decoded(data)))
+    assert np.array_equal(prepare(data, PREPROCESSING).rgb, pillows(decoded(data)))
 
 
 def test_a_crop_at_the_models_size_keeps_its_pixels_and_its_very_blocks() -> None:
@@ -86,7 +83,7 @@ def test_geometry_tells_how_far_what_the_model_sees_is_reduced(kind: str, mode: 
 def test_a_large_picture_is_decoded_at_a_reduced_scale_with_nearly_the_same_pixels() -> None:
     smooth = scene(160, 160).resize((1600, 1600), Image.Resampling.BICUBIC)
     data = encoded(smooth, quality=90)
-    difference = prepare(data, PREPROCESSING).rgb.astype(int) - pillows(_decoded(data))
+    difference = prepare(data, PREPROCESSING).rgb.astype(int) - pillows(decoded(data))
     assert np.abs(difference).mean() < 1.5
 
 
@@ -254,13 +251,6 @@ def test_threads_prepare_at_the_same_time() -> None:
     assert not wrong
 
 
-def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
-    png, before = encoded(scene(), "PNG"), list(warnings.filters)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: prepare(png, PREPROCESSING), range(400)))
-    assert list(warnings.filters) == before
-
-
 def test_results_are_writable_and_own_their_memory() -> None:
     before = _jpeg.live_buffers()
     picture = prepare(pillow_jpeg(150, 110), PREPROCESSING)
@@ -289,53 +279,6 @@ def test_whether_a_picture_is_good_depends_on_how_far_it_is_reduced(side: int, g
     assert picture.good is good
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
-def test_other_formats_carry_no_tables_and_pass_as_good(kind: str) -> None:
-    picture = prepare(encoded(scene(), kind, quality=100), PREPROCESSING)
-    assert not picture.has_tables
-    assert picture.estimated_quality is None
-    assert picture.good
-
-
-@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
-@pytest.mark.parametrize(("quality", "good"), [(5, False), (100, True)])
-def test_other_lossy_codecs_are_judged_by_the_bits_that_they_spent(kind: str, quality: int, good: bool) -> None:
-    if not features.check(kind.lower()):
-        pytest.skip(f"this Pillow writes no {kind}")
-    assert prepare(encoded(scene(64, 64), kind, quality=quality), PREPROCESSING, crop=False).good is good
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_lossless_pictures_are_good_however_few_their_bits(kind: str) -> None:
-    flat = Image.new("RGB", (320, 240), (200, 30, 40))
-    assert prepare(encoded(flat, kind, lossless=True), PREPROCESSING).good
-
-
-def test_blocks_over_the_edge_repeat_the_last_pixels_as_encoders_do() -> None:
-    def blocks(pixels: np.ndarray) -> np.ndarray:
-        own_size = replace(PREPROCESSING, size=len(pixels))
-        return prepare(encoded(Image.fromarray(pixels), "PNG"), own_size, crop=False).dequantized
-
-    pixels = np.asarray(scene(60, 60))
-    assert np.array_equal(blocks(pixels), blocks(np.pad(pixels, ((0, 4), (0, 4), (0, 0)), "edge")))
-
-
-def test_sixteen_bits_per_sample_are_scaled_not_clipped() -> None:
-    grey = np.asarray(scene().convert("L"))
-    deep = prepare(encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), PREPROCESSING)
-    assert np.array_equal(deep.rgb, prepare(encoded(Image.fromarray(grey), "PNG"), PREPROCESSING).rgb)
-
-
-def test_a_png_of_a_decoded_jpeg_shows_the_jpegs_compression() -> None:
-    data = encoded(scene(224, 224), quality=12, subsampling=0)
-    size = Preprocessing(224, 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3)
-    through_png = prepare(encoded(_decoded(data), "PNG"), size, crop=False)
-    direct = prepare(data, size, crop=False)
-    assert np.array_equal(through_png.rgb, direct.rgb)
-    assert through_png.estimated_quality == pytest.approx(12, abs=2)
-    assert np.abs(through_png.dequantized.astype(int) - direct.dequantized).mean() < 1.0
-
-
 def test_a_resaved_picture_carries_the_heavier_tables() -> None:
     size = Preprocessing(224, 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3)
     picture = prepare(recompressed(scene(224, 224), 10, 95), size, crop=False)
@@ -351,11 +294,6 @@ def test_a_step_of_zero_which_the_standard_does_not_know_counts_as_one(mode: str
     picture = prepare(bytes(data), PREPROCESSING)
     assert (picture.quant_tables[0] == 1).all()
     assert (picture.quant_tables[1] > 1).any() or mode == "CMYK"  # whose components share one table
-
-
-def _decoded(data: bytes) -> Image.Image:
-    with Image.open(BytesIO(data)) as picture:
-        return picture.convert("RGB")
 
 
 @pytest.mark.parametrize(
@@ -382,17 +320,6 @@ def test_limits_hold_for_every_format() -> None:
         prepare(encoded(scene(), "PNG"), PREPROCESSING, limits=few)
     with pytest.raises(PictureTooLargeError, match="bytes"):
         prepare(encoded(scene(), "PNG"), PREPROCESSING, limits=JpegLimits(max_bytes=100))
-
-
-def test_what_pillow_remarks_on_a_picture_that_it_opens_reaches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7_000)  # the picture has 7680: a warning, and here each is an error
-    assert prepare(encoded(scene(), "PNG"), PREPROCESSING).good
-
-
-def test_pillows_own_limit_on_pixels_refuses_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000)
-    with pytest.raises(PictureTooLargeError, match="Pillow refuses the picture"):
-        prepare(encoded(scene(), "PNG"), PREPROCESSING)
 
 
 def test_stack_makes_the_classifiers_inputs() -> None:

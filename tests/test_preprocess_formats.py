@@ -1,0 +1,81 @@
+"""The way of pictures in other formats than JPEG, which Pillow reads."""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from afd_serve.errors import PictureTooLargeError
+from afd_serve.models.backbones import Preprocessing
+from afd_serve.preprocess import prepare
+from tests.conftest import decoded, encoded, scene
+
+PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
+    png, before = encoded(scene(), "PNG"), list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: prepare(png, PREPROCESSING), range(400)))
+    assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_other_formats_carry_no_tables_and_pass_as_good(kind: str) -> None:
+    picture = prepare(encoded(scene(), kind, quality=100), PREPROCESSING)
+    assert not picture.has_tables
+    assert picture.estimated_quality is None
+    assert picture.good
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+@pytest.mark.parametrize(("quality", "good"), [(5, False), (100, True)])
+def test_other_lossy_codecs_are_judged_by_the_bits_that_they_spent(kind: str, quality: int, good: bool) -> None:
+    if not features.check(kind.lower()):
+        pytest.skip(f"this Pillow writes no {kind}")
+    assert prepare(encoded(scene(64, 64), kind, quality=quality), PREPROCESSING, crop=False).good is good
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_lossless_pictures_are_good_however_few_their_bits(kind: str) -> None:
+    flat = Image.new("RGB", (320, 240), (200, 30, 40))
+    assert prepare(encoded(flat, kind, lossless=True), PREPROCESSING).good
+
+
+def test_blocks_over_the_edge_repeat_the_last_pixels_as_encoders_do() -> None:
+    def blocks(pixels: np.ndarray) -> np.ndarray:
+        own_size = replace(PREPROCESSING, size=len(pixels))
+        return prepare(encoded(Image.fromarray(pixels), "PNG"), own_size, crop=False).dequantized
+
+    pixels = np.asarray(scene(60, 60))
+    assert np.array_equal(blocks(pixels), blocks(np.pad(pixels, ((0, 4), (0, 4), (0, 0)), "edge")))
+
+
+def test_sixteen_bits_per_sample_are_scaled_not_clipped() -> None:
+    grey = np.asarray(scene().convert("L"))
+    deep = prepare(encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), PREPROCESSING)
+    assert np.array_equal(deep.rgb, prepare(encoded(Image.fromarray(grey), "PNG"), PREPROCESSING).rgb)
+
+
+def test_a_png_of_a_decoded_jpeg_shows_the_jpegs_compression() -> None:
+    data = encoded(scene(224, 224), quality=12, subsampling=0)
+    size = Preprocessing(224, 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3)
+    through_png = prepare(encoded(decoded(data), "PNG"), size, crop=False)
+    direct = prepare(data, size, crop=False)
+    assert np.array_equal(through_png.rgb, direct.rgb)
+    assert through_png.estimated_quality == pytest.approx(12, abs=2)
+    assert np.abs(through_png.dequantized.astype(int) - direct.dequantized).mean() < 1.0
+
+
+def test_what_pillow_remarks_on_a_picture_that_it_opens_reaches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7_000)  # the picture has 7680: a warning, and here each is an error
+    assert prepare(encoded(scene(), "PNG"), PREPROCESSING).good
+
+
+def test_pillows_own_limit_on_pixels_refuses_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000)
+    with pytest.raises(PictureTooLargeError, match="Pillow refuses the picture"):
+        prepare(encoded(scene(), "PNG"), PREPROCESSING)
