@@ -26,7 +26,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.jpeg_files import after_soi, exif_segment, make_jpeg, patched_size, segment  # noqa: E402 - the path is set above
+from tests.jpeg_files import after_soi, empty_exif_segment, make_jpeg, patched_size  # noqa: E402 - the path is set above
 
 ROUNDS = 5
 
@@ -56,8 +56,7 @@ def flat(process: str, size: int) -> bytes:
 
 
 def claimed_metadata(segments: int) -> bytes:
-    directory = exif_segment(1)[4:18] + b"\xff\xff"
-    return after_soi(pillow_jpeg("RGB", (60, 40)), segment(0xE1, directory) * segments)
+    return after_soi(pillow_jpeg("RGB", (60, 40)), empty_exif_segment() * segments)
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {

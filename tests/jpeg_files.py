@@ -89,6 +89,11 @@ def exif_segment(orientation: int, byte_order: str = ">") -> bytes:
     return segment(APP1, b"Exif\0\0" + tiff)
 
 
+def empty_exif_segment() -> bytes:
+    """Its directory claims 65,535 entries and ends there."""
+    return segment(APP1, b"Exif\0\0MM" + struct.pack(">HIH", 42, 8, 0xFFFF))
+
+
 def adobe_segment(transform: int) -> bytes:
     return segment(APP14, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, transform))
 
