@@ -55,7 +55,9 @@ class _Lines:
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        begun, before = self._first = self._first or (now, done)
+        if self._first is None:
+            self._first = now, done
+        begun, before = self._first
         if now < self._due and done < total:
             return
         self._due = now + self._between
