@@ -115,7 +115,7 @@ def compare(
     )
     wanted = [row.strip() for row in rows.split(",")] if rows else list(comparing.ROWS)
     with _interruptible("interrupted; the same command goes on from the row that is not done"):
-        found = comparing.compare(config, wanted, ours or (), task)
+        found = comparing.compare(config, wanted, ours or ())
     comparison = summarize_rows(found, config)
     print_comparison(comparison, Console())
     typer.echo("\n".join(f"wrote {path}" for path in write_comparison(comparison, out)))

@@ -1,7 +1,7 @@
 """Fit what AFD is compared with, on AFD's own batches: no labels, the same crops, the same compressions."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,17 +19,15 @@ from afd_serve.models.attach import attach, probe_shapes
 from afd_serve.models.backbones import Backbone
 from afd_serve.models.classifier import Normalize
 from afd_serve.models.folding import fold_norms
+from afd_serve.progress import Step
 from afd_serve.training.data import CompressedPairs, Pair, Recipe
 from afd_serve.training.fit import rate_share, training_sizes
 from afd_serve.training.precision import autocast_to_bfloat16
 
-__all__ = ["BASELINES", "Step", "adapted_norms", "fit_baseline", "has_norms", "restorer"]
+__all__ = ["BASELINES", "adapted_norms", "fit_baseline", "has_norms", "restorer"]
 
 BASELINES: Final = ("arcnn", "dncnn", "ddp")
 """Names of the methods that `fit_baseline` fits."""
-
-Step = Callable[[int, int], object]
-"""Told how many steps of how many are done."""
 
 _RATE: Final = 1e-3
 _NORM_BATCHES: Final = 16

@@ -5,8 +5,7 @@ pictures under protocol A. A row that is done is a file in ``rows/``, and is not
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,7 @@ from afd_serve.checkpoint import find_weights, load_afd, read_config, weights_di
 from afd_serve.config import FitConfig
 from afd_serve.engines import Engine, torchscript
 from afd_serve.errors import CheckpointError, ConfigError, InputError
-from afd_serve.evaluation.baseline_fit import BASELINES, Step, adapted_norms, fit_baseline, has_norms, restorer
+from afd_serve.evaluation.baseline_fit import BASELINES, adapted_norms, fit_baseline, has_norms, restorer
 from afd_serve.evaluation.baselines import BaselineClassifier, NormBank
 from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
 from afd_serve.evaluation.latency import Forms, Latency, measure
@@ -31,6 +30,7 @@ from afd_serve.export import example_inputs
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.preprocess import UNREADABLE, PreparedPicture, prepare, stack
+from afd_serve.progress import task
 from afd_serve.runs import alone_in, write_atomically
 from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import fit
@@ -59,9 +59,6 @@ FITTED_HERE: Final = "fitted here"
 _AFD: Final = ("paper", "lite", "default", "full")
 _CONFIG_NAME: Final = "config.json"
 _WEIGHTS_NAME: Final = "restorer.safetensors"
-
-Task = Callable[[str], AbstractContextManager[Step]]
-"""Opens a progress bar with a title."""
 
 
 @dataclass(frozen=True)
@@ -152,16 +149,13 @@ class Row:
             raise ConfigError(f"this is no row of a comparison: {error}") from error
 
 
-def compare(
-    config: CompareConfig, rows: Sequence[str] = tuple(ROWS), ours: Sequence[str] = (), task: Task | None = None
-) -> list[Row]:
+def compare(config: CompareConfig, rows: Sequence[str] = tuple(ROWS), ours: Sequence[str] = ()) -> list[Row]:
     """Compute the rows that are not there yet, and return all of them, ``direct`` first.
 
     Args:
         config: What to compare, and how.
         rows: Names of rows; ``direct`` is always among them.
         ours: Fitted models to take instead of fitting: each stands for the row of its preset.
-        task: Opens a progress bar for each part of the work.
 
     Raises:
         ConfigError: A row is unknown or cannot be had, or the folder holds another comparison, or
@@ -173,23 +167,18 @@ def compare(
     if unknown:
         raise ConfigError(f"unknown row {', '.join(unknown)}; there are {', '.join(ROWS)}")
     with alone_in(config.out):
-        comparison = _Comparison(config, ours, task or _silent)
+        comparison = _Comparison(config, ours)
         wanted = [row for row in ROWS if row in rows or row == "direct"]
         if "batchnorm" in wanted and not has_norms(comparison.backbone):
             wanted.remove("batchnorm")
         return [comparison.row(name) for name in wanted]
 
 
-@contextmanager
-def _silent(_title: str) -> Iterator[Step]:
-    yield lambda _done, _total: None
-
-
 class _Comparison:
     """The classifier and the pictures of a comparison, and its rows, one at a time."""
 
-    def __init__(self, config: CompareConfig, ours: Sequence[str], task: Task) -> None:
-        self.config, self.task = config, task
+    def __init__(self, config: CompareConfig, ours: Sequence[str]) -> None:
+        self.config = config
         self.backbone = load_backbone(config.backbone)
         _check_resumable(config, self.backbone.fingerprint)
         labels = self.backbone.labels
@@ -238,7 +227,7 @@ class _Comparison:
         return fit(replace(self.fitting, preset=preset, out=self.config.out / "fits" / preset)).weights
 
     def _norm_bank(self) -> tuple[nn.Module, int]:
-        with self.task("adapting BatchNorm") as step:
+        with task("adapting BatchNorm") as step:
             trunks = adapted_norms(self.backbone, self.unlabelled, QUALITIES, self.fitting, step)
         norms = (module for trunk in trunks for module in trunk.modules() if isinstance(module, nn.BatchNorm2d))
         return NormBank(self.backbone, QUALITIES, trunks).eval(), sum(2 * norm.num_features for norm in norms)
@@ -253,7 +242,7 @@ class _Comparison:
             except RuntimeError as error:
                 raise CheckpointError(f"{path} holds another network ({error}); delete it to fit again") from error
             return network.eval().requires_grad_(False)
-        with self.task(f"fitting {name}") as step:
+        with task(f"fitting {name}") as step:
             network = fit_baseline(name, self.backbone, self.unlabelled, self.fitting, step)
         write_atomically(path, lambda target: save_file(network.state_dict(), target))
         return network
@@ -263,7 +252,7 @@ class _Comparison:
         hits: dict[str, list[int]] = {condition.key: [] for condition in CONDITIONS}
         if name in _AFD:
             hits[GATED_CLEAN] = []
-        with self.task(f"classifying, {name}") as step, torch.inference_mode():
+        with task(f"classifying, {name}") as step, torch.inference_mode():
             for done, picture in enumerate(self.pictures):
                 answers = self._answers(engine, picture)
                 for key, column in hits.items():

@@ -13,8 +13,9 @@ from afd_serve.evaluation.protocols import Condition, compress, conditions
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.pipeline import Failure, Prediction
 from afd_serve.preprocess import UNREADABLE
+from afd_serve.progress import Step
 
-__all__ = ["Answer", "Evaluation", "Predictor", "Progress", "evaluate"]
+__all__ = ["Answer", "Evaluation", "Predictor", "evaluate"]
 
 RESULTS_FILE = "results.jsonl"
 
@@ -26,13 +27,6 @@ class Predictor(Protocol):
         self, items: Sequence[bytes], *, top_k: int = 5, afd: bool | Sequence[bool] = True, crop: bool = True
     ) -> list[Prediction | Failure]:
         """One result per item, in order."""
-
-
-class Progress(Protocol):
-    """Told how many answers there will be, and of each lot that has come."""
-
-    def __call__(self, done: int, total: int, /) -> None:
-        """``done`` of ``total`` answers are known."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def evaluate(
     pictures: Sequence[LabelledPicture],
     evaluation: Evaluation,
     out: Path,
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> dict[Key, Answer]:
     """Classify every picture under every condition, with AFD and without.
 
@@ -99,7 +93,7 @@ def evaluate(
         pictures: the labelled set.
         evaluation: what to do.
         out: folder for the answers, made if missing.
-        progress: called after each lot.
+        progress: told after each lot how many answers are known.
 
     Returns:
         An answer for each picture, condition and ``afd``.

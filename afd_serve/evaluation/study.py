@@ -11,11 +11,12 @@ from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
 from afd_serve.evaluation.drift_maps import DriftExample, choose_examples, drift_example, example_condition
 from afd_serve.evaluation.latency import Latency, deployed_forms, measure
 from afd_serve.evaluation.report import write_report
-from afd_serve.evaluation.runner import RESULTS_FILE, Answer, Evaluation, Key, Progress, evaluate
+from afd_serve.evaluation.runner import RESULTS_FILE, Answer, Evaluation, Key, evaluate
 from afd_serve.evaluation.summary import Report, summarize
 from afd_serve.explain import Explainer
 from afd_serve.export import load_features
 from afd_serve.pipeline import Pipeline
+from afd_serve.progress import Step
 from afd_serve.runs import alone_in
 from afd_serve.signature import Signature
 
@@ -49,7 +50,7 @@ class Study:
     latency_rounds: int = 0
 
 
-def run_study(study: Study, progress: Progress | None = None, *, fresh: bool = False) -> tuple[Report, list[Path]]:
+def run_study(study: Study, progress: Step | None = None, *, fresh: bool = False) -> tuple[Report, list[Path]]:
     """Classify, sum up, and write the report.
 
     Args:
@@ -69,7 +70,7 @@ def run_study(study: Study, progress: Progress | None = None, *, fresh: bool = F
         return _run_alone(study, progress, fresh)
 
 
-def _run_alone(study: Study, progress: Progress | None, fresh: bool) -> tuple[Report, list[Path]]:
+def _run_alone(study: Study, progress: Step | None, fresh: bool) -> tuple[Report, list[Path]]:
     pipeline = Pipeline.load(study.model, threads=study.threads)
     signature = pipeline.signature
     pictures = load_labelled(study.images, signature.labels, split=study.split, limit=study.limit)
