@@ -141,7 +141,7 @@ def serving(arguments: argparse.Namespace, scratch: Path, say: Callable[[str], N
         asyncio.run(_warm_up(bench))
         yield bench
     finally:
-        torchserve.stop(state)
+        torchserve.TorchServe.stop(state)
 
 
 async def _warm_up(bench: Bench) -> None:

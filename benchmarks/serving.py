@@ -161,7 +161,7 @@ def serving(
     try:
         yield server, time.time() - psutil.Process(server.pid).create_time()
     finally:
-        torchserve.stop(state)
+        torchserve.TorchServe.stop(state)
 
 
 class Load:

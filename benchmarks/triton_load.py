@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--shared-memory", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    server = triton.find(arguments.state_dir)
+    server = triton.Triton.find(arguments.state_dir)
     if server is None:
         parser.error(f"no server runs in {arguments.state_dir}")
     files = sorted(arguments.pictures.glob("*.jp*g"))[:64] if arguments.pictures else []

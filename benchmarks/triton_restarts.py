@@ -61,7 +61,7 @@ def one_round(repository: Path, state: Path, python: Path, way: str) -> tuple[fl
                 classify(client)
                 returned = time.monotonic() - killed
     finally:
-        triton.stop(state)
+        triton.Triton.stop(state)
     return started, returned
 
 

@@ -333,7 +333,7 @@ def test_stop_holds_the_state_directory(run: Run, monkeypatch: pytest.MonkeyPatc
             pass
         return True
 
-    monkeypatch.setattr("afd_serve.servers.torchserve.stop", stop)
+    monkeypatch.setattr("afd_serve.servers.torchserve.TorchServe.stop", stop)
     assert run("stop", "--state-dir", tmp_path)[:2] == (0, "stopped\n")
     missing = tmp_path / "missing"
     assert run("stop", "--state-dir", missing)[1] == "nothing runs\n"

@@ -161,11 +161,11 @@ def test_free_ports_differ() -> None:
 
 
 def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:
-    assert torchserve.find(tmp_path) is None
-    assert torchserve.stop(tmp_path) is False
+    assert torchserve.TorchServe.find(tmp_path) is None
+    assert torchserve.TorchServe.stop(tmp_path) is False
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"pid": 1}'])
 def test_a_damaged_state_file_is_no_server(tmp_path: Path, text: str) -> None:
     (tmp_path / "server.json").write_text(text)
-    assert torchserve.find(tmp_path) is None
+    assert torchserve.TorchServe.find(tmp_path) is None

@@ -1,11 +1,10 @@
 """Starts of servers that fail or are interrupted, with sleeping processes in the servers' place."""
 
-import json
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from afd_serve.runs import alone_in
 from afd_serve.servers import quickstart, torchserve, triton, triton_quickstart
 from afd_serve.servers.java import Java, find_java
 from afd_serve.servers.launch import check_installed
-from afd_serve.servers.processes import check_ports, started_at
+from afd_serve.servers.processes import check_ports
 from afd_serve.servers.torchserve import TorchServe
 from afd_serve.servers.triton import Triton
 from afd_serve.servers.triton_environment import TritonEnvironment, find_environment
@@ -69,10 +68,6 @@ def serve_triton(state_dir: Path, ports: triton.TritonPorts) -> Triton:
     return triton_quickstart.serve_triton("a model", state_dir, python=Path(sys.executable), ports=ports)
 
 
-def write_state(server: TorchServe | Triton) -> None:
-    (server.state_dir / "server.json").write_text(json.dumps(asdict(server), default=str))
-
-
 def assert_ended_beside(
     own: subprocess.Popen[bytes], other: subprocess.Popen[bytes], found: TorchServe | Triton | None
 ) -> None:
@@ -88,14 +83,14 @@ def test_a_torchserve_that_fails_to_start_ends_no_other(
     own, other = sleeper(), sleeper()
 
     def fail(server: TorchServe, *_: object) -> None:
-        write_state(replace(server, pid=other.pid, started=started_at(other.pid), scratch=tmp_path / "afd-ts-other"))
+        replace(server, scratch=tmp_path / "afd-ts-other").launched(other.pid)
         raise ServingError("no answer")
 
     monkeypatch.setattr(torchserve, "launch", lambda *_: own.pid)
     monkeypatch.setattr(torchserve, "_wait", fail)
     with pytest.raises(ServingError, match="no answer"):
         start_torchserve(tmp_path)
-    assert_ended_beside(own, other, torchserve.find(tmp_path))
+    assert_ended_beside(own, other, TorchServe.find(tmp_path))
 
 
 def test_a_triton_that_fails_to_start_ends_no_other(
@@ -104,14 +99,14 @@ def test_a_triton_that_fails_to_start_ends_no_other(
     own, other = sleeper(), sleeper()
 
     def fail(server: Triton, _: float) -> None:
-        write_state(replace(server, pid=other.pid, started=started_at(other.pid), prefix="afd_triton_0123456789ab_"))
+        replace(server, prefix="afd_triton_0123456789ab_").launched(other.pid)
         raise ServingError("no answer")
 
-    monkeypatch.setattr(triton, "_launch", lambda server: replace(server, pid=own.pid, started=started_at(own.pid)))
+    monkeypatch.setattr(triton, "_launch", lambda server: server.launched(own.pid))
     monkeypatch.setattr(triton, "_wait", fail)
     with pytest.raises(ServingError, match="no answer"):
         start_triton(tmp_path)
-    assert_ended_beside(own, other, triton.find(tmp_path))
+    assert_ended_beside(own, other, Triton.find(tmp_path))
 
 
 def test_an_interruption_ends_a_torchserve_whose_process_is_not_known_yet(
@@ -127,7 +122,7 @@ def test_an_interruption_ends_a_torchserve_whose_process_is_not_known_yet(
     with pytest.raises(KeyboardInterrupt):
         start_torchserve(tmp_path)
     processes[0].wait(30)
-    assert torchserve.find(tmp_path) is None
+    assert TorchServe.find(tmp_path) is None
 
 
 def test_an_interruption_ends_a_supervisor_whose_process_is_not_known_yet(
@@ -162,18 +157,24 @@ def test_a_state_directory_is_held_while_a_server_starts(monkeypatch: pytest.Mon
 def running_torchserve(sleeper: Sleeper, tmp_path: Path) -> TorchServe:
     pid = sleeper().pid
     ports, scratch = torchserve.Ports.free(), tmp_path / "afd-ts-running"
-    server = TorchServe(tmp_path, "afd", "another one", scratch, ports, pid, started_at(pid))
-    write_state(server)
-    return server
+    return TorchServe(
+        state_dir=tmp_path, fingerprint="another one", model="afd", scratch=scratch, ports=ports
+    ).launched(pid)
 
 
 @pytest.fixture
 def running_triton(sleeper: Sleeper, tmp_path: Path) -> Triton:
     pid, python, prefix = sleeper().pid, Path(sys.executable), "afd_triton_0123456789ab_"
     ports = triton.TritonPorts.free()
-    server = Triton(tmp_path, tmp_path, python, "another one", prefix, ports, pid, started_at(pid))
-    write_state(server)
-    return server
+    return Triton(
+        state_dir=tmp_path, fingerprint="another one", repository=tmp_path, python=python, prefix=prefix, ports=ports
+    ).launched(pid)
+
+
+def test_a_server_is_found_where_its_state_directory_was_moved_to(running_triton: Triton, tmp_path: Path) -> None:
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert Triton.find(moved) == replace(running_triton, state_dir=moved)
+    assert TorchServe.find(moved) is None
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def test_a_torchserve_goes_on_where_the_new_one_would_have_no_java(
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(DependencyError, match="JAVA_HOME"):
         serve_torchserve(tmp_path, running_torchserve.ports)
-    assert torchserve.find(tmp_path) == running_torchserve
+    assert TorchServe.find(tmp_path) == running_torchserve
 
 
 def test_a_torchserve_goes_on_where_none_is_installed_any_more(
@@ -199,7 +200,7 @@ def test_a_torchserve_goes_on_where_none_is_installed_any_more(
     monkeypatch.setitem(sys.modules, "ts", None)
     with pytest.raises(DependencyError, match="TorchServe is not installed"):
         serve_torchserve(tmp_path, running_torchserve.ports)
-    assert torchserve.find(tmp_path) == running_torchserve
+    assert TorchServe.find(tmp_path) == running_torchserve
 
 
 def test_a_triton_goes_on_where_the_new_one_would_have_no_environment(
@@ -208,7 +209,7 @@ def test_a_triton_goes_on_where_the_new_one_would_have_no_environment(
     monkeypatch.setattr(triton, "find_environment", find_environment)
     with pytest.raises(DependencyError, match="cannot be started"):
         triton_quickstart.serve_triton("a model", tmp_path, python=tmp_path / "python", ports=running_triton.ports)
-    assert triton.find(tmp_path) == running_triton
+    assert Triton.find(tmp_path) == running_triton
 
 
 def test_a_torchserve_goes_on_where_the_new_ones_ports_are_taken(
@@ -217,7 +218,7 @@ def test_a_torchserve_goes_on_where_the_new_ones_ports_are_taken(
     taken = listener.getsockname()[1]
     with pytest.raises(ServingError, match=f"port {taken} "):
         serve_torchserve(tmp_path, replace(running_torchserve.ports, metrics=taken))
-    assert torchserve.find(tmp_path) == running_torchserve
+    assert TorchServe.find(tmp_path) == running_torchserve
 
 
 def test_a_triton_goes_on_where_the_new_ones_ports_are_taken(
@@ -226,7 +227,7 @@ def test_a_triton_goes_on_where_the_new_ones_ports_are_taken(
     taken = listener.getsockname()[1]
     with pytest.raises(ServingError, match=f"port {taken} "):
         serve_triton(tmp_path, replace(running_triton.ports, metrics=taken))
-    assert triton.find(tmp_path) == running_triton
+    assert Triton.find(tmp_path) == running_triton
 
 
 def test_ports_of_the_server_that_makes_way_may_be_taken(listener: socket.socket) -> None:

@@ -132,11 +132,12 @@ def stop(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
 
 def _stop(state_dir: Path) -> bool:
     from afd_serve.runs import alone_in
-    from afd_serve.servers import torchserve, triton
+    from afd_serve.servers.torchserve import TorchServe
+    from afd_serve.servers.triton import Triton
 
     with alone_in(state_dir, wait=True):
         # Each knows its own state files only.
-        return torchserve.stop(state_dir) or triton.stop(state_dir)
+        return TorchServe.stop(state_dir) or Triton.stop(state_dir)
 
 
 @app.command()

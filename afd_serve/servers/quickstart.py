@@ -11,7 +11,7 @@ from afd_serve.response import prediction_from_dict
 from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
-from afd_serve.servers.torchserve import Ports, TorchServe, find, start
+from afd_serve.servers.torchserve import Ports, TorchServe, start
 
 __all__ = ["serve_torchserve", "show"]
 
@@ -49,7 +49,7 @@ def serve_torchserve(
     with alone_in(state_dir, wait=True):
         settings = f"{source}|{name}|{version}|{mode.value}|{ports}|{workers}"
         fingerprint = fingerprint_of(source, handlers_dir(), settings)
-        running = find(state_dir)
+        running = TorchServe.find(state_dir)
         if running is not None and running.fingerprint == fingerprint and _answers(running):
             return running
         archive = _archive(source, state_dir / "archives", name, version, mode)

@@ -14,12 +14,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from afd_serve.errors import ServingError
-from afd_serve.runs import write_atomically
 from afd_serve.servers.http import Answer, ask
 from afd_serve.servers.java import find_java
 from afd_serve.servers.launch import (
@@ -30,36 +29,28 @@ from afd_serve.servers.launch import (
     short_temporary_folder,
     write_settings,
 )
-from afd_serve.servers.processes import check_ports, end, kill_marked, read_log, runs, started_at
+from afd_serve.servers.processes import check_ports, kill_marked, read_log
+from afd_serve.servers.state import BackgroundServer
 
-__all__ = ["Answer", "Ports", "TorchServe", "find", "start", "stop"]
+__all__ = ["Answer", "Ports", "TorchServe", "start"]
 
-_STATE: Final = "server.json"
 _SCRATCH: Final = "afd-ts-"
 _DIED: Final = "Backend worker process died"
 
 
-@dataclass(frozen=True)
-class TorchServe:
-    """A running server, as ``server.json`` describes it.
+@dataclass(frozen=True, kw_only=True)
+class TorchServe(BackgroundServer):
+    """A server whose first process is its frontend.
 
     Attributes:
-        state_dir: Where its files lie.
         model: The name of the model that it serves.
-        fingerprint: What it was started from, in the words of the caller of `start`.
         scratch: The folder of its sockets and unpacked models, which all its processes have on their command lines.
         ports: Where it listens.
-        pid: The frontend's process.
-        started: Since when that process runs: a process id alone may belong to another process by now.
     """
 
-    state_dir: Path
     model: str
-    fingerprint: str
     scratch: Path
     ports: Ports = field(default_factory=Ports)
-    pid: int = 0
-    started: str = ""
 
     @property
     def url(self) -> str:
@@ -85,9 +76,21 @@ class TorchServe:
         except (OSError, ValueError, KeyError) as error:
             raise ServingError(f"the server has no {kind} token in {self.state_dir}: {error}") from error
 
-    def alive(self) -> bool:
-        """Whether the frontend's process still runs."""
-        return runs(self.pid, self.started)
+    @property
+    def mark(self) -> str:
+        """The name of its folder of sockets."""
+        return self.scratch.name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its tokens."""
+        return self.state_dir / "key_file.json", self.header_file
+
+    def clean_up(self) -> None:
+        """End processes that nobody got to know, and remove sockets and unpacked models."""
+        if re.fullmatch(rf"{_SCRATCH}\w+", self.mark):
+            kill_marked(self.mark)
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def post(
         self,
@@ -156,82 +159,28 @@ def start(
         ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, or no answer came; with
             the reason.
     """
-    running = find(state_dir)
-    if running is not None and not takes_over:
-        raise ServingError(f"a server already runs in {state_dir}; stop it first")
-    if running is None:
-        stop(state_dir)  # what is left of one whose start was cut short may hold the ports
+    running = TorchServe.predecessor(state_dir, makes_way=takes_over)
     check_installed()
     java = find_java().path
     ports = ports or Ports()
     check_ports(ports, held=running.ports if running is not None else None)
-    stop(state_dir)
+    TorchServe.stop(state_dir)
     state_dir = state_dir.resolve()
     for name in ("logs", "workflow_store"):  # a workflow's archive is code, and the settings cannot forbid its API
         _remove(state_dir / name)
     for name in ("model_store", "workflow_store", "logs"):
         (state_dir / name).mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=short_temporary_folder()))
-    server = TorchServe(state_dir, archive.stem, fingerprint, scratch, ports)
+    server = TorchServe(state_dir=state_dir, fingerprint=fingerprint, model=archive.stem, scratch=scratch, ports=ports)
     try:
         write_settings(archive, state_dir, ports, workers)
-        _save(server)  # before there is a process that nobody but this one would know of
-        pid = launch(archive, state_dir, scratch, java)
-        server = replace(server, pid=pid, started=started_at(pid))
-        _save(server)
+        server.save()  # before there is a process that nobody but this one would know of
+        server = server.launched(launch(archive, state_dir, scratch, java))
         _wait(server, probe, time.monotonic() + timeout)
     except BaseException:
-        _end(server, state_dir, timeout=30)
+        server.end()
         raise
     return server
-
-
-def _save(server: TorchServe) -> None:
-    text = json.dumps(asdict(server), indent=2, default=str)
-    write_atomically(server.state_dir / _STATE, lambda path: path.write_text(text))
-
-
-def find(state_dir: Path) -> TorchServe | None:
-    """The server that runs in a state directory, if one does."""
-    server = _last(state_dir)
-    return server if server is not None and server.alive() else None
-
-
-def _last(state_dir: Path) -> TorchServe | None:
-    """The server that was started last in a state directory; it may have ended since."""
-    try:
-        values = json.loads((state_dir / _STATE).read_text())
-        return TorchServe(
-            **values
-            | {
-                "state_dir": Path(values["state_dir"]),
-                "scratch": Path(values["scratch"]),
-                "ports": Ports(**values["ports"]),
-            }
-        )
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def stop(state_dir: Path, *, timeout: float = 30) -> bool:
-    """Stop the server of a state directory with all its workers; False when none runs."""
-    server = _last(state_dir)
-    return server is not None and _end(server, state_dir, timeout)
-
-
-def _end(server: TorchServe, state_dir: Path, timeout: float) -> bool:
-    """Stop one server and remove its files, not those of one that took its place; False where it had ended."""
-    running = server.alive()
-    if running:
-        end(server.pid, timeout)
-    if re.fullmatch(rf"{_SCRATCH}\w+", server.scratch.name):  # never another one, whatever the state file says
-        kill_marked(server.scratch.name)  # a frontend may run whose id nobody got to know
-        shutil.rmtree(server.scratch, ignore_errors=True)
-    last = _last(state_dir)
-    if last is not None and last.scratch == server.scratch:
-        for name in (_STATE, "key_file.json", server.header_file.name):
-            _remove(state_dir / name)
-    return running
 
 
 def _wait(server: TorchServe, probe: bytes, deadline: float) -> None:

@@ -16,47 +16,39 @@ import sys
 import time
 import urllib.request
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from afd_serve.errors import ServingError
-from afd_serve.runs import write_atomically
 from afd_serve.sample import sample_picture
 from afd_serve.servers.http import ask
-from afd_serve.servers.processes import check_ports, end, kill_marked, read_log, runs, started_at
+from afd_serve.servers.processes import check_ports, kill_marked, read_log
+from afd_serve.servers.state import BackgroundServer
 from afd_serve.servers.triton_environment import SHARED_MEMORY, TritonPorts, find_environment, link_backend
 from afd_serve.triton_protocol import ENSEMBLE, PICTURE, PROBE_ID
 
-__all__ = ["Triton", "TritonPorts", "find", "probe", "start", "stop"]
+__all__ = ["Triton", "TritonPorts", "probe", "start"]
 
-_STATE: Final = "server.json"
 _PREFIX: Final = "afd_triton_"
 
 
-@dataclass(frozen=True)
-class Triton:
-    """A server and its supervisor, as ``server.json`` describes them.
+@dataclass(frozen=True, kw_only=True)
+class Triton(BackgroundServer):
+    """A server and its supervisor, which is its first process.
 
     Attributes:
-        state_dir: Where its files lie.
         repository: The model repository.
         python: The Python in whose environment it runs.
-        fingerprint: What it was started from, in the words of the caller of `start`.
-        prefix: What the names of its shared memory regions begin with.
+        prefix: What the names of its shared memory regions begin with. It is also on the command lines of supervisor,
+            server and Python processes.
         ports: Where it listens.
-        pid: The supervisor's process.
-        started: Since when that process runs: a process id alone may belong to another process by now.
     """
 
-    state_dir: Path
     repository: Path
     python: Path
-    fingerprint: str
     prefix: str
     ports: TritonPorts
-    pid: int = 0
-    started: str = ""
 
     @property
     def url(self) -> str:
@@ -78,9 +70,25 @@ class Triton:
         """A file that is there while the supervisor holds the server for well."""
         return self.state_dir / "ready"
 
-    def alive(self) -> bool:
-        """Whether the supervisor still runs."""
-        return runs(self.pid, self.started)
+    @property
+    def mark(self) -> str:
+        """Its prefix."""
+        return self.prefix
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What says that it is well."""
+        return (self.ready_file,)
+
+    def clean_up(self) -> None:
+        """End and remove what a killed server leaves: Python processes that wait for it for ever, and shared memory.
+
+        A supervisor that is not the caller ends too.
+        """
+        if re.fullmatch(rf"{_PREFIX}[0-9a-f]{{12}}_", self.prefix):
+            kill_marked(self.prefix)
+            for path in SHARED_MEMORY.glob(f"{self.prefix}*"):
+                path.unlink(missing_ok=True)
 
     def metrics(self) -> str:
         """The text of the metrics port.
@@ -118,11 +126,7 @@ def start(
         ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, or no answer came; with
             the reason.
     """
-    running = find(state_dir)
-    if running is not None and not takes_over:
-        raise ServingError(f"a server already runs in {state_dir}; stop it first")
-    if running is None:
-        stop(state_dir)  # what is left of one whose start was cut short may hold the ports
+    running = Triton.predecessor(state_dir, makes_way=takes_over)
     server = Triton(
         state_dir=state_dir.resolve(),
         repository=repository.resolve(),
@@ -133,65 +137,18 @@ def start(
     )
     environment = find_environment(server.python)
     check_ports(server.ports, held=running.ports if running is not None else None)
-    stop(state_dir)
+    Triton.stop(state_dir)
     shutil.rmtree(server.log.parent, ignore_errors=True)
     server.log.parent.mkdir(parents=True)
     link_backend(environment, server.state_dir / "backends")
-    _save(server)
+    server.save()
     try:
         server = _launch(server)
         _wait(server, time.monotonic() + timeout)
     except BaseException:
-        _end(server, state_dir, timeout=20)
+        server.end()
         raise
     return server
-
-
-def load(state_dir: Path) -> Triton | None:
-    """The server that was started last in a state directory; it may have ended since."""
-    try:
-        values: dict[str, Any] = json.loads((state_dir / _STATE).read_text())
-        paths = {name: Path(values[name]) for name in ("state_dir", "repository", "python")}
-        return Triton(**values | paths | {"ports": TritonPorts(**values["ports"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def find(state_dir: Path) -> Triton | None:
-    """The server that runs in a state directory, if one does."""
-    server = load(state_dir)
-    return server if server is not None and server.alive() else None
-
-
-def stop(state_dir: Path, *, timeout: float = 20) -> bool:
-    """Stop the server of a state directory and its supervisor; False when none runs."""
-    server = load(state_dir)
-    return server is not None and _end(server, state_dir, timeout)
-
-
-def _end(server: Triton, state_dir: Path, timeout: float) -> bool:
-    """Stop one server and remove its files, not those of one that took its place; False where it had ended."""
-    running = server.alive()
-    if running:
-        end(server.pid, timeout)
-    clean_up(server)
-    last = load(state_dir)
-    if last is not None and last.prefix == server.prefix:
-        server.ready_file.unlink(missing_ok=True)
-        (state_dir / _STATE).unlink(missing_ok=True)
-    return running
-
-
-def clean_up(server: Triton) -> None:
-    """End and remove what a killed server leaves: Python processes that wait for it for ever, and shared memory.
-
-    A supervisor that is not the caller ends too.
-    """
-    # Never others', whatever the state file says.
-    if re.fullmatch(rf"{_PREFIX}[0-9a-f]{{12}}_", server.prefix):
-        kill_marked(server.prefix)  # it is on the command lines of supervisor, server and Python processes
-        for path in SHARED_MEMORY.glob(f"{server.prefix}*"):
-            path.unlink(missing_ok=True)
 
 
 def probe(server: Triton, timeout: float) -> str | None:
@@ -220,11 +177,6 @@ def probe(server: Triton, timeout: float) -> str | None:
     return None if status == ["ok"] else f"the sample picture got the status {status}"
 
 
-def _save(server: Triton) -> None:
-    text = json.dumps(asdict(server), indent=2, default=str)
-    write_atomically(server.state_dir / _STATE, lambda path: path.write_text(text))
-
-
 def _launch(server: Triton) -> Triton:
     command = [sys.executable, "-m", "afd_serve.servers.triton_supervisor", str(server.state_dir), server.prefix]
     with server.log.open("ab") as log:
@@ -232,12 +184,9 @@ def _launch(server: Triton) -> Triton:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, check=False
         )
     try:
-        pid = int(done.stdout)
-        server = Triton(**vars(server) | {"pid": pid, "started": started_at(pid)})
+        return server.launched(int(done.stdout))
     except (ValueError, ServingError) as error:
         raise ServingError(f"the supervisor ended at once; {_log_tail(server)}") from error
-    _save(server)
-    return server
 
 
 def _wait(server: Triton, deadline: float) -> None:

@@ -13,7 +13,7 @@ from afd_serve.results import Failure
 from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
-from afd_serve.servers.triton import Triton, TritonPorts, find, probe, start
+from afd_serve.servers.triton import Triton, TritonPorts, probe, start
 from afd_serve.servers.triton_installation import suitable_python
 from afd_serve.triton_protocol import ENSEMBLE
 
@@ -53,7 +53,7 @@ def serve_triton(
         platform = "python" if torch.cuda.is_available() else "python_cpu"
         settings = f"{source}|{mode.value}|{python}|{ports}|{workers}|{platform}"
         fingerprint = fingerprint_of(source, repository_templates(), settings)
-        running = find(state_dir)
+        running = Triton.find(state_dir)
         if running is not None and running.fingerprint == fingerprint and probe(running, timeout=10) is None:
             return running
         classifiers = workers or os.cpu_count() or 1

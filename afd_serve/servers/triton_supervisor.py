@@ -1,6 +1,6 @@
 """Keeps one ``tritonserver`` alive: ``python -m afd_serve.servers.triton_supervisor STATE_DIR PREFIX``.
 
-PREFIX, that of the server's shared memory, is there for `afd_serve.servers.triton.clean_up` to know the process by.
+PREFIX, that of the server's shared memory, is there for `Triton.clean_up` to know the process by.
 
 The server is replaced as a whole when it has ended, when one of the Python processes that it had when it became ready
 has died, or when it fails to classify the sample picture twice in a row. The first two show within half a second. The
@@ -24,7 +24,7 @@ import psutil
 
 from afd_serve.errors import ServingError
 from afd_serve.servers.processes import runs, started_at
-from afd_serve.servers.triton import Triton, clean_up, load, probe
+from afd_serve.servers.triton import Triton, probe
 from afd_serve.servers.triton_environment import find_environment, link_backend, server_command
 
 _STUB: Final = "triton_python_backend_stub"
@@ -125,7 +125,7 @@ class Supervisor:
 
     def _kill(self) -> None:
         """End what is left of the server: nothing in it is worth waiting for any more."""
-        clean_up(self._server)
+        self._server.clean_up()
         if self._process is not None:
             self._process.wait()
         self._process, self._stubs = None, set()
@@ -161,7 +161,7 @@ def main() -> None:
         print(pid)
         return
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the log; whoever started this waits for the end of the other
-    server = load(Path(sys.argv[1]))
+    server = Triton.load(Path(sys.argv[1]))
     if server is None:
         sys.exit(f"{sys.argv[1]} describes no server")
     signal.signal(signal.SIGTERM, _exit)

@@ -42,7 +42,7 @@ async def _replace(bench: Bench, traffic: Traffic, old: Endpoint, version: str) 
     bench.say("the old server finishes what it has")
     while old.under_way:
         await asyncio.sleep(0.01)
-    await asyncio.to_thread(torchserve.stop, old.server.state_dir)
+    await asyncio.to_thread(old.server.end)
     return new
 
 
@@ -60,4 +60,4 @@ async def _start(bench: Bench, version: str) -> Endpoint:
 def _stop_all(bench: Bench) -> None:
     for version in VERSIONS:
         with suppress(OSError):
-            torchserve.stop(bench.scratch / version / "state")
+            torchserve.TorchServe.stop(bench.scratch / version / "state")

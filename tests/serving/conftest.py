@@ -57,7 +57,7 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     state = tmp_path_factory.mktemp("état du serveur")
     running = torchserve.start(archive, state, probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
     yield running
-    torchserve.stop(state)
+    torchserve.TorchServe.stop(state)
 
 
 @pytest.fixture(scope="session")
@@ -80,5 +80,5 @@ def triton_server(
     state = tmp_path_factory.mktemp("triton")
     running = triton.start(repository, state, python=triton_python, ports=TritonPorts.free())
     yield running
-    triton.stop(state)
+    Triton.stop(state)
     assert not list(SHARED_MEMORY.glob(f"{running.prefix}*"))

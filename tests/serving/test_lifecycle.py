@@ -58,7 +58,7 @@ def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, tmp
         family = processes_of(first)
         os.kill(first.pid, signal.SIGKILL)
         wait_until_gone(family)
-        assert torchserve.find(tmp_path) is None
+        assert torchserve.TorchServe.find(tmp_path) is None
 
         second = serve_torchserve(exported, tmp_path, ports=ports, workers=1)
         assert second.pid != first.pid
@@ -67,7 +67,7 @@ def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, tmp
         assert not first.scratch.exists()
         family = processes_of(second)
     finally:
-        stopped = torchserve.stop(tmp_path)
+        stopped = torchserve.TorchServe.stop(tmp_path)
     assert stopped
     assert not second.scratch.exists()
     assert not (tmp_path / "key_file.json").exists()
@@ -95,10 +95,10 @@ def test_an_interrupted_start_leaves_no_process(
 _CUT_SHORT = """
 import os, signal, sys
 from pathlib import Path
-from afd_serve.servers import torchserve
+from afd_serve.servers import state, torchserve
 from afd_serve.servers.quickstart import serve_torchserve
 
-torchserve.started_at = lambda pid: os.kill(os.getpid(), signal.SIGKILL)
+state.started_at = lambda pid: os.kill(os.getpid(), signal.SIGKILL)
 serve_torchserve(sys.argv[1], Path(sys.argv[2]), ports=torchserve.Ports(*map(int, sys.argv[3:])), workers=1)
 """
 
@@ -116,7 +116,7 @@ def test_a_frontend_whose_start_was_killed_makes_way_for_the_next(exported: Path
         wait_until_gone(left)
         assert not Path(scratch).exists()
     finally:
-        torchserve.stop(tmp_path)
+        torchserve.TorchServe.stop(tmp_path)
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_with_the_workers_words(exported: Path, tmp_path: Path) -> None:
@@ -125,4 +125,4 @@ def test_a_model_that_cannot_be_loaded_is_reported_with_the_workers_words(export
     archive = package_torchserve(broken, tmp_path / "store")
     with pytest.raises(ServingError, match=r"a worker died[^~]*CheckpointError: .*not the files that were exported"):
         torchserve.start(archive, tmp_path / "state", probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
-    assert torchserve.find(tmp_path / "state") is None
+    assert torchserve.TorchServe.find(tmp_path / "state") is None

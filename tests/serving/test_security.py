@@ -60,7 +60,7 @@ def small(tiny_run: Path, lair: Path, tmp_path_factory: pytest.TempPathFactory) 
     archive = package_torchserve(tiny_run, tmp_path_factory.mktemp("store"))
     running = torchserve.start(archive, state, probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
     yield running
-    torchserve.stop(state)
+    TorchServe.stop(state)
 
 
 @pytest.fixture(scope="module")

@@ -224,7 +224,7 @@ def test_the_archive_says_which_mode_requests_have_that_name_none(exported: Path
         text = wait_for(shadowing, "afd_protected_total", 1)
         assert total(text, "afd_shadow_total") == 2, "the probe and the picture"
     finally:
-        torchserve.stop(state)
+        TorchServe.stop(state)
 
 
 @pytest.mark.parametrize("header", [{"afd": "perhaps"}, {"top_k": "0"}, {"top_k": "many"}])
@@ -382,7 +382,7 @@ def test_a_taken_port_is_named(server: TorchServe, tmp_path: Path) -> None:
 
 
 def test_the_server_is_found_again_and_shown(server: TorchServe) -> None:
-    assert torchserve.find(server.state_dir) == server
+    assert TorchServe.find(server.state_dir) == server
     text = show(server)
     assert "wall clock" in text
     assert f"curl -H '@{server.header_file}' -T PICTURE.jpg {server.url}" in text

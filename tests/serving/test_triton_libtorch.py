@@ -85,4 +85,4 @@ def test_the_libtorch_repository_with_a_stand_in_for_its_backend_and_small_queue
         assert all(isinstance(answer, ServerUnavailableError) for answer in refused)
         assert all(isinstance(answer, Prediction) for answer in asyncio.run(crowd(60)))
     finally:
-        triton.stop(tmp_path / "state")
+        triton.Triton.stop(tmp_path / "state")

@@ -15,7 +15,7 @@ from afd_serve.client import AsyncClient, Client, Mode, Options, detect_server
 from afd_serve.errors import CheckpointError, ClientError, ServingError
 from afd_serve.packaging.triton import package_triton
 from afd_serve.pipeline import Prediction
-from afd_serve.servers import triton
+from afd_serve.servers import state, triton
 from afd_serve.servers.triton import Triton, TritonPorts
 from afd_serve.servers.triton_environment import SHARED_MEMORY
 from afd_serve.servers.triton_quickstart import serve_triton, show
@@ -32,7 +32,7 @@ def start_seconds(triton_server: Triton) -> float:
 
 
 def test_the_server_is_found_again_and_shown(triton_server: Triton) -> None:
-    assert triton.find(triton_server.state_dir) == triton_server
+    assert Triton.find(triton_server.state_dir) == triton_server
     assert detect_server(triton_server.url) == detect_server(triton_server.grpc_url) == "triton"
     assert "wall clock" in show(triton_server)
     with pytest.raises(ServingError, match="already runs"):
@@ -135,9 +135,9 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
         assert list(SHARED_MEMORY.glob(f"{first.prefix}*"))
         os.kill(first.pid, signal.SIGKILL)
         psutil.wait_procs(family[:2], timeout=20)
-        assert triton.find(tmp_path) is None
+        assert Triton.find(tmp_path) is None
     finally:
-        triton.stop(tmp_path)
+        Triton.stop(tmp_path)
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert not list(SHARED_MEMORY.glob(f"{first.prefix}*"))
@@ -152,7 +152,7 @@ def test_an_interrupted_start_leaves_no_supervisor(
         supervisors.append(psutil.Process(pid))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(triton, "started_at", interrupted)
+    monkeypatch.setattr(state, "started_at", interrupted)
     with pytest.raises(KeyboardInterrupt):
         serve_triton(exported, tmp_path, python=triton_python, ports=TritonPorts.free(), workers=1)
     assert supervisors
@@ -166,5 +166,5 @@ def test_a_model_that_cannot_be_loaded_is_reported(exported: Path, triton_python
     before = set(SHARED_MEMORY.glob("afd_triton_*"))
     with pytest.raises(ServingError, match="not the files that were exported"):
         triton.start(repository, tmp_path / "state", python=triton_python, ports=TritonPorts.free())
-    assert triton.find(tmp_path / "state") is None
+    assert Triton.find(tmp_path / "state") is None
     assert set(SHARED_MEMORY.glob("afd_triton_*")) <= before

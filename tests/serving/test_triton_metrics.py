@@ -114,7 +114,7 @@ def test_faults_of_ours_are_counted_with_their_requests(
         assert counted(server, "afd_requests_total", mode="protect") == 2
         assert counted(server, "afd_pictures_total") == 1
     finally:
-        triton.stop(tmp_path / "state")
+        Triton.stop(tmp_path / "state")
 
 
 def test_a_scrape_has_the_catalogues_series(triton_server: Triton) -> None:

@@ -1,0 +1,126 @@
+"""A server in the background, as its state directory describes it to the calls that come later."""
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Self, get_type_hints
+
+from afd_serve.errors import ServingError
+from afd_serve.runs import write_atomically
+from afd_serve.servers.processes import end, runs, started_at
+
+__all__ = ["BackgroundServer"]
+
+_FILE: Final = "server.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackgroundServer(ABC):
+    """What ``server.json`` says.
+
+    Attributes:
+        state_dir: Where the server's files lie.
+        fingerprint: What it was started from, in the words of whoever started it.
+        pid: The process that all its others come from; 0 until there is one.
+        started: Since when that process runs: a process id alone may belong to another process by now.
+    """
+
+    state_dir: Path
+    fingerprint: str = ""
+    pid: int = 0
+    started: str = ""
+
+    @property
+    @abstractmethod
+    def mark(self) -> str:
+        """What tells this server from every other, those before it in the same directory as well."""
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """What lies in the state directory only as long as the server runs."""
+
+    @abstractmethod
+    def clean_up(self) -> None:
+        """End and remove what a killed server leaves elsewhere, and never another's, whatever ``server.json`` says."""
+
+    @classmethod
+    def load(cls, state_dir: Path) -> Self | None:
+        """The server that was started last in a state directory; it may have ended since."""
+        try:
+            values = json.loads((state_dir / _FILE).read_text())
+            kinds = get_type_hints(cls)
+            restored = {name: _restored(kinds[name], value) for name, value in values.items()}
+            return cls(**restored | {"state_dir": state_dir.resolve()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    @classmethod
+    def find(cls, state_dir: Path) -> Self | None:
+        """The server that runs in a state directory, if one does."""
+        server = cls.load(state_dir)
+        return server if server is not None and server.alive() else None
+
+    @classmethod
+    def stop(cls, state_dir: Path, timeout: float = 30) -> bool:
+        """Stop the server of a state directory with all its processes; False when none runs."""
+        server = cls.load(state_dir)
+        return server is not None and server.end(timeout)
+
+    @classmethod
+    def predecessor(cls, state_dir: Path, *, makes_way: bool) -> Self | None:
+        """The server that runs where another one is to start.
+
+        Args:
+            state_dir: Of both.
+            makes_way: Whether it may be stopped, which is left to the caller. What is left of one that has ended is
+                removed in any case: it may hold the ports.
+
+        Raises:
+            ServingError: One runs that is not to be stopped.
+        """
+        running = cls.find(state_dir)
+        if running is None:
+            cls.stop(state_dir)
+        elif not makes_way:
+            raise ServingError(f"a server already runs in {state_dir}; stop it first")
+        return running
+
+    def alive(self) -> bool:
+        """Whether the server's first process still runs."""
+        return runs(self.pid, self.started)
+
+    def save(self) -> None:
+        """Write ``server.json``."""
+        text = json.dumps(asdict(self), indent=2, default=str)
+        write_atomically(self.state_dir / _FILE, lambda path: path.write_text(text))
+
+    def launched(self, pid: int) -> Self:
+        """The same server once its process is known, saved.
+
+        Raises:
+            ServingError: The process has ended already.
+        """
+        server = replace(self, pid=pid, started=started_at(pid))
+        server.save()
+        return server
+
+    def end(self, timeout: float = 30) -> bool:
+        """Stop this server and remove its files, not those of one that took its place; False where it had ended."""
+        running = self.alive()
+        if running:
+            end(self.pid, timeout)
+        self.clean_up()
+        last = self.load(self.state_dir)
+        if last is not None and last.mark == self.mark:
+            for path in (*self.files, self.state_dir / _FILE):
+                path.unlink(missing_ok=True)
+        return running
+
+
+def _restored(kind: Any, value: Any) -> Any:
+    """A value of ``server.json`` as its field's type has it."""
+    if kind is Path:
+        return Path(value)
+    return kind(**value) if isinstance(value, dict) else value
