@@ -173,6 +173,15 @@ def test_a_changed_kernel_that_skips_cells_computes_the_same_and_learns() -> Non
     assert adapter.left.grad.any()
 
 
+def test_kernels_are_changed_beside_insertions(tiny: Backbone) -> None:
+    insertion, change = Insertion("stem", AddOne(), ()), KernelChange("blocks.1.conv", Negate())
+    attached = attach(tiny.module, [insertion], kernels=[change], taps=["stem", "blocks.1.conv"])
+    _, stem, convolved = attached(picture())
+    torch.testing.assert_close(stem, tiny.module.get_submodule("stem")(picture()) + 1)
+    block = tiny.module.get_submodule("blocks.0")(stem)
+    torch.testing.assert_close(convolved, -tiny.module.get_submodule("blocks.1.conv")(block))
+
+
 @pytest.mark.parametrize("site", ["blocks.1", "stem.norm", "nowhere"])
 def test_only_a_convolution_has_a_kernel_to_change(tiny: Backbone, site: str) -> None:
     with pytest.raises(AttachError, match=site):

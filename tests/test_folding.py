@@ -1,5 +1,7 @@
 """What deployment folds into the kernels."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -10,7 +12,7 @@ from afd_serve.config import AdapterSiteConfig
 from afd_serve.models.adapters import KernelAdapter
 from afd_serve.models.attach import Insertion, KernelChange, attach
 from afd_serve.models.backbones import Backbone
-from afd_serve.models.folding import GatedActivation, GatedConv, fold_gates, fold_kernels, fold_norms
+from afd_serve.models.folding import GatedActivation, GatedConv, GateParts, fold_gates, fold_kernels, fold_norms
 from afd_serve.models.gates import ChannelGate
 from tests.tiny_backbone import SIZE
 
@@ -46,6 +48,19 @@ class Shared(nn.Module):
         return y
 
 
+class SharedNorm(nn.Module):
+    """One norm behind two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.second(self.norm(self.first(x))))
+        return y
+
+
 class TwoNames(nn.Module):
     """A norm with two names, called once."""
 
@@ -70,15 +85,31 @@ class Tied(nn.Module):
         return F.conv_transpose2d(self.norm(self.conv(x)), self.conv.weight)
 
 
-def before_a_norm(conv: nn.Conv2d, **options: bool) -> nn.Module:
+class ReadBeside(nn.Module):
+    """A convolution whose output is read behind its norm and beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z: Tensor = self.norm(y) - y
+        return z
+
+
+def before_a_norm(conv: nn.Conv2d, **options: Any) -> nn.Module:
     return nn.Sequential(conv, nn.BatchNorm2d(3, **options))
 
 
 UNUSUAL = {
     "shared": lambda: Shared(1),
     "shared with two norms": lambda: Shared(2),
+    "shared norm": SharedNorm,
     "two names": TwoNames,
     "tied": Tied,
+    "read beside": ReadBeside,
+    "large epsilon": lambda: before_a_norm(nn.Conv2d(3, 3, 3), eps=0.5),
     "no statistics": lambda: before_a_norm(nn.Conv2d(3, 3, 3), track_running_stats=False),
     "weight norm": lambda: before_a_norm(parametrizations.weight_norm(nn.Conv2d(3, 3, 3))),
     "spectral norm": lambda: before_a_norm(parametrizations.spectral_norm(nn.Conv2d(3, 3, 3))),
@@ -148,6 +179,8 @@ def test_the_convolutions_before_gates_do_their_work(tiny: Backbone, pictures: i
     trunk = gated(folded)
     fold_gates(trunk, GATES)
     assert not any(isinstance(module, ChannelGate) for module in trunk.modules())
+    assert [node.target for node in trunk.graph.nodes].count("afd_parts") == 1, "the shifts are cut once for all gates"
+    assert "stem.conv" not in dict(trunk.named_modules()), "or its kernel would be there twice"
     torch.testing.assert_close(trunk(picture(pictures), shift), expected)
 
 
@@ -156,6 +189,37 @@ def test_an_activation_is_taken_where_it_alone_reads_a_gate(tiny: Backbone) -> N
     fold_gates(trunk, GATES)
     assert isinstance(trunk.get_submodule("afd_0"), GatedActivation)
     assert "stem.act" not in {node.target for node in trunk.graph.nodes}
+
+
+class ReadBeforeItsActivation(nn.Module):
+    """A block that adds what its activation reads to what that makes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 8, 3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z: Tensor = self.act(y) + y
+        return z
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_an_activation_stays_where_a_gate_is_read_beside_it(pictures: int) -> None:
+    trunk = attach(ReadBeforeItsActivation().eval(), [Insertion("conv", GATES[0], ("shift",))], inputs=("shift",))
+    shift = torch.randn(pictures, 20)
+    expected = trunk(picture(pictures), shift)
+    fold_gates(trunk, GATES)
+    assert isinstance(trunk.get_submodule("afd_0"), GatedConv)
+    torch.testing.assert_close(trunk(picture(pictures), shift), expected)
+
+
+def test_for_a_single_picture_a_gate_is_another_bias_of_the_convolution() -> None:
+    parts, shift = GateParts([torch.ones(8), torch.zeros(12)]), torch.randn(1, 20)
+    first, second = parts(shift)
+    assert torch.equal(first, shift[0, :8] + 1)
+    assert torch.equal(second, shift[0, 8:])
+    assert [part.shape for part in parts(shift.expand(3, -1))] == [(3, 8, 1, 1), (3, 12, 1, 1)]
 
 
 @pytest.mark.parametrize("pictures", [1, 3])
@@ -167,6 +231,28 @@ def test_a_convolution_without_a_bias_gets_one(pictures: int) -> None:
     fold_gates(trunk, GATES)
     torch.testing.assert_close(trunk(picture(pictures), shift), expected)
     assert isinstance(trunk.get_submodule("afd_0"), GatedConv)
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_a_gated_convolution_keeps_its_geometry(pictures: int) -> None:
+    gate = ChannelGate(0, 6)
+    net = nn.Sequential(nn.Conv2d(3, 6, (3, 5), (2, 1), (1, 0), (1, 2), groups=3), nn.Flatten()).eval()
+    trunk = attach(net, [Insertion("0", gate, ("shift",))], inputs=("shift",))
+    shift = torch.randn(pictures, 6)
+    expected = trunk(picture(pictures), shift)
+    fold_gates(trunk, [gate])
+    assert isinstance(trunk.get_submodule("afd_0"), GatedConv)
+    torch.testing.assert_close(trunk(picture(pictures), shift), expected)
+
+
+@pytest.mark.parametrize("padding", [{"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}])
+def test_a_gate_stays_where_the_padding_is_no_number_of_zeros(padding: dict[str, Any]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, **padding), nn.ReLU()).eval()
+    trunk = attach(net, [Insertion("0", GATES[0], ("shift",))], inputs=("shift",))
+    expected = trunk(picture(), torch.ones(2, 20))
+    fold_gates(trunk, GATES)
+    assert trunk.get_submodule("afd_0") is GATES[0]
+    torch.testing.assert_close(trunk(picture(), torch.ones(2, 20)), expected)
 
 
 def test_a_gate_stays_where_a_norm_is_between(tiny: Backbone) -> None:

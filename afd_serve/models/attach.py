@@ -174,7 +174,7 @@ def attach(
     convs = dict(backbone.named_modules())
     for index, change in enumerate(kernels, start=len(insertions)):
         modules[f"afd_{index}"] = change.module
-        _change_kernel(graph, _convolution(graph, convs, change.site), convs[change.site], f"afd_{index}")
+        _change_kernel(outputs, _convolution(graph, convs, change.site), convs[change.site], f"afd_{index}")
     if taps or embedding is not None:
         _return_also(graph, outputs, taps, embedding)
     if until is not None:
@@ -199,10 +199,14 @@ def _insert(
     with graph.inserting_after(node):
         call = graph.call_module(name, (node, *(extra[key] for key in insertion.inputs)))
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
-    # The same node can be the output of several nested modules; later lookups must see the inserted call.
+    _stand_in(outputs, node, call)
+
+
+def _stand_in(outputs: dict[str, fx.Node], node: fx.Node, other: fx.Node) -> None:
+    """Let later lookups see another node; the same one can be the output of several nested modules."""
     for key, value in outputs.items():
         if value is node:
-            outputs[key] = call
+            outputs[key] = other
 
 
 def convolutions(backbone: nn.Module) -> dict[str, nn.Conv2d]:
@@ -244,9 +248,10 @@ def conv_arguments(call: fx.Node, conv: nn.Conv2d) -> tuple[Any, ...]:
     return call.args[0], kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups
 
 
-def _change_kernel(graph: fx.Graph, call: fx.Node, conv: nn.Module, name: str) -> None:
+def _change_kernel(outputs: dict[str, fx.Node], call: fx.Node, conv: nn.Module, name: str) -> None:
     if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
         raise AttachError(f"the kernel of {call.target} cannot be changed: it is no convolution with zero padding")
+    graph = call.graph
     with graph.inserting_before(call):
         x, kernel, bias, stride, *settings = conv_arguments(call, conv)
         changed = graph.call_module(name, (kernel, bias))
@@ -257,6 +262,7 @@ def _change_kernel(graph: fx.Graph, call: fx.Node, conv: nn.Module, name: str) -
         replaced = graph.call_function(F.conv2d, (x, *arguments, stride, *settings))
     call.replace_all_uses_with(replaced)
     graph.erase_node(call)
+    _stand_in(outputs, call, replaced)
 
 
 def _skips_cells(conv: nn.Conv2d) -> bool:
