@@ -20,6 +20,11 @@ class Scale(nn.Module):
         return x * factor
 
 
+class ScaleAndShift(nn.Module):
+    def forward(self, x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+        return x * factor + shift
+
+
 class AddOne(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + 1
@@ -63,6 +68,20 @@ def test_insertions_at_one_site_are_chained_in_order(tiny: Backbone) -> None:
     attached = attach(tiny.module, calls, inputs=("factor",), taps=["stem"])
     stem = attached(picture(), torch.tensor(3.0))[1]
     torch.testing.assert_close(stem, (tiny.module.get_submodule("stem")(picture()) + 1) * 3)
+
+
+def test_what_is_inserted_at_a_modules_last_part_is_there_for_the_module_too(tiny: Backbone) -> None:
+    calls = [Insertion("stem.act", AddOne(), ()), Insertion("stem", Scale(), ("factor",))]
+    attached = attach(tiny.module, calls, inputs=("factor",), taps=["stem"])
+    stem = attached(picture(), torch.tensor(3.0))[1]
+    torch.testing.assert_close(stem, (tiny.module.get_submodule("stem")(picture()) + 1) * 3)
+
+
+def test_extra_inputs_keep_their_order_and_come_last(tiny: Backbone) -> None:
+    call = Insertion("stem", ScaleAndShift(), ("factor", "shift"))
+    attached = attach(tiny.module, [call], inputs=("shift", "unused", "factor"), taps=["stem"])
+    stem = attached(picture(), torch.tensor(1.0), torch.tensor(2.0), torch.tensor(3.0))[1]
+    torch.testing.assert_close(stem, tiny.module.get_submodule("stem")(picture()) * 3 + 1)
 
 
 def test_taps_and_the_embedding_are_returned(tiny: Backbone) -> None:
@@ -116,6 +135,25 @@ def test_tensors_that_are_no_buffers_are_taken_along_and_leave_nothing_behind() 
     assert "scale" not in attached.state_dict()
 
 
+def test_parameters_and_buffers_of_the_backbone_itself_are_taken_along() -> None:
+    class WithOwnTensors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(3.0))
+            self.register_buffer("mean", torch.tensor(2.0))
+            self.inner = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.inner((x - self.mean) * self.weight)
+            return y
+
+    backbone = WithOwnTensors().eval()
+    attached = attach(backbone, [Insertion("inner", AddOne(), ())])
+    torch.testing.assert_close(attached(picture()), backbone(picture()) + 1)
+    assert attached.weight is backbone.weight
+    assert "mean" in attached.state_dict()
+
+
 def test_parameters_are_shared_not_copied(tiny: Backbone) -> None:
     ours = {parameter.data_ptr() for parameter in attach(tiny.module).parameters()}
     assert ours == {parameter.data_ptr() for parameter in tiny.module.parameters()}
@@ -135,7 +173,15 @@ def test_a_backbone_that_branches_on_values_or_sizes_is_refused_with_the_reason(
         def forward(self, x: Tensor) -> Tensor:
             return x if x.shape[2] == 32 else x[:, :, :32, :32]
 
-    for module in (Branching(), Resizing()):
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if len(x) > 1 else -x
+
+    class Looping(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[index] for index in range(x.shape[0])])
+
+    for module in (Branching(), Resizing(), Counting(), Looping()):
         with pytest.raises(AttachError, match=r"cannot be recorded.*values or sizes"):
             attach(module)
 
@@ -143,6 +189,7 @@ def test_a_backbone_that_branches_on_values_or_sizes_is_refused_with_the_reason(
 def test_shapes_are_probed(tiny: Backbone) -> None:
     shapes = probe_shapes(tiny.module, ["stem", "blocks.0", "blocks.2.norm"], SIZE)
     assert shapes == {"stem": SiteShape(8, 2), "blocks.0": SiteShape(12, 4), "blocks.2.norm": SiteShape(16, 8)}
+    assert probe_shapes(tiny.module, shapes, 60) == shapes, "60 pixels make 8 cells of 8 pixels"
     with pytest.raises(AttachError, match="no feature map"):
         probe_shapes(tiny.module, ["classifier"], SIZE)
 
@@ -158,6 +205,21 @@ def test_a_kernel_is_changed_on_the_way_and_not_in_the_backbone(tiny: Backbone) 
     attached = attach(tiny.module, kernels=[KernelChange("blocks.1.conv", Negate())])
     torch.testing.assert_close(attached(picture()), reference(picture()))
     assert not torch.allclose(tiny.module(picture()), reference(picture()))
+    assert "blocks.1.conv" not in {node.target for node in attached.graph.nodes}, "or it would run twice"
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(3, 6, (3, 5), (2, 1), (1, 2), (1, 2), groups=3),
+        nn.Conv2d(3, 6, 1, (1, 2), bias=False),
+        nn.Conv2d(3, 6, 1, (2, 1), (1, 0)),
+        nn.Conv2d(3, 6, 3, padding="same"),
+    ],
+)
+def test_a_changed_kernel_keeps_the_geometry_of_its_convolution(conv: nn.Conv2d) -> None:
+    attached = attach(nn.Sequential(conv).eval(), kernels=[KernelChange("0", Negate())])
+    torch.testing.assert_close(attached(picture()), -conv(picture()))
 
 
 def test_a_changed_kernel_that_skips_cells_computes_the_same_and_learns() -> None:
@@ -186,6 +248,12 @@ def test_kernels_are_changed_beside_insertions(tiny: Backbone) -> None:
 def test_only_a_convolution_has_a_kernel_to_change(tiny: Backbone, site: str) -> None:
     with pytest.raises(AttachError, match=site):
         attach(tiny.module, kernels=[KernelChange(site, Negate())])
+
+
+def test_a_convolution_that_pads_with_something_else_is_refused() -> None:
+    mirroring = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
+    with pytest.raises(AttachError, match="no convolution with zero padding"):
+        attach(mirroring, kernels=[KernelChange("0", Negate())])
 
 
 def test_convolutions_are_listed_in_order(tiny: Backbone) -> None:

@@ -171,10 +171,10 @@ def attach(
         name = f"afd_{index}"
         modules[name] = insertion.module
         _insert(graph, outputs, insertion, name, extra)
-    convs = dict(backbone.named_modules())
+    named = dict(backbone.named_modules())
     for index, change in enumerate(kernels, start=len(insertions)):
         modules[f"afd_{index}"] = change.module
-        _change_kernel(outputs, _convolution(graph, convs, change.site), convs[change.site], f"afd_{index}")
+        _change_kernel(outputs, _only_call(graph, change.site), named[change.site], f"afd_{index}")
     if taps or embedding is not None:
         _return_also(graph, outputs, taps, embedding)
     if until is not None:
@@ -188,7 +188,7 @@ def _add_inputs(graph: fx.Graph, names: Sequence[str]) -> dict[str, fx.Node]:
     extra: dict[str, fx.Node] = {}
     for name in names:
         with graph.inserting_after(last):
-            last = extra[name] = graph.placeholder(name, type_expr=Tensor)
+            last = extra[name] = graph.placeholder(name)
     return extra
 
 
@@ -231,9 +231,9 @@ def owns_kernel(conv: nn.Conv2d) -> bool:
     return "weight" in dict(conv.named_parameters(recurse=False))
 
 
-def _convolution(graph: fx.Graph, modules: Mapping[str, nn.Module], site: str) -> fx.Node:
+def _only_call(graph: fx.Graph, site: str) -> fx.Node:
     calls: list[fx.Node] = [node for node in graph.nodes if node.op == "call_module" and node.target == site]
-    if len(calls) != 1 or not isinstance(modules[site], nn.Conv2d):
+    if len(calls) != 1:
         raise AttachError(f"the backbone has no convolution {site!r} that it calls once")
     return calls[0]
 
