@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import time
 import zipfile
 from collections import Counter
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from afd_serve.errors import CheckpointError
@@ -58,21 +60,29 @@ def module() -> ModuleType:
 Handle = Callable[..., list[tuple[int, str, Any]]]
 
 
-@pytest.fixture
-def tiny_exported(tiny_run: Path, tmp_path: Path) -> Path:
-    return export_classifier(tiny_run, tmp_path / "exported").folder
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_classifier(tiny_run, tmp_path_factory.mktemp("exported")).folder
 
 
-@pytest.fixture
-def archive_folder(tiny_exported: Path, tmp_path: Path) -> Path:
+def unpacked(exported: Path, folder: Path) -> Path:
     """An archive as TorchServe unpacks it."""
-    with zipfile.ZipFile(package_torchserve(tiny_exported, tmp_path / "store", name="tiny")) as archive:
-        archive.extractall(tmp_path / "unpacked")
-    return tmp_path / "unpacked"
+    with zipfile.ZipFile(package_torchserve(exported, folder / "store", name="tiny", version="2.1")) as archive:
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+@pytest.fixture(scope="module")
+def untouched(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked(exported, tmp_path_factory.mktemp("archive"))
 
 
 @pytest.fixture
-def context(archive_folder: Path) -> Any:
+def archive_folder(untouched: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(untouched, tmp_path / "unpacked")
+
+
+def context_of(archive_folder: Path) -> Any:
     manifest = json.loads((archive_folder / "MAR-INF" / "MANIFEST.json").read_text())
     context = ts_context.Context("tiny", str(archive_folder), manifest, 8, None, "0.12", metrics=Metrics())
     context.model_yaml_config = yaml.safe_load((archive_folder / "model-config.yaml").read_text())
@@ -80,7 +90,16 @@ def context(archive_folder: Path) -> Any:
 
 
 @pytest.fixture
+def context(archive_folder: Path) -> Any:
+    return context_of(archive_folder)
+
+
+@pytest.fixture
 def handle(module: ModuleType, context: Any) -> Handle:
+    return started(module, context)
+
+
+def started(module: ModuleType, context: Any) -> Handle:
     """Send one batch of (headers, parts) through a new handler: status, content type and body of each."""
     handler = module.AfdHandler()
     handler.initialize(context)
@@ -94,9 +113,7 @@ def handle(module: ModuleType, context: Any) -> Handle:
     return call
 
 
-def test_explanations_and_predictions_of_one_batch_do_not_mix(
-    handle: Handle, context: Any, tiny_exported: Path
-) -> None:
+def test_explanations_and_predictions_of_one_batch_do_not_mix(handle: Handle, context: Any, exported: Path) -> None:
     drawn, predicted, broken, explained, refused, last = handle(
         (EXPLAIN | {"Accept": "image/png"}, {"body": POOR}),
         (PREDICT | {"Accept": "image/png", "top_k": "2"}, {"body": POOR}),
@@ -105,7 +122,7 @@ def test_explanations_and_predictions_of_one_batch_do_not_mix(
         (PREDICT, {"body": b"no picture"}),
         (PREDICT, {"body": POOR}),
     )
-    pipeline = Pipeline.load(tiny_exported)
+    pipeline = Pipeline.load(exported)
     assert drawn[:2] == (200, "image/png")
     assert drawn[2].startswith(b"\x89PNG")
     assert [status for status, _, _ in (predicted, broken, explained, refused, last)] == [200, 400, 200, 415, 200]
@@ -119,6 +136,29 @@ def test_explanations_and_predictions_of_one_batch_do_not_mix(
         assert time.monotonic() < limit
         time.sleep(0.05)
     assert context.metrics.counted["afd_explanations_total"] == 2
+
+
+def test_the_archive_says_in_which_mode_it_serves_and_a_worker_has_one_thread(module: ModuleType, context: Any) -> None:
+    context.model_yaml_config["afd"]["mode"] = "off"
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        handle = started(module, context)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    (_, _, plain), (_, _, asked) = handle((PREDICT, {"body": POOR}), (PREDICT | {"afd": "protect"}, {"body": POOR}))
+    assert [json.loads(body)["protected"] for body in (plain, asked)] == [False, True]
+
+
+def test_a_description_is_for_the_management_api_alone(handle: Handle) -> None:
+    managed, client = handle(({"describe": "True"}, {}), ({"describe": "True"} | PREDICT, {"body": POOR}))
+    for status, kind, _ in (managed, client):
+        assert (status, kind) == (200, "application/json")
+    description, answer = json.loads(managed[2]), json.loads(client[2])
+    assert description["model"] == answer["model"] == {"name": "tiny", "version": "2.1"}
+    assert description["signature"]["preset"] == "full"
+    assert answer["predictions"]
 
 
 def test_an_archive_with_a_changed_file_is_not_loaded(module: ModuleType, context: Any, archive_folder: Path) -> None:
@@ -135,17 +175,13 @@ def test_a_worker_that_only_predicts_never_reads_the_features(handle: Handle, ar
     assert json.loads(body)["error"]["code"] == "internal"
 
 
-@pytest.fixture
-def exported_without_features(tiny_exported: Path) -> None:
-    """What earlier versions exported."""
-    (tiny_exported / "features.pt").unlink()
-    values = json.loads((tiny_exported / "signature.json").read_text())
+def test_an_archive_without_features_says_what_to_do(module: ModuleType, exported: Path, tmp_path: Path) -> None:
+    earlier = shutil.copytree(exported, tmp_path / "as earlier versions exported")
+    (earlier / "features.pt").unlink()
+    values = json.loads((earlier / "signature.json").read_text())
     del values["features_sha256"]
-    (tiny_exported / "signature.json").write_text(json.dumps(values))
-
-
-@pytest.mark.usefixtures("exported_without_features")
-def test_an_archive_without_features_says_what_to_do(handle: Handle) -> None:
+    (earlier / "signature.json").write_text(json.dumps(values))
+    handle = started(module, context_of(unpacked(earlier, tmp_path)))
     ((predicted, _, _), (status, _, body)) = handle((PREDICT, {"body": POOR}), (EXPLAIN, {"body": POOR}))
     assert (predicted, status) == (200, 501)
     assert json.loads(body)["error"]["code"] == "not_supported"
