@@ -147,12 +147,23 @@ def test_impossible_settings_are_refused(config: FitConfig, change: dict[str, ob
         replace(config, **change)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("size", "expected"), [(224, (128, 128, 160, 224)), (240, (144, 144, 176, 240)), (64, (64,))])
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(224, (128, 128, 160, 224)), (240, (144, 144, 176, 240)), (64, (64,)), (299, (139, 139, 171, 235))],
+)
 def test_training_sizes_keep_the_backbones_padding(
     config: FitConfig, tiny: Backbone, size: int, expected: tuple[int, ...]
 ) -> None:
     backbone = replace(tiny, preprocessing=replace(tiny.preprocessing, size=size))
     assert training_sizes(replace(config, sizes=(128, 128, 160, 224)), backbone) == expected
+
+
+@pytest.mark.parametrize(("size", "expected"), [(32, (32,)), (40, (40,)), (96, (64, 64, 96))])
+def test_no_training_size_is_below_64_pixels_or_above_the_backbones(
+    config: FitConfig, tiny: Backbone, size: int, expected: tuple[int, ...]
+) -> None:
+    backbone = replace(tiny, preprocessing=replace(tiny.preprocessing, size=size))
+    assert training_sizes(replace(config, sizes=(32, 64, 96)), backbone) == expected
 
 
 def test_distances_are_in_units_of_variance() -> None:

@@ -87,10 +87,11 @@ def _spread(blocks: tuple[str, ...], count: int) -> tuple[str, ...]:
 def training_sizes(config: FitConfig, backbone: Backbone) -> tuple[int, ...]:
     """The crop sizes of a fit: those asked for, moved so that padding falls as it does at the backbone's size.
 
-    Sizes that the backbone refuses, as most vision transformers do, are left out; its own stands for none.
+    None is below 64 pixels or above the backbone's size. Sizes that the backbone refuses, as most vision transformers
+    do, are left out; its own stands for none.
     """
     size = backbone.preprocessing.size
-    moved = [max(wanted + size % 32, 64) for wanted in config.sizes if wanted <= size]
+    moved = [side for side in (max(wanted + size % 32, 64) for wanted in config.sizes) if side <= size]
     taken = {side for side in set(moved) if _takes(backbone.module, side)}
     return tuple(side for side in moved if side in taken) or (size,)
 
