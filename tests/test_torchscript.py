@@ -52,6 +52,38 @@ class Shared(nn.Module):
         return y.relu() - y
 
 
+class PaddedAsItComes(nn.Module):
+    """A convolution behind a padding that depends on the width of what comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 8, H, W] to [N, 8, H / 2, W / 2]."""
+        out: Tensor = self.conv(F.pad(x, [x.shape[3] % 2, 1, 0, 1]))
+        return out
+
+
+class Counting(nn.Module):
+    """A module with a state, which freezing cannot make a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 8, H, W] to the same shape, times the number of calls."""
+        self.calls.add_(1)
+        out: Tensor = self.conv(x) * self.calls
+        return out
+
+
+def behind(pad: nn.Module, kernel: int | tuple[int, int] = 3, **options: int) -> nn.Module:
+    return nn.Sequential(pad, nn.Conv2d(8, 8, kernel, 2, **options))
+
+
 MODULES = {
     "none": lambda: nn.Conv2d(8, 8, 3, padding=1),
     "no bias": lambda: nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.ReLU()),
@@ -62,8 +94,15 @@ MODULES = {
     "another activation": lambda: nn.Sequential(nn.Conv2d(8, 16, 1), nn.SiLU()),
     "padded as TensorFlow does, 3": lambda: PaddedAsTensorFlow(3, 0),
     "padded as TensorFlow does, 5": lambda: PaddedAsTensorFlow(5, 1, groups=8),
-    "padded with ones": lambda: nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), 1.0), nn.Conv2d(8, 8, 3, 2)),
-    "padded by two": lambda: nn.Sequential(nn.ZeroPad2d((0, 2, 0, 2)), nn.Conv2d(8, 8, 3, 2)),
+    "padded with ones": lambda: behind(nn.ConstantPad2d((0, 1, 0, 1), 1.0)),
+    "padded with a mirror image": lambda: behind(nn.ReflectionPad2d((0, 1, 0, 1))),
+    "padded by two": lambda: behind(nn.ZeroPad2d((0, 2, 0, 2))),
+    "padded twice": lambda: behind(nn.ZeroPad2d((0, 1, 0, 1)), padding=1),
+    "padded to the right alone": lambda: behind(nn.ConstantPad1d((0, 1), 0.0)),
+    "padded more after than before, horizontally": lambda: behind(nn.ZeroPad2d((0, 1, 1, 1))),
+    "padded as TensorFlow does, 5x3": lambda: behind(nn.ZeroPad2d((0, 1, 1, 2)), (5, 3)),
+    "padded as TensorFlow does, dilated": lambda: behind(nn.ZeroPad2d((1, 2, 1, 2)), dilation=2),
+    "padded as it comes": PaddedAsItComes,
     "a computed kernel": lambda: OwnKernel(nn.ZeroPad2d(1)),
     "a computed kernel, padded as TensorFlow does": lambda: OwnKernel(nn.ZeroPad2d((0, 1, 0, 1))),
     "shared": Shared,
@@ -77,9 +116,73 @@ def test_packed_convolutions_say_what_plain_ones_do(name: str, dtype: torch.dtyp
     module = MODULES[name]().to(dtype).eval()
     packed = compiled(module, [torch.randn(2, 8, 20, 20).to(dtype)])
     with torch.inference_mode():
-        for shape in ((1, 8, 20, 20), (3, 8, 24, 20)):
-            x = torch.randn(shape).to(dtype)
+        for shape in ((1, 8, 20, 20), (3, 8, 25, 21)):
+            x = 4 * torch.randn(shape).to(dtype)  # passes the bounds of activations
             torch.testing.assert_close(packed(x), module(x))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("name", [name for name in MODULES if "computed" in name])
+def test_a_computed_kernel_is_packed_where_the_processor_has_bfloat16(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    module = MODULES[name]().eval()
+    x = 4 + torch.randn(2, 8, 20, 20)
+    packed = compiled(module, [x])
+    assert "mkldnn::_convolution_pointwise" in kinds(packed)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x), module(x))
+
+
+class Choosing(nn.Module):
+    """Two convolutions, of which the input chooses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 8, H, W] to [N, 8, H', W']."""
+        if bool(x.max() > 0):
+            out: Tensor = self.first(x)
+        else:
+            out = self.second(x)
+        return out
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_convolutions_in_branches_are_packed_whether_the_example_passes_them_or_not() -> None:
+    module, x = Choosing().eval(), torch.rand(1, 8, 5, 5)
+    packed = compiled(module, [x])
+    assert str(packed.graph).count("mkldnn::_convolution_pointwise(") == 2
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x), module(x))
+        torch.testing.assert_close(packed(-x), module(-x))
+
+
+def test_a_module_with_a_state_keeps_it() -> None:
+    module, x = Counting().eval(), torch.randn(1, 8, 5, 5)
+    counting = compiled(module, [x])
+    with torch.inference_mode():
+        for calls in (1, 2):
+            torch.testing.assert_close(counting(x), calls * module.conv(x))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_what_runs_after_a_change_of_threads_is_what_was_packed_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = nn.Conv2d(8, 8, 1, bias=False).eval(), torch.randn(1, 8, 20, 20)
+    packed, reorder = compiled(module, [x]), torch.ops.mkldnn._reorder_convolution_weight
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_reorder_convolution_weight", lambda kernel, *geometry: reorder(2 * kernel, *geometry)
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        with torch.inference_mode():
+            torch.testing.assert_close(packed(x), 2 * module(x))
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -53,6 +53,28 @@ def test_a_networks_own_convolution_is_in_float32_if_it_is_strided_and_grouped(
         assert changed(x).dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("conv", "dtype"),
+    [
+        (nn.Conv2d(4, 8, 3, 2, 1, groups=2), torch.float32),
+        (nn.Conv2d(4, 4, 3, (1, 2), groups=4, bias=False), torch.float32),
+        (nn.Conv2d(4, 4, 3, groups=4), torch.bfloat16),
+        (nn.Conv2d(4, 4, 3, 2), torch.bfloat16),
+        (nn.Conv2d(4, 4, 3, 2, 1, groups=4, padding_mode="reflect"), torch.bfloat16),
+    ],
+)
+def test_a_layer_is_in_float32_if_it_is_strided_and_grouped_whatever_comes_before_it(
+    conv: nn.Conv2d, dtype: torch.dtype
+) -> None:
+    x, network = torch.rand(2, 3, 8, 8), nn.Sequential(nn.Conv2d(3, 4, 1), conv).eval()
+    changed = strided_depthwise_in_float32(attach(network))
+    torch.testing.assert_close(changed(x), network(x))
+    layers = [node.target for node in changed.graph.nodes if node.op == "call_module"]
+    assert layers == (["0"] if dtype == torch.float32 else ["0", "1"]), "none runs twice"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert changed(x).dtype == dtype
+
+
 def test_a_convolution_that_computes_its_groups_as_it_runs_is_left_alone() -> None:
     class Dynamic(Blur):
         def forward(self, x: Tensor) -> Tensor:
