@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import fx, nn
 
 from afd_serve.errors import AttachError, BackboneError, DependencyError
@@ -175,14 +176,36 @@ def test_sites_are_found_in_foreign_families(spec: str, expected: tuple[str, int
     assert len(backbone.labels) == 1000
 
 
-def test_torchvision_preprocessing_and_labels_come_from_the_weights() -> None:
-    needs("torchvision")
-    backbone = load_backbone("torchvision:resnet18@random")
-    assert backbone.preprocessing.size == 224
-    assert backbone.preprocessing.crop_fraction == pytest.approx(224 / 256)
-    assert backbone.preprocessing.interpolation == "bilinear"
-    assert backbone.preprocessing.mean == pytest.approx((123.675, 116.28, 103.53))
+@pytest.mark.parametrize(
+    ("spec", "size", "crop_fraction", "interpolation"),
+    [
+        ("torchvision:resnet18@random", 224, 224 / 256, "bilinear"),
+        ("torchvision:regnet_y_400mf@random", 224, 224 / 232, "bilinear"),
+        ("torchvision:efficientnet_b0@random", 224, 224 / 256, "bicubic"),
+        ("timm:test_resnet.r160_in1k@random", 160, 0.95, "bilinear"),
+        ("timm:test_vit@random", 160, 0.95, "bicubic"),
+    ],
+)
+def test_a_librarys_preprocessing_and_labels_come_from_the_weights(
+    spec: str, size: int, crop_fraction: float, interpolation: str
+) -> None:
+    needs(spec.partition(":")[0])
+    backbone = load_backbone(spec)
+    found = backbone.preprocessing
+    assert (found.size, found.interpolation) == (size, interpolation)
+    assert found.crop_fraction == pytest.approx(crop_fraction)
+    if not spec.startswith("timm:test"):
+        assert found.mean == pytest.approx((123.675, 116.28, 103.53))
+        assert found.std == pytest.approx((58.395, 57.12, 57.375))
     assert backbone.labels == imagenet_labels()
+
+
+def test_timm_has_its_weights_in_the_name() -> None:
+    needs("timm")
+    with pytest.raises(BackboneError, match=r"test_resnet\.<tag>"):
+        load_backbone("timm:test_resnet@r160_in1k")
+    with pytest.raises(BackboneError, match="knows no model"):
+        load_backbone("timm:nothing_like_it")
 
 
 def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone() -> None:
@@ -195,16 +218,24 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone() -
     assert first.fingerprint == load_backbone("torchvision:mobilenet_v3_small@random").fingerprint
 
 
-@pytest.mark.parametrize("kind", ["torchvision", "timm"])
-def test_weights_from_a_file(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "suffix"), [("torchvision", ".pth"), ("timm", ".safetensors")])
+def test_weights_from_a_file(kind: str, suffix: str, tmp_path: Path) -> None:
     needs(kind)
-    original = load_backbone(f"{kind}:resnet18@random")
+    original, path = load_backbone(f"{kind}:resnet18@random"), tmp_path / f"weights{suffix}"
+    save = torch.save if suffix == ".pth" else save_file
     state = original.module.state_dict()
     state["fc.bias"] = state["fc.bias"] + 1.0
-    torch.save(state, tmp_path / "weights.pth")
-    loaded = load_backbone(f"{kind}:resnet18@{tmp_path / 'weights.pth'}")
+    save(state, path)
+    loaded = load_backbone(f"{kind}:resnet18@{path}")
     assert loaded.fingerprint != original.fingerprint
     assert torch.equal(loaded.module.state_dict()["fc.bias"], state["fc.bias"])
+    del state["fc.bias"]
+    save(state, path)
+    with pytest.raises(BackboneError, match=r"cannot load (.|\n)*fc\.bias"):
+        load_backbone(f"{kind}:resnet18@{path}")
+    path.write_bytes(b"damaged")
+    with pytest.raises(BackboneError, match="holds no plain tensors"):
+        load_backbone(f"{kind}:resnet18@{path}")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +260,34 @@ def test_an_unknown_family_names_the_candidates() -> None:
         find_sites(SmallNet().eval(), classes=7, size=32)
 
 
+class InvertedResidual(nn.Conv2d):
+    """A block by the name of a known family's."""
+
+
+class KnownNames(nn.Module):
+    """Blocks of a known family, with a hidden layer as wide as the last one."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.blocks = nn.Sequential(*(InvertedResidual(4, 4, 1) for _ in range(blocks)))
+        self.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def test_the_embedding_is_what_the_last_layer_of_the_right_width_reads() -> None:
+    assert find_sites(KnownNames(2).eval(), classes=4, size=32) == Sites("stem", ("blocks.0", "blocks.1"), "head.2")
+
+
+def test_of_many_candidates_some_are_named_and_the_others_counted() -> None:
+    layers = (nn.Conv2d(3, 3, 1) for _ in range(30))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)).eval()
+    with pytest.raises(AttachError, match=r"23 \(3x32x32\), and 6 more"):
+        find_sites(network, classes=4, size=32)
+
+
 def test_own_sites_are_checked() -> None:
     labels = ("a", "b", "c", "d")
     backbone = make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "fc"))
@@ -237,6 +296,8 @@ def test_own_sites_are_checked() -> None:
         make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("trunk",), "fc"))
     with pytest.raises(AttachError, match="Linear"):
         make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "body"))
+    with pytest.raises(BackboneError, match=r"gives \(1, 1, 4\), but 4 labels need \(1, 4\)"):
+        make_backbone(nn.Sequential(SmallNet(), nn.Unflatten(1, (1, 4))), SMALL, labels, name="own")
     with pytest.raises(BackboneError, match="2 labels"):
         make_backbone(SmallNet(), SMALL, ("a", "b"), name="own", sites=Sites("entry", ("body",), "fc"))
 
@@ -259,10 +320,16 @@ def test_a_classifier_in_half_precision_is_refused() -> None:
 
 
 USER_FILE = """
+    from __future__ import annotations
+    from dataclasses import dataclass
     from torch import nn
     from afd_serve.models.backbones import Preprocessing, make_backbone
     from afd_serve.models.discovery import Sites
     from afd_serve.models.efficientnet_lite import EfficientNetLite
+
+    @dataclass
+    class Settings:
+        classes: int = 2
 
     PREPROCESSING = Preprocessing(32, 0.9, "bilinear", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 
@@ -274,6 +341,10 @@ USER_FILE = """
         sites = Sites("stem", ("blocks.1", "blocks.3"), "classifier")
         return make_backbone(module, PREPROCESSING, ["cat", "dog"], name="mine", sites=sites)
 
+    def misdescribed():
+        module = EfficientNetLite(1.0, 1.0, 32, classes=2)
+        return make_backbone(module, PREPROCESSING, ["cat", "dog"], name="x", sites=Sites("steam", (), "classifier"))
+
     def broken():
         raise KeyError("weights")
 
@@ -283,11 +354,15 @@ USER_FILE = """
 
 
 def test_a_users_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
+    path = tmp_path / "a:b" / "mine.py"
+    path.parent.mkdir()
     path.write_text(textwrap.dedent(USER_FILE), encoding="utf-8")
     found = load_backbone(f"file:{path}")
     assert (found.name, found.labels, len(found.blocks)) == (f"file:{path}", ("cat", "dog"), 16)
-    assert load_backbone(f"file:{path}:described").blocks == ("blocks.1", "blocks.3")
+    described = load_backbone(f"file:{path}:described")
+    assert (described.name, described.blocks) == (f"file:{path}:described", ("blocks.1", "blocks.3"))
+    with pytest.raises(AttachError, match="no module steam"):
+        load_backbone(f"file:{path}:misdescribed")
     with pytest.raises(BackboneError, match="must return a Backbone"):
         load_backbone(f"file:{path}:wrong")
     with pytest.raises(BackboneError, match="KeyError: 'weights'"):
@@ -303,7 +378,7 @@ def test_a_users_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"size": 0},
+        {"size": 7},
         {"crop_fraction": 0.0},
         {"crop_fraction": 1.5},
         {"interpolation": "nearest"},
