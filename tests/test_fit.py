@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from afd_serve.checkpoint import load_afd
 from afd_serve.config import FitConfig
 from afd_serve.errors import CheckpointError, ConfigError
+from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.training import fit as fit_module
+from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
 from afd_serve.training.fit import fit, training_sizes
 from afd_serve.training.losses import FeatureLoss
 from tests import tiny_backbone
@@ -43,13 +45,25 @@ def losses(run: Path) -> list[float]:
 
 
 def test_a_fit_brings_the_loss_down_and_leaves_a_usable_run(config: FitConfig) -> None:
-    config = replace(config, steps=240, learning_rate=5e-4)
-    unfitted = fit(replace(config, learning_rate=1e-9, out=config.out / "unfitted")).loss  # the same batches
-    after = fit(config)
-    assert 0 < after.loss < 0.95 * unfitted
-    load_afd(after.weights, load_backbone(config.backbone))
-    assert FitConfig.from_json((config.out / "config.json").read_text()) == config
+    fitted = replace(config, steps=240, learning_rate=5e-4)
+    after = fit(fitted)
+    still = replace(config, learning_rate=1e-9)  # the loss of what it starts from, both times on the same batches
+    unfitted = fit(replace(still, out=config.out / "unfitted")).loss
+    assert 0 < fit(replace(still, out=config.out / "more", init=str(config.out))).loss < 0.9 * unfitted
+    assert FitConfig.from_json((config.out / "config.json").read_text()) == fitted
     assert len(losses(config.out)) == 12
+    afd = load_afd(after.weights, load_backbone(config.backbone))
+    assert afd.sharpness.weight.any()
+    assert drift(afd, config, 5) > 2 * drift(afd, config, 100) > 0
+
+
+@torch.inference_mode()
+def drift(afd: AfdNet, config: FitConfig, quality: int) -> float:
+    """The mean drift score of pictures that were compressed once."""
+    recipe = Recipe(p_clean=0, p_mild=0, p_again=0, p_resave=0, p_other_codec=0, heavy=(quality,) * 2, only_open=False)
+    settings = {"sizes": (64,), "batch_size": 16, "batches": 1, "seed": 5, "recipe": recipe}
+    inputs = CompressedPairs(find_pictures(config.images), tiny_backbone.backbone().preprocessing, **settings)[0].inputs
+    return float(afd.drift_score(afd.describe(*inputs[1:4])).mean())
 
 
 def test_a_finished_run_that_is_run_again_reports_its_loss(config: FitConfig) -> None:
