@@ -46,6 +46,35 @@ def test_an_unfitted_baseline_changes_nothing(tiny: Backbone, name: str) -> None
     torch.testing.assert_close(network(x), x)
 
 
+def test_pixel_baselines_are_the_papers_networks(tiny: Backbone) -> None:
+    arcnn, dncnn = (
+        [module for module in restorer(name, tiny).modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+        for name in ("arcnn", "dncnn")
+    )
+    assert [(layer.in_channels, layer.out_channels, layer.kernel_size[0]) for layer in arcnn] == [
+        (3, 64, 9),
+        (64, 32, 7),
+        (32, 16, 1),
+        (16, 3, 5),
+    ]
+    assert [type(layer) for layer in dncnn] == [nn.Conv2d] + [nn.Conv2d, nn.BatchNorm2d] * 6 + [nn.Conv2d]
+    assert {layer.kernel_size for layer in dncnn if isinstance(layer, nn.Conv2d)} == {(3, 3)}
+
+
+class Brighten(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.5
+
+
+def test_restored_pixels_stay_pixels(tiny: Backbone) -> None:
+    inputs = example_inputs(SIZE)
+    brighter = (inputs.rgb.float() + 127.5).clamp(max=255)
+    with torch.inference_mode():
+        expected = tiny.module(Normalize(tiny.preprocessing)(brighter))
+        found = BaselineClassifier(tiny, pixels=Brighten()).eval()(*inputs)[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def errors(network: nn.Module, name: str, backbone: Backbone, config: FitConfig) -> tuple[float, float]:
     """Mean squared errors of pictures (for `ddp`: of the stem's features) before and after a network, on new crops."""
     data = CompressedPairs(
@@ -121,6 +150,7 @@ class Constant(nn.Module):
 def test_a_bank_of_norms_takes_the_nearest_quality(tiny: Backbone, quality: int, chosen: float) -> None:
     bank = NormBank(tiny, (25, 10, 6), [Constant(0.0), Constant(1.0), Constant(2.0)]).eval()
     table = torch.from_numpy(scaled_table(quality).astype("int32")).flatten()
-    inputs = example_inputs(SIZE, 1)._replace(quant_tables=table.expand(1, 3, 64))
+    chroma = torch.from_numpy(scaled_table(50).astype("int32")).flatten()
+    inputs = example_inputs(SIZE, 1)._replace(quant_tables=torch.stack((table, chroma, chroma))[None])
     for module in (bank, compiled(bank, inputs)):
         assert torch.equal(module(*inputs)[0], torch.full((1, 3), chosen))
