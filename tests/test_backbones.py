@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import textwrap
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
+from afd_serve.engines.torchscript import quiet
 from afd_serve.errors import AttachError, BackboneError, DependencyError
 from afd_serve.labels import imagenet_labels, imagenet_wnids, label_lookup
 from afd_serve.models.backbones import Preprocessing, load_backbone, make_backbone
@@ -319,6 +322,51 @@ def test_a_classifier_in_half_precision_is_refused() -> None:
         make_backbone(SmallNet().half(), SMALL, list("abcd"), name="own", sites=sites)
 
 
+class Altered(SmallNet):
+    """`SmallNet` with something done to what enters its last layer, or to the logits."""
+
+    def __init__(
+        self, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Any] = lambda x: x
+    ) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.fc(self.before(self.body(self.entry(x))).mean(dim=(2, 3))))
+
+
+def scripted() -> nn.Module:
+    with quiet():
+        return cast("nn.Module", torch.jit.script(SmallNet()))
+
+
+class OptimizedModule(SmallNet):
+    """Named as what `torch.compile` returns; to import that takes longer than all tests here."""
+
+
+UNFIT = {
+    "of logits in a dict": (lambda: Altered(after=lambda x: {"logits": x}), "give dict"),
+    "for one picture at a time": (lambda: Altered(lambda x: x[:1]), r"give \(1, 4\)"),
+    "for one order in memory": (
+        lambda: Altered(lambda x: x.view(x.shape[0], -1).view(x.shape[0], 8, -1, 1)),
+        "reshape",
+    ),
+    "left to chance": (lambda: Altered(functional.dropout), "nothing may be left to chance"),
+    "of no finite logits": (lambda: Altered(after=lambda x: x / 0), "no finite numbers"),
+    "of another error": (lambda: Altered(dict), "cannot take two pictures of 32x32"),
+    "in TorchScript": (scripted, "TorchScript.*the nn.Module that it was made from"),
+    "wrapped for many GPUs": (lambda: nn.DataParallel(SmallNet()), r"return what it wraps, its \.module"),
+    "wrapped by torch.compile": (OptimizedModule, r"return what it wraps, its \._orig_mod"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_classifier_that_cannot_be_protected_is_refused_before_it_is_fitted_to(kind: str) -> None:
+    make, reason = UNFIT[kind]
+    with pytest.raises(BackboneError, match=reason):
+        make_backbone(cast("nn.Module", make()), SMALL, list("abcd"), name="own", sites=Sites("entry", ("body",), "fc"))
+
+
 USER_FILE = """
     from __future__ import annotations
     from dataclasses import dataclass
@@ -350,6 +398,9 @@ USER_FILE = """
 
     def wrong():
         return "a string"
+
+    def unfinished():
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), PREPROCESSING, ["cat", "dog"]
 """
 
 
@@ -367,6 +418,8 @@ def test_a_users_file(tmp_path: Path) -> None:
         load_backbone(f"file:{path}:wrong")
     with pytest.raises(BackboneError, match="KeyError: 'weights'"):
         load_backbone(f"file:{path}:broken")
+    with pytest.raises(BackboneError, match=r"mine\.py failed with ValueError: .*LazyModule"):
+        load_backbone(f"file:{path}:unfinished")
     with pytest.raises(BackboneError, match="no function other"):
         load_backbone(f"file:{path}:other")
     with pytest.raises(BackboneError, match=r"no Python file .*none\.py$"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import torch
 from safetensors.torch import load_file
@@ -25,6 +25,9 @@ Triple = tuple[float, float, float]
 Interpolation = Literal["bicubic", "bilinear"]
 
 _DEFAULT_FUNCTION = "backbone"
+
+_WRAPPERS: Final = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+"""Classes around a classifier that `torch.fx` does not look through, and under which name they hold it."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,11 @@ def _check_kinds(module: nn.Module, preprocessing: object, labels: object) -> No
         raise BackboneError(f"preprocessing must be a Preprocessing, not a {type(preprocessing).__name__}")
     if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
         raise BackboneError("labels must be a list of class names, in the order of the logits")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise BackboneError("TorchScript cannot be attached to: return the nn.Module that it was made from")
+    inner = _WRAPPERS.get(type(module).__name__)
+    if inner is not None:
+        raise BackboneError(f"a {type(module).__name__} cannot be attached to: return what it wraps, its .{inner}")
     kinds = {str(value.dtype).removeprefix("torch.") for value in module.parameters() if value.is_floating_point()}
     if kinds - {"float32"}:
         raise BackboneError(
@@ -167,16 +175,23 @@ def _check_kinds(module: nn.Module, preprocessing: object, labels: object) -> No
         )
 
 
+@torch.inference_mode()
 def _check_logits(module: nn.Module, size: int, classes: int) -> None:
+    """Two equal pictures must get the same logits, however they lie in memory: AFD keeps pictures channels last."""
     first = next(module.parameters(), torch.zeros(()))
+    picture = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(first)
+    name, shown = type(module).__name__, f"two pictures of {size}x{size}"
     try:
-        with torch.inference_mode():
-            output = module(torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device))
-    except RuntimeError as error:
-        raise BackboneError(f"{type(module).__name__} cannot take a picture of {size}x{size}: {error}") from error
+        output = module(picture.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last))
+    except Exception as error:  # there is no telling with what a third party's code refuses pictures
+        raise BackboneError(f"{name} cannot take {shown} in channels-last order: {error}") from error
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (1, classes):
-        raise BackboneError(f"a picture of {size}x{size} gives {shape}, but {classes} labels need (1, {classes})")
+    if shape != (2, classes):
+        raise BackboneError(f"{shown} give {shape}, but {classes} labels need (2, {classes})")
+    if not output.isfinite().all():
+        raise BackboneError(f"{name} gives logits that are no finite numbers; are these its weights?")
+    if (output[0] - output[1]).abs().max() > 1e-3 * output.abs().max():
+        raise BackboneError(f"{name} gives equal pictures different logits: in inference nothing may be left to chance")
 
 
 def _check_sites(module: nn.Module, sites: Sites) -> None:
@@ -306,13 +321,14 @@ def _load_file(spec: str, rest: str) -> Backbone:
     if not callable(function):
         raise BackboneError(f"{path} has no function {function_name}; name another as file:{path}:<function>")
     result = _guarded(path, function)
+    parts, sites = result, None
     if isinstance(result, Backbone):
+        parts = result.module, result.preprocessing, result.labels
         sites = Sites(result.stem, tuple(result.blocks), result.embedding)
-        return make_backbone(result.module, result.preprocessing, result.labels, name=spec, sites=sites)
-    if not (isinstance(result, tuple) and len(result) == 3 and isinstance(result[0], nn.Module)):
+    if not (isinstance(parts, tuple) and len(parts) == 3 and isinstance(parts[0], nn.Module)):
         raise BackboneError(f"{function_name} in {path} must return a Backbone or (module, preprocessing, labels)")
-    module, preprocessing, labels = result
-    return make_backbone(module, preprocessing, labels, name=spec)
+    backbone: Backbone = _guarded(path, lambda: make_backbone(*parts, name=spec, sites=sites))
+    return backbone
 
 
 def _split_function(rest: str) -> tuple[Path, str]:
