@@ -1,12 +1,14 @@
 """Deployment: TorchScript, its signature, and the checks around both."""
 
 import json
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations
 
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
 from afd_serve.config import PRESETS, SERVED_PRESET
@@ -153,15 +155,24 @@ class Unscriptable(nn.Module):
         return y
 
 
-def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(tmp_path: Path) -> None:
+def normalized(inner: nn.Module) -> nn.Module:
+    """With a kernel that is computed at each call; TorchScript compiles that, but to what cannot run."""
+    inner.stem.conv = parametrizations.weight_norm(inner.stem.conv)
+    return inner
+
+
+@pytest.mark.parametrize("changed", [Unscriptable, normalized])
+def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(
+    tmp_path: Path, changed: Callable[[nn.Module], nn.Module]
+) -> None:
     source = tmp_path / "third_party.py"
     source.write_text(
         "from dataclasses import replace\n"
-        "from tests.test_export import Unscriptable\n"
+        f"from tests.test_export import {changed.__name__}\n"
         "from tests.tiny_backbone import backbone as tiny\n"
         "def backbone():\n"
         "    inner = tiny()\n"
-        "    return replace(inner, module=Unscriptable(inner.module).eval())\n"
+        f"    return replace(inner, module={changed.__name__}(inner.module).eval())\n"
     )
     third_party = load_backbone(f"file:{source}")
     afd = awakened(third_party)
