@@ -12,14 +12,12 @@ import copy
 import hashlib
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.utils.parametrize import is_parametrized
 
 from afd_serve import __version__
 from afd_serve.checkpoint import find_weights, load_afd, read_config
@@ -337,13 +335,7 @@ def example_inputs(size: int, batch: int = 2) -> ClassifierInputs:
 
 
 def _freeze_classifier(classifier: AfdClassifier, example: ClassifierInputs) -> torch.jit.ScriptModule:
-    # What torch.nn.utils.parametrize computes compiles, but to a graph that only raises, or crashes the process.
-    if not any(is_parametrized(module) for module in classifier.modules()):
-        with suppress(Exception):  # whatever the compiler dislikes in third-party code: record that part instead
-            return torchscript.freeze(classifier)
-    with torchscript.quiet(), torch.no_grad():
-        traced = _with_recorded_trunks(classifier, example)
-    return torchscript.freeze(traced)
+    return torchscript.freeze_or(classifier, lambda: _with_recorded_trunks(classifier, example))
 
 
 def _with_recorded_trunks(classifier: AfdClassifier, example: ClassifierInputs) -> AfdClassifier:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
 from afd_serve.config import PRESETS, SERVED_PRESET
 from afd_serve.errors import CheckpointError, ExportError
+from afd_serve.evaluation.latency import deployed_forms
 from afd_serve.export import FEATURES_NAME, MODEL_NAME, deploy, example_inputs, export_classifier, load_deployed
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
@@ -183,6 +184,10 @@ def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(
             eager = AfdClassifier(third_party, afd).eval()(*batch(gate))
             scripted = module(*batch(gate))
         torch.testing.assert_close(scripted[0], eager[0], atol=1e-4, rtol=1e-4)
+    bare = deployed_forms(tmp_path / "afd.safetensors").bare()
+    torch.testing.assert_close(
+        bare, AfdClassifier(third_party, afd).eval()(*example_inputs(SIZE, 1)._replace(gate=torch.zeros(1)))[0]
+    )
 
 
 def test_signature_json_is_plain(tiny_run: Path) -> None:

@@ -15,18 +15,19 @@ Note [Packed kernels]
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from afd_serve.errors import CheckpointError
 
-__all__ = ["Packed", "compiled", "freeze", "load", "precisions", "quiet", "to_bytes"]
+__all__ = ["Packed", "compiled", "freeze", "freeze_or", "load", "precisions", "quiet", "to_bytes"]
 
 _CPU: Final = torch.device("cpu")
 
@@ -46,6 +47,17 @@ def freeze(module: nn.Module) -> torch.jit.ScriptModule:
     with quiet(), torch.no_grad():
         frozen: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(laid_out))
     return frozen
+
+
+def freeze_or(module: nn.Module, recorded: Callable[[], nn.Module]) -> torch.jit.ScriptModule:
+    """Freeze a module, or what ``recorded`` makes of it where the TorchScript compiler refuses it."""
+    # What torch.nn.utils.parametrize computes compiles, but to a graph that only raises, or crashes the process.
+    if not any(is_parametrized(part) for part in module.modules()):
+        with suppress(Exception):  # there is no telling what the compiler dislikes in third-party code
+            return freeze(module)
+    with quiet(), torch.no_grad():
+        other = recorded()
+    return freeze(other)
 
 
 def to_bytes(module: torch.jit.ScriptModule) -> bytes:

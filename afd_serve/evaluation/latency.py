@@ -74,8 +74,14 @@ def deployed_forms(source: str | Path, batch: int = 1) -> Forms:
     deployed = load_deployed(source)
     backbone = load_backbone(deployed.signature.backbone)
     inputs = example_inputs(backbone.preprocessing.size, batch)
-    bare = torchscript.compiled(nn.Sequential(Normalize(backbone.preprocessing), backbone.module), [inputs.rgb])
-    return _forms(bare, deployed.module, inputs)
+    bare = nn.Sequential(Normalize(backbone.preprocessing), backbone.module)
+    frozen = torchscript.freeze_or(bare, lambda: _recorded(bare, inputs.rgb))
+    return _forms(torchscript.Packed(frozen, [inputs.rgb]), deployed.module, inputs)
+
+
+def _recorded(module: nn.Module, rgb: Tensor) -> nn.Module:
+    traced: nn.Module = torch.jit.trace(module, rgb, check_trace=False)  # type: ignore[no-untyped-call]
+    return traced
 
 
 def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
