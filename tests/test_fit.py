@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from afd_serve.checkpoint import load_afd
 from afd_serve.config import FitConfig
-from afd_serve.errors import CheckpointError, ConfigError
+from afd_serve.errors import BackboneError, CheckpointError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.training import fit as fit_module
@@ -145,6 +145,22 @@ def test_a_run_is_not_resumed_for_other_weights_of_the_backbone(config: FitConfi
     source.write_text(text.replace("manual_seed(5)", "manual_seed(17)"))
     with pytest.raises(CheckpointError, match=r"the backbone's weights changed; choose another folder .* or delete"):
         fit(config)
+
+
+def test_a_backbone_with_other_weights_each_time_is_refused_before_it_is_fitted_to(
+    config: FitConfig, tmp_path: Path
+) -> None:
+    source = tmp_path / "untrained.py"
+    source.write_text(
+        "from tests.tiny_backbone import *\n"
+        "def untrained():\n"
+        "    known = backbone()\n"
+        "    return make_backbone(TinyNet(), known.preprocessing, known.labels, name='untrained', sites=SITES)\n"
+        "SITES = Sites('stem', ('blocks.0', 'blocks.1'), 'classifier')\n"
+    )
+    with pytest.raises(BackboneError, match="untrained has other weights each time it is loaded"):
+        fit(replace(config, backbone=f"file:{source}:untrained"))
+    assert not list(config.out.iterdir())
 
 
 def test_a_state_that_does_not_say_whose_it_is_is_refused(config: FitConfig) -> None:

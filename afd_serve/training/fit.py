@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from afd_serve.checkpoint import WEIGHTS_NAME, find_weights, load_afd, save_afd
 from afd_serve.config import AfdConfig, FitConfig
-from afd_serve.errors import ConfigError
+from afd_serve.errors import BackboneError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.attach import attach
 from afd_serve.models.backbones import Backbone, load_backbone
@@ -55,12 +55,13 @@ def fit(config: FitConfig) -> FitResult:
         ConfigError: The settings cannot work, or differ from those of the run in ``config.out``, or another process is
             at work there.
         CheckpointError: The backbone's weights have changed since the run in ``config.out``, or its state is damaged.
-        BackboneError: The backbone cannot be loaded or has no usable attach site.
+        BackboneError: The backbone cannot be loaded, has no usable attach site, or has other weights each time.
     """
     with alone_in(config.out):
         _check_resumable(config)
         torch.manual_seed(config.seed)
         backbone = load_backbone(config.backbone)
+        _check_lasting(backbone)
         pictures = find_pictures(config.images, config.exclude)
         trainer = Trainer(config, backbone, pictures)
         loss = trainer.run()
@@ -76,6 +77,19 @@ def _check_resumable(config: FitConfig) -> None:
                 f"{config.out} holds a run with other settings ({', '.join(differing)}); choose another folder for "
                 "this one or delete that one"
             )
+
+
+def _check_lasting(backbone: Backbone) -> None:
+    """A user's file is executed again whenever the fitted weights are used, and must have the same classifier then."""
+    if not backbone.name.startswith("file:"):
+        return
+    with torch.random.fork_rng(devices=[]):
+        again = load_backbone(backbone.name)
+    if again.fingerprint != backbone.fingerprint:
+        raise BackboneError(
+            f"{backbone.name} has other weights each time it is loaded, so what is fitted to it could not be used; "
+            "load trained weights in it"
+        )
 
 
 def _spread(blocks: tuple[str, ...], count: int) -> tuple[str, ...]:
