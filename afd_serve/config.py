@@ -1,6 +1,7 @@
 """Typed settings, one home for every key that is saved beside a result."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -121,8 +122,10 @@ class FitConfig:
             raise ConfigError(f"no preset is called {self.preset!r}; there are {', '.join(PRESETS)}")
         if self.steps < 1 or self.batch_size < 2:
             raise ConfigError("a fit needs at least one step and batches of at least two pictures")
-        if any(size % 32 for size in self.sizes):
+        if any(size < 32 or size % 32 for size in self.sizes):
             raise ConfigError(f"crop sizes must be multiples of 32, not {self.sizes}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"the learning rate must be a positive number, not {self.learning_rate}")
 
     def to_json(self) -> str:
         """One JSON object with every key."""

@@ -1,6 +1,7 @@
 """A whole fit of the tiny backbone: it learns, it resumes, it refuses what cannot work."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -171,7 +172,18 @@ def test_a_state_that_does_not_say_whose_it_is_is_refused(config: FitConfig) -> 
         fit(replace(config, steps=2))
 
 
-@pytest.mark.parametrize("change", [{"preset": "huge"}, {"steps": 0}, {"batch_size": 1}, {"sizes": (100,)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"preset": "huge"},
+        {"steps": 0},
+        {"batch_size": 1},
+        {"sizes": (100,)},
+        {"sizes": (0,)},
+        {"learning_rate": -1.0},
+        {"learning_rate": math.nan},
+    ],
+)
 def test_impossible_settings_are_refused(config: FitConfig, change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         replace(config, **change)  # type: ignore[arg-type]
