@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from afd_serve.cli import main
+from afd_serve.cli.fitting import _interruptible
 from afd_serve.errors import ConfigError
 from afd_serve.export import export_classifier
 from afd_serve.mode import Mode
@@ -275,6 +279,24 @@ def test_a_fit_that_is_told_to_end_saves_its_state(picture_folder: Callable[[int
     last = err.splitlines()[-1]
     assert (fit.returncode, last) == (130, "interrupted; the same command goes on from the last step")
     assert (out / "state.safetensors").exists()
+
+
+class Ended(Dataset[int]):
+    """Ends the process that reads from it, as systemd does to all of a service's, or Linux where memory runs out."""
+
+    def __getitem__(self, _index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_the_end_of_a_process_that_loads_pictures_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as exit_info, _interruptible("interrupted; it goes on"):
+        next(iter(DataLoader(Ended(), num_workers=1)))
+    assert exit_info.value.exit_code == 130
+    assert capsys.readouterr().err.startswith("interrupted; it goes on (DataLoader worker")
 
 
 def test_two_runs_do_not_share_a_folder(run: Run, picture_folder: Callable[[int], Path], tmp_path: Path) -> None:

@@ -129,12 +129,20 @@ def _folders(entries: list[str]) -> tuple[Path, ...]:
 
 @contextmanager
 def _interruptible(message: str) -> Iterator[None]:
-    """Ctrl-C, or the SIGTERM of whoever stops a container, ends the work with one line and a status of its own."""
+    """Ctrl-C, or the SIGTERM of whoever stops a container, ends the work with one line and a status of its own.
+
+    So does the end of a process that loads pictures: systemd signals all of a service's, and memory may run out.
+    """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         typer.echo(message, err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        typer.echo(f"{message} ({str(error).strip()})", err=True)
+        raise typer.Exit(INTERRUPTED) from error
     finally:
         signal.signal(signal.SIGTERM, before)
