@@ -12,6 +12,7 @@ __all__ = [
     "BackboneError",
     "BadAnswerError",
     "CheckpointError",
+    "ClientClosedError",
     "ClientError",
     "ConfigError",
     "CorruptJpegError",
@@ -163,6 +164,12 @@ class ServingError(AfdError):
     """A server cannot be started, stopped or reached."""
 
     code = "server_failed"
+
+
+class ClientClosedError(AfdError):
+    """A client was used after its end, or was ended while it was asking."""
+
+    code = "client_closed"
 
 
 class ClientError(AfdError):

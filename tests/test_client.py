@@ -19,6 +19,7 @@ import pytest
 from afd_serve.cli import main
 from afd_serve.errors import (
     BadAnswerError,
+    ClientClosedError,
     ClientError,
     ConfigError,
     DeadlineExceededError,
@@ -238,6 +239,64 @@ def test_nobody_there(scheme: str) -> None:
         assert isinstance(error, ServerUnavailableError)
     with Client(f"{scheme}://127.0.0.1:9", attempts=1) as client:
         assert not client.healthy(timeout=2)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_closed_client_asks_nobody(request: pytest.FixtureRequest, scheme: str) -> None:
+    asked: list[str] = []
+
+    def answer(target: str, _: bytes) -> Reply:
+        asked.append(target)
+        return Reply(400, b"no", "INVALID_ARGUMENT")
+
+    async def ask(url: str) -> None:
+        client = AsyncClient(url)
+        await client.close()
+        await client.close()
+        for call in (client.classify(b"x"), client.healthy()):
+            with pytest.raises(ClientClosedError):
+                await call
+
+    url = request.getfixturevalue(f"{scheme}_server")(answer)
+    client = Client(url)
+    client.close()
+    client.close()
+    for call in (lambda: client.classify(b"x"), client.healthy):
+        with pytest.raises(ClientClosedError):
+            call()
+    asyncio.run(ask(url))
+    assert not asked
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_closing_a_client_ends_what_it_asks_again_and_cancels_no_task(
+    request: pytest.FixtureRequest, scheme: str
+) -> None:
+    asked, closed = threading.Semaphore(0), threading.Event()
+
+    def answer(*_: object) -> Reply:
+        asked.release()
+        closed.wait(10)
+        return Reply(503, b"busy", "UNAVAILABLE")
+
+    async def ask() -> None:
+        client = AsyncClient(url)
+        asking = asyncio.create_task(client.classify(b"x"))
+        assert await asyncio.to_thread(asked.acquire)
+        await client.close()
+        closed.set()
+        with pytest.raises(ClientClosedError):
+            await asking
+
+    url = request.getfixturevalue(f"{scheme}_server")(answer)
+    with Client(url) as client, futures.ThreadPoolExecutor() as pool:
+        asking = pool.submit(client.classify, b"x")
+        assert asked.acquire()
+        client.close()
+        closed.set()
+        assert isinstance(asking.exception(), ClientClosedError)
+    closed.clear()
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])

@@ -6,19 +6,20 @@
         result = client.classify(Path("picture.jpg").read_bytes())
 
 A result is a `Prediction` or, for a picture that cannot be used, a `Failure`; what is wrong with a whole request, with
-the way to the server or with the server itself is a `ClientError`. torch is not needed.
+the way to the server or with the server itself is a `ClientError`. A client that has been closed, even while it was
+asking, raises `ClientClosedError`. torch is not needed.
 """
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
-from afd_serve.client.channels import Channel, open_async_channel, open_channel
-from afd_serve.client.conversation import Conversation, Pause, Settings, Talk, identify
-from afd_serve.errors import ClientError
+from afd_serve.client.channels import Reply, open_async_channel, open_channel
+from afd_serve.client.conversation import Conversation, Exchange, Pause, Settings, Talk, identify
+from afd_serve.errors import ClientClosedError, ClientError
 from afd_serve.mode import Mode
 from afd_serve.request import Options
 from afd_serve.results import Failure, Prediction
@@ -32,6 +33,7 @@ Result = Prediction | Failure
 T = TypeVar("T")
 
 _HEALTH_TIMEOUT = 5.0
+_CLOSED: Final = "the client has been closed; make a new one"
 
 
 class Client:
@@ -47,6 +49,7 @@ class Client:
         chosen = Settings(url, **settings)
         self._talk = Talk(chosen)
         self._channel = open_channel(url, chosen.ca)
+        self._closed = False
 
     def classify(self, picture: bytes, options: Options | None = None, *, timeout: float | None = None) -> Result:
         """Classify one picture; see `classify_many`."""
@@ -72,8 +75,9 @@ class Client:
             DeadlineExceededError: The time is over.
             RequestRefusedError: The server does not take the request.
             BadAnswerError: The server does not answer as it should.
+            ClientClosedError: The client is closed.
         """
-        return _carry_out(self._talk.classify(pictures, options or Options(), timeout), self._channel)
+        return _carry_out(self._talk.classify(pictures, options or Options(), timeout), self._exchange)
 
     def explain(
         self, picture: bytes, options: Options | None = None, *, timeout: float | None = None
@@ -84,7 +88,7 @@ class Client:
             ConfigError: This is no TorchServe over HTTP.
             ClientError: As of `classify_many`.
         """
-        return _carry_out(self._talk.explain(picture, options or Options(), timeout), self._channel)
+        return _carry_out(self._talk.explain(picture, options or Options(), timeout), self._exchange)
 
     def check_explains(self) -> None:
         """Find out whether `explain` can be asked for; nothing is sent.
@@ -98,14 +102,29 @@ class Client:
         """Whether the server classifies: a sample picture is the question, because readiness proves nothing."""
         talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)
         try:
-            return isinstance(_carry_out(talk, self._channel)[0], Prediction)
+            return isinstance(_carry_out(talk, self._exchange)[0], Prediction)
         except ClientError:
             return False
 
     def close(self) -> None:
         """End all connections and give shared memory back."""
-        _carry_out(self._talk.goodbye(), self._channel)
+        self._closed = True
+        _carry_out(self._talk.goodbye(), self._ask)
         self._channel.close()
+
+    def _ask(self, step: Exchange) -> Reply:
+        return self._channel.exchange(step.call, step.timeout)
+
+    def _exchange(self, step: Exchange) -> Reply:
+        """Ask, unless or until the client is closed, of which each transport would make something else."""
+        if self._closed:
+            raise ClientClosedError(_CLOSED)
+        try:
+            return self._ask(step)
+        except Exception as error:
+            if self._closed:
+                raise ClientClosedError(_CLOSED) from error
+            raise
 
     def __enter__(self) -> "Client":
         return self
@@ -121,6 +140,7 @@ class AsyncClient:
         chosen = Settings(url, **settings)
         self._talk = Talk(chosen)
         self._channel = open_async_channel(url, chosen.ca)
+        self._closed = False
 
     async def classify(self, picture: bytes, options: Options | None = None, *, timeout: float | None = None) -> Result:
         """See `Client.classify`."""
@@ -130,25 +150,26 @@ class AsyncClient:
         self, pictures: Sequence[bytes], options: Options | None = None, *, timeout: float | None = None
     ) -> list[Result]:
         """See `Client.classify_many`."""
-        return await self._carry_out(self._talk.classify(pictures, options or Options(), timeout))
+        return await _carry_out_async(self._talk.classify(pictures, options or Options(), timeout), self._exchange)
 
     async def explain(
         self, picture: bytes, options: Options | None = None, *, timeout: float | None = None
     ) -> bytes | Failure:
         """See `Client.explain`."""
-        return await self._carry_out(self._talk.explain(picture, options or Options(), timeout))
+        return await _carry_out_async(self._talk.explain(picture, options or Options(), timeout), self._exchange)
 
     async def healthy(self, *, timeout: float = _HEALTH_TIMEOUT) -> bool:
         """See `Client.healthy`."""
         talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)
         try:
-            return isinstance((await self._carry_out(talk))[0], Prediction)
+            return isinstance((await _carry_out_async(talk, self._exchange))[0], Prediction)
         except ClientError:
             return False
 
     async def close(self) -> None:
         """See `Client.close`."""
-        await self._carry_out(self._talk.goodbye())
+        self._closed = True
+        await _carry_out_async(self._talk.goodbye(), self._ask)
         await self._channel.close()
 
     async def __aenter__(self) -> "AsyncClient":
@@ -157,28 +178,49 @@ class AsyncClient:
     async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         await self.close()
 
-    async def _carry_out(self, conversation: Conversation[T]) -> T:
+    async def _ask(self, step: Exchange) -> Reply:
+        return await self._channel.exchange(step.call, step.timeout)
+
+    async def _exchange(self, step: Exchange) -> Reply:
+        """As `Client._exchange`."""
+        if self._closed:
+            raise ClientClosedError(_CLOSED)
         try:
-            step = next(conversation)
-            while True:
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
-                    step = conversation.send(None)
-                    continue
-                try:
-                    reply = await self._channel.exchange(step.call, step.timeout)
-                except ClientError as error:
-                    step = conversation.throw(error)
-                else:
-                    step = conversation.send(reply)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        finally:
-            conversation.close()
+            return await self._ask(step)
+        except (Exception, asyncio.CancelledError) as error:
+            # Over gRPC an end of the channel looks as if the waiting task had been cancelled.
+            if self._closed and not _is_cancelled():
+                raise ClientClosedError(_CLOSED) from error
+            raise
 
 
-def _carry_out(conversation: Conversation[T], channel: Channel) -> T:
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _carry_out_async(conversation: Conversation[T], exchange: Callable[[Exchange], Awaitable[Reply]]) -> T:
+    try:
+        step = next(conversation)
+        while True:
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+                step = conversation.send(None)
+                continue
+            try:
+                reply = await exchange(step)
+            except ClientError as error:
+                step = conversation.throw(error)
+            else:
+                step = conversation.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        conversation.close()
+
+
+def _carry_out(conversation: Conversation[T], exchange: Callable[[Exchange], Reply]) -> T:
     try:
         step = next(conversation)
         while True:
@@ -187,7 +229,7 @@ def _carry_out(conversation: Conversation[T], channel: Channel) -> T:
                 step = conversation.send(None)
                 continue
             try:
-                reply = channel.exchange(step.call, step.timeout)
+                reply = exchange(step)
             except ClientError as error:
                 step = conversation.throw(error)
             else:
