@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ts.context import Context
+from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
 from afd_serve.explanations import ExplanationService
@@ -23,7 +24,7 @@ from afd_serve.request import read_mode
 from afd_serve.response import ModelInfo, Reply
 from afd_serve.sample import sample_picture
 from afd_serve.service import Call, Service
-from afd_serve.telemetry import METRICS, Series, Tally
+from afd_serve.telemetry import METRICS, Metric, Series, Tally
 
 
 class AfdHandler:
@@ -35,8 +36,7 @@ class AfdHandler:
         check_seal(model_dir)
         model = ModelInfo(context.model_name, context.manifest["model"]["modelVersion"])
         self._model = context.model_name
-        names = [name for metric in METRICS for name in metric.series]
-        self._counters = {name: context.metrics.get_metric(name, MetricTypes.COUNTER) for name in names}
+        self._counters = {name: _counter(context, name, metric) for metric in METRICS for name in metric.series}
         self._tally = Tally(self._count)
         pipeline = Pipeline.load(model_dir, threads=1)
         pipeline.warm_up()
@@ -74,6 +74,17 @@ class AfdHandler:
 
     def _count(self, series: Series, value: float) -> None:
         self._counters[series.name].add_or_update(round(value, 6), [self._model, *series.labels])
+
+
+def _counter(context: Context, name: str, metric: Metric) -> Any:
+    """A counter as ``metrics.yaml`` declares it, or of our own on a server whose ``metrics_config`` is another file.
+
+    Such a server publishes it where its settings say ``model_metrics_auto_detect=true``, and else drops it.
+    """
+    try:
+        return context.metrics.get_metric(name, MetricTypes.COUNTER)
+    except MetricsCacheKeyError:
+        return context.metrics.add_metric_to_cache(name, metric.unit, ["ModelName", *metric.labels])
 
 
 def _send(context: Context, index: int, reply: Reply) -> bytes:
