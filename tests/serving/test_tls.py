@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from afd_serve.errors import ClientError, TlsError
+from afd_serve.errors import ClientError, ServerUnavailableError, TlsError
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.results import Prediction
 from afd_serve.sample import sample_picture
@@ -36,7 +36,7 @@ def encrypted(certificate: tuple[Path, Path], tiny_run: Path, tmp_path: Path) ->
     archive = package_torchserve(tiny_run, tmp_path)
     write_settings(archive, state, ports, workers=1)
     settings = (state / "config.properties").read_text().replace("_address=http:", "_address=https:")
-    settings += f"certificate_file={certificate[0]}\nprivate_key_file={certificate[1]}\n"
+    settings += f"certificate_file={certificate[0]}\nprivate_key_file={certificate[1]}\nenable_grpc_ssl=true\n"
     (state / "config.properties").write_text(settings)
     with tempfile.TemporaryDirectory(prefix="afd-ts-", dir=short_temporary_folder()) as scratch:
         pid = launch(archive, state, Path(scratch), find_java().path)
@@ -58,6 +58,13 @@ def test_tls_lets_in_only_those_who_speak_it(encrypted: tuple[Path, Ports], cert
         time.sleep(0.2)
     with Client(url, server="torchserve", token=token) as client, pytest.raises(TlsError, match="self-signed"):
         client.classify(sample_picture())
+    over_grpc = f"grpcs://127.0.0.1:{ports.grpc_inference}"
+    with Client(over_grpc, server="torchserve", token=token, ca=certificate[0]) as client:
+        assert client.classify(sample_picture()) == answer
+    for port in (ports.grpc_inference, ports.grpc_management):
+        client = Client(f"grpc://127.0.0.1:{port}", server="torchserve", token=token, attempts=1)
+        with client, pytest.raises(ServerUnavailableError):
+            client.classify(sample_picture())
     for port in (ports.inference, ports.management, ports.metrics):
         refusal = ask(urllib.request.Request(f"http://127.0.0.1:{port}/ping"), 10)
         assert (refusal.status, "only accepts HTTPS" in refusal.body.decode()) == (403, True)
