@@ -1,6 +1,8 @@
 """The signature of an exported classifier: all that a server has to know of it, as one JSON file beside the model."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -12,6 +14,9 @@ __all__ = ["FORMAT", "SIGNATURE_NAME", "Signature", "TensorSpec"]
 SIGNATURE_NAME: Final = "signature.json"
 FORMAT: Final = 1
 """The format of the file; a reader refuses any other."""
+
+_DIGEST: Final = "signature_sha256"
+"""The key of the SHA-256 of all other keys and values; versions that wrote none are read all the same."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +57,22 @@ class Signature:
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back."""
-        return json.dumps(asdict(self), indent=1)
+        values = asdict(self)
+        return json.dumps(values | {_DIGEST: _digest(values)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Signature":
         """Read what `to_json` wrote.
 
         Raises:
-            CheckpointError: It is no signature, or one of a later format.
+            CheckpointError: It is no signature, one of a later format, or not as it was written.
         """
         try:
             values: dict[str, Any] = json.loads(text)
             if values.get("format") != FORMAT:
                 raise CheckpointError(f"the signature has format {values.get('format')}, this version reads {FORMAT}")
+            if _DIGEST in values and values.pop(_DIGEST) != _digest(values):
+                raise CheckpointError("the signature is not the one that was exported; export the model again")
             preprocessing = values["preprocessing"]
             values["preprocessing"] = Preprocessing(
                 **preprocessing | {key: tuple(preprocessing[key]) for key in ("mean", "std")}
@@ -77,3 +85,7 @@ class Signature:
             return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"this is no signature of an exported classifier: {error!r}") from error
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

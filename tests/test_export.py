@@ -190,8 +190,19 @@ def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(
     )
 
 
-def test_signature_json_is_plain(tiny_run: Path) -> None:
-    assert json.loads(deploy(tiny_run).signature.to_json())["preset"] == "full"
+def test_signature_json_is_plain_and_read_only_as_it_was_written(tiny_run: Path) -> None:
+    signature = deploy(tiny_run).signature
+    text = signature.to_json()
+    assert json.loads(text)["preset"] == "full"
+    assert Signature.from_json(text) == signature
+    values = json.loads(text)
+    for key, other in (
+        ("preprocessing", values["preprocessing"] | {"crop_fraction": 0.5}),
+        ("labels", values["labels"][::-1]),
+        ("engine", "openvino"),
+    ):
+        with pytest.raises(CheckpointError, match="not the one that was exported"):
+            Signature.from_json(json.dumps(values | {key: other}))
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
@@ -212,7 +223,7 @@ def test_a_short_precision_is_the_trunks_alone(tiny: Backbone, tiny_run: Path, t
 
 def test_a_signature_from_before_precisions_still_reads(tiny_run: Path, tmp_path: Path) -> None:
     values = json.loads(export_classifier(tiny_run, tmp_path).signature.to_json())
-    del values["precision"]
+    del values["precision"], values["signature_sha256"]
     assert Signature.from_json(json.dumps(values)).precision == "float32"
 
 
