@@ -230,6 +230,12 @@ def test_a_triton_goes_on_where_the_new_ones_ports_are_taken(
     assert Triton.find(tmp_path) == running_triton
 
 
+def test_no_port_is_for_two_purposes() -> None:
+    free = triton.TritonPorts.free()
+    with pytest.raises(ServingError, match=f"port {free.http} is wanted twice \\(http, grpc\\)"):
+        check_ports(replace(free, grpc=free.http))
+
+
 def test_ports_of_the_server_that_makes_way_may_be_taken(listener: socket.socket) -> None:
     free = triton.TritonPorts.free()
     held = replace(free, http=listener.getsockname()[1])

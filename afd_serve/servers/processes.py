@@ -36,13 +36,16 @@ def free_ports(count: int) -> list[int]:
 
 
 def check_ports(ports: "DataclassInstance", held: "DataclassInstance | None" = None) -> None:
-    """Make sure that every port is free, or is one of ``held``: those of a server that makes way.
+    """Make sure that no port is wanted twice, and every one is free or one of ``held``: of a server that makes way.
 
     Raises:
         ServingError: One is not; the message names it.
     """
     passed_on = asdict(held).values() if held is not None else ()
+    wanted: dict[int, str] = {}
     for name, port in asdict(ports).items():
+        if wanted.setdefault(port, name) != name:
+            raise ServingError(f"port {port} is wanted twice ({wanted[port]}, {name}): choose another for one of them")
         if port in passed_on:
             continue
         with socket.socket() as probe:
