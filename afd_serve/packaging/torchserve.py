@@ -117,7 +117,8 @@ def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version
     if "No module named" in done.stderr and "model_archiver" in done.stderr:
         raise DependencyError("packaging needs torch-model-archiver: pip install 'afd-serve[torchserve]'")
     if done.returncode != 0:
-        raise PackagingError(f"torch-model-archiver failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+        words = (done.stderr or done.stdout).rpartition("ModelArchiverError: ")[2]  # they come behind a traceback
+        raise PackagingError(f"torch-model-archiver failed: {' '.join(words.split())[-2000:]}")
 
 
 def _rewrite(built: Path, target: Path) -> Path:
