@@ -167,7 +167,7 @@ class ServingError(AfdError):
 
 
 class ClientClosedError(AfdError):
-    """A client was used after its end, or was ended while it was asking."""
+    """A client was used after its end or where it does not belong, or was ended while it was asking."""
 
     code = "client_closed"
 

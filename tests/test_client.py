@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import ssl
 import subprocess
 import sys
@@ -297,6 +298,39 @@ def test_closing_a_client_ends_what_it_asks_again_and_cancels_no_task(
         assert isinstance(asking.exception(), ClientClosedError)
     closed.clear()
     asyncio.run(ask())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_client_is_not_for_the_processes_that_are_forked_from_its_own(http_server: Callable[[Answer], str]) -> None:
+    asked: list[str] = []
+    client = Client(http_server(lambda path, _: asked.append(path) or answers(CLOCK)))
+    assert client.classify(b"x") == CLOCK
+    child = os.fork()
+    if not child:
+        try:
+            client.classify(b"x")
+        except ClientClosedError:
+            client.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert client.classify(b"x") == CLOCK
+    client.close()
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_client_is_not_for_another_event_loop(request: pytest.FixtureRequest, scheme: str) -> None:
+    async def make() -> AsyncClient:
+        return AsyncClient(request.getfixturevalue(f"{scheme}_server")(lambda *_: answers(CLOCK)))
+
+    async def ask(client: AsyncClient) -> None:
+        with pytest.raises(ClientClosedError):
+            await client.classify(b"x")
+        await client.close()
+
+    asyncio.run(ask(asyncio.run(make())))
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])

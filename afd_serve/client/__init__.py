@@ -7,10 +7,12 @@
 
 A result is a `Prediction` or, for a picture that cannot be used, a `Failure`; what is wrong with a whole request, with
 the way to the server or with the server itself is a `ClientError`. A client that has been closed, even while it was
-asking, raises `ClientClosedError`. torch is not needed.
+asking, raises `ClientClosedError`, and so does one in a process that was forked from its own, or in another event loop:
+its connections and shared memory are not for two. torch is not needed.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -33,11 +35,11 @@ Result = Prediction | Failure
 T = TypeVar("T")
 
 _HEALTH_TIMEOUT = 5.0
-_CLOSED: Final = "the client has been closed; make a new one"
+_CLOSED: Final = "the client has been closed, or belongs to another process or event loop; make a new one"
 
 
 class Client:
-    """A connection to one server; several threads may share it.
+    """A connection to one server; several threads of one process may share it.
 
     Keyword arguments are those of `afd_serve.client.conversation.Settings`.
 
@@ -49,6 +51,7 @@ class Client:
         chosen = Settings(url, **settings)
         self._talk = Talk(chosen)
         self._channel = open_channel(url, chosen.ca)
+        self._process = os.getpid()
         self._closed = False
 
     def classify(self, picture: bytes, options: Options | None = None, *, timeout: float | None = None) -> Result:
@@ -75,7 +78,7 @@ class Client:
             DeadlineExceededError: The time is over.
             RequestRefusedError: The server does not take the request.
             BadAnswerError: The server does not answer as it should.
-            ClientClosedError: The client is closed.
+            ClientClosedError: The client is closed, or another process's.
         """
         return _carry_out(self._talk.classify(pictures, options or Options(), timeout), self._exchange)
 
@@ -107,7 +110,9 @@ class Client:
             return False
 
     def close(self) -> None:
-        """End all connections and give shared memory back."""
+        """End all connections and give shared memory back; those of a process that this one was forked from stay."""
+        if os.getpid() != self._process:
+            return
         self._closed = True
         _carry_out(self._talk.goodbye(), self._ask)
         self._channel.close()
@@ -117,7 +122,7 @@ class Client:
 
     def _exchange(self, step: Exchange) -> Reply:
         """Ask, unless or until the client is closed, of which each transport would make something else."""
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             raise ClientClosedError(_CLOSED)
         try:
             return self._ask(step)
@@ -138,6 +143,7 @@ class AsyncClient:
 
     def __init__(self, url: str, **settings: Any) -> None:
         chosen = Settings(url, **settings)
+        self._loop = asyncio.get_running_loop()
         self._talk = Talk(chosen)
         self._channel = open_async_channel(url, chosen.ca)
         self._closed = False
@@ -183,7 +189,7 @@ class AsyncClient:
 
     async def _exchange(self, step: Exchange) -> Reply:
         """As `Client._exchange`."""
-        if self._closed:
+        if self._closed or asyncio.get_running_loop() is not self._loop:
             raise ClientClosedError(_CLOSED)
         try:
             return await self._ask(step)
