@@ -187,18 +187,19 @@ def exported_files(folder: str | Path) -> tuple[str, ...] | None:
     """The names of the files that make up the exported model in a folder, the classifier's first; None where none is.
 
     Raises:
-        CheckpointError: There is a signature that cannot be read, or a file is missing beside it.
+        CheckpointError: There is a signature that cannot be read, or a file beside it is missing or is not the one that
+            was exported: better now than when a server that has made way is gone.
     """
     folder = Path(folder)
     if not (folder / SIGNATURE_NAME).is_file():
         return None
     signature = _read_signature(folder)
-    features = (FEATURES_NAME,) if signature.features_sha256 else ()
-    files = (*ENGINES[signature.engine].files, *features, SIGNATURE_NAME)
-    for name in files:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has a signature but no {name}; export it again")
-    return files
+    files = ENGINES[signature.engine].files
+    _read(folder, files, signature.sha256)
+    if not signature.features_sha256:
+        return (*files, SIGNATURE_NAME)
+    _read(folder, (FEATURES_NAME,), signature.features_sha256)
+    return (*files, FEATURES_NAME, SIGNATURE_NAME)
 
 
 def load_deployed(source: str | Path, device: torch.device | None = None) -> Deployed:

@@ -6,6 +6,7 @@ AFD_TRITON_PYTHON names the Python there, as ``make test`` does.
 
 import importlib.util
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -29,6 +30,14 @@ from afd_serve.servers.triton_environment import SHARED_MEMORY
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported")
     export_classifier("efficientnet-lite0", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def damaged(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but copied to a disk that was full."""
+    out = shutil.copytree(exported, tmp_path_factory.mktemp("damaged"), dirs_exist_ok=True)
+    os.truncate(out / "model.pt", 1_000_000)
     return out
 
 

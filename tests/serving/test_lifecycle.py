@@ -1,5 +1,6 @@
 """Starting, finding, refusing to start and stopping, each with servers of its own."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from afd_serve.sample import sample_picture
 from afd_serve.servers import torchserve
 from afd_serve.servers.launch import launch
 from afd_serve.servers.quickstart import serve_torchserve
+from afd_serve.signature import SIGNATURE_NAME, Signature
 
 pytestmark = pytest.mark.serving
 
@@ -36,7 +38,7 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
         time.sleep(0.1)
 
 
-def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, tmp_path: Path) -> None:
+def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, damaged: Path, tmp_path: Path) -> None:
     ports = torchserve.Ports.free()
 
     def serve(_: int) -> torchserve.TorchServe:
@@ -51,8 +53,9 @@ def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, tmp
         assert serve_torchserve(exported, tmp_path, ports=ports, workers=1) == first
         assert archive.stat().st_mtime_ns == built
 
-        with pytest.raises(CheckpointError, match="misspelt"):
-            serve_torchserve("misspelt", tmp_path, ports=ports, workers=1)
+        for model, reason in (("misspelt", "misspelt"), (damaged, "not the files that were exported")):
+            with pytest.raises(CheckpointError, match=reason):
+                serve_torchserve(model, tmp_path, ports=ports, workers=1)
         assert first.post(sample_picture()).status == 200
 
         family = processes_of(first)
@@ -97,6 +100,7 @@ import os, signal, sys
 from pathlib import Path
 from afd_serve.servers import state, torchserve
 from afd_serve.servers.quickstart import serve_torchserve
+from afd_serve.signature import SIGNATURE_NAME, Signature
 
 state.started_at = lambda pid: os.kill(os.getpid(), signal.SIGKILL)
 serve_torchserve(sys.argv[1], Path(sys.argv[2]), ports=torchserve.Ports(*map(int, sys.argv[3:])), workers=1)
@@ -122,7 +126,10 @@ def test_a_frontend_whose_start_was_killed_makes_way_for_the_next(exported: Path
 def test_a_model_that_cannot_be_loaded_is_reported_with_the_workers_words(exported: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(exported, tmp_path / "broken")
     (broken / "model.pt").write_bytes(b"no model")
+    signature = Signature.from_json((broken / SIGNATURE_NAME).read_text())
+    signature = replace(signature, sha256=hashlib.sha256(b"no model").hexdigest())
+    (broken / SIGNATURE_NAME).write_text(signature.to_json())
     archive = package_torchserve(broken, tmp_path / "store")
-    with pytest.raises(ServingError, match=r"a worker died[^~]*CheckpointError: .*not the files that were exported"):
+    with pytest.raises(ServingError, match=r"a worker died[^~]*CheckpointError: .*cannot be read as TorchScript"):
         torchserve.start(archive, tmp_path / "state", probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
     assert torchserve.TorchServe.find(tmp_path / "state") is None

@@ -111,7 +111,7 @@ def test_a_client_with_shared_memory_survives_a_restart(triton_server: Triton) -
 
 
 def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
-    exported: Path, triton_python: Path, tmp_path: Path
+    exported: Path, damaged: Path, triton_python: Path, tmp_path: Path
 ) -> None:
     ports = TritonPorts.free()
 
@@ -128,8 +128,9 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
             answers = [client.classify(GOOD["sample"], options) for options in asked]
         assert [isinstance(answer, Prediction) and answer.protected for answer in answers] == [False, True]
         assert counted(first, "afd_shadow_total") == 1
-        with pytest.raises(CheckpointError, match="misspelt"):
-            serve_triton("misspelt", tmp_path, python=triton_python, ports=ports, workers=1)
+        for model, reason in (("misspelt", "misspelt"), (damaged, "not the files that were exported")):
+            with pytest.raises(CheckpointError, match=reason):
+                serve_triton(model, tmp_path, python=triton_python, ports=ports, workers=1)
         assert triton.probe(first, timeout=10) is None
         family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
         assert list(SHARED_MEMORY.glob(f"{first.prefix}*"))
