@@ -100,7 +100,6 @@ import os, signal, sys
 from pathlib import Path
 from afd_serve.servers import state, torchserve
 from afd_serve.servers.quickstart import serve_torchserve
-from afd_serve.signature import SIGNATURE_NAME, Signature
 
 state.started_at = lambda pid: os.kill(os.getpid(), signal.SIGKILL)
 serve_torchserve(sys.argv[1], Path(sys.argv[2]), ports=torchserve.Ports(*map(int, sys.argv[3:])), workers=1)
