@@ -299,7 +299,7 @@ def test_own_sites_are_checked() -> None:
         make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("trunk",), "fc"))
     with pytest.raises(AttachError, match="Linear"):
         make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "body"))
-    with pytest.raises(BackboneError, match=r"gives \(1, 1, 4\), but 4 labels need \(1, 4\)"):
+    with pytest.raises(BackboneError, match=r"give \(2, 1, 4\), but 4 labels need \(2, 4\)"):
         make_backbone(nn.Sequential(SmallNet(), nn.Unflatten(1, (1, 4))), SMALL, labels, name="own")
     with pytest.raises(BackboneError, match="2 labels"):
         make_backbone(SmallNet(), SMALL, ("a", "b"), name="own", sites=Sites("entry", ("body",), "fc"))
