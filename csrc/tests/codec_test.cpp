@@ -156,7 +156,7 @@ void app1_is_read_within_its_bounds() {
   for (std::size_t length = 2; length < 2 + sizeof exif; ++length) {
     CHECK(fails_with(ErrorKind::kTruncated, Bytes(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(length))));
   }
-  for (const std::uint8_t declared : {0, 1, 2, 3}) {  // shorter than what follows: the rest is junk before a marker
+  for (const std::uint8_t declared : {0, 1, 2, 3, 26}) {  // shorter than what follows: the rest is junk before a marker
     file[5] = declared;
     CHECK(read(file).header.orientation == 1);
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "../unstuff.h"
 #include "outcome.h"
 #include "reading.h"
+#include "recorder.h"
 #include "support.h"
 
 namespace {
@@ -154,6 +156,16 @@ void decoders_agree_on_sound_files() {
   }
 }
 
+// One code stands for up to 32767 empty blocks.
+void runs_of_empty_blocks_may_be_long() {
+  EncodeOptions flat{1, 1, 1, true};
+  flat.flat = true;
+  const Bytes file = encode(1460, 1460, flat);
+  const afd::Picture picture = read(file);
+  CHECK(picture.own_scans == 6);
+  CHECK(coefficients_of(picture) == reference_coefficients(file));
+}
+
 // Where ours leaves everything to libjpeg, agreement says nothing.
 void our_decoder_takes_sound_files() {
   for (const Bytes& file : sequential_files(40, 51)) {
@@ -206,6 +218,175 @@ void decoders_agree_on_damaged_files() {
   }
 }
 
+// Writes a file bit by bit.
+struct Bits {
+  void write(std::uint32_t value, unsigned count) {
+    for (unsigned i = count; i-- > 0;) {
+      byte = static_cast<std::uint8_t>(byte << 1 | (value >> i & 1));
+      if (++filled % 8 != 0) continue;
+      bytes.push_back(byte);
+      if (byte == 0xFF) bytes.push_back(0);
+    }
+  }
+
+  // The code of length i + 1 for the i-th symbol of a table is i ones and a zero.
+  void write_code(std::size_t i) { write((1U << (i + 1)) - 2, static_cast<unsigned>(i + 1)); }
+
+  void fill_up() {
+    while (filled % 8 != 0) write(1, 1);
+  }
+
+  Bytes bytes;
+  std::uint8_t byte = 0;
+  std::size_t filled = 0;
+};
+
+// The symbols of each table, by the length of their codes.
+struct Codes {
+  Bytes dc;
+  Bytes ac;
+};
+
+void append_table(Bytes& file, std::uint8_t number, const Bytes& symbols) {
+  file.insert(file.end(), {0xFF, 0xC4, 0, static_cast<std::uint8_t>(19 + symbols.size()), number});
+  for (std::size_t length = 1; length <= 16; ++length) file.push_back(length <= symbols.size() ? 1 : 0);
+  file.insert(file.end(), symbols.begin(), symbols.end());
+}
+
+// A gray picture, one block high.
+Bytes hand_made(std::size_t blocks, const Codes& codes, const Bytes& data) {
+  Bytes file{0xFF, 0xD8, 0xFF, 0xDB, 0, 67, 0};
+  file.insert(file.end(), DCTSIZE2, 1);
+  const std::size_t width = DCTSIZE * blocks;
+  file.insert(file.end(), {0xFF, 0xC0, 0, 11, 8, 0, 8, static_cast<std::uint8_t>(width >> 8),
+                           static_cast<std::uint8_t>(width), 1, 1, 0x11, 0});
+  append_table(file, 0x00, codes.dc);
+  append_table(file, 0x10, codes.ac);
+  file.insert(file.end(), {0xFF, 0xDA, 0, 8, 1, 1, 0, 0, 63, 0});
+  file.insert(file.end(), data.begin(), data.end());
+  file.insert(file.end(), {0xFF, 0xD9});
+  return file;
+}
+
+// Tables as no encoder makes them: the commonest symbols may have the longest codes, and several codes one symbol.
+Codes unusual_codes(std::minstd_rand& random) {
+  Codes codes;
+  for (int size = 0; size < 16; ++size) codes.dc.push_back(static_cast<std::uint8_t>(size));
+  codes.ac = {0x00, 0x00, 0xF0, 0xF0, 0x01, 0x11, 0xE1, 0x0F};
+  while (codes.ac.size() < 16) codes.ac.push_back(static_cast<std::uint8_t>(random() % 256 | 1));
+  std::shuffle(codes.dc.begin(), codes.dc.end(), random);
+  std::shuffle(codes.ac.begin(), codes.ac.end(), random);
+  return codes;
+}
+
+void write_dc(Bits& bits, const Codes& codes, std::minstd_rand& random, int& last) {
+  const std::size_t i = random() % codes.dc.size();
+  const unsigned size = codes.dc[i];
+  const std::uint32_t magnitude = size == 0 ? 0 : 1U << (size - 1) | random() % (1U << (size - 1));
+  const bool is_negative = last > 0;
+  last += is_negative ? -static_cast<int>(magnitude) : static_cast<int>(magnitude);
+  bits.write_code(i);
+  bits.write(is_negative ? ~magnitude : magnitude, size);
+}
+
+void write_ac(Bits& bits, const Codes& codes, std::minstd_rand& random) {
+  const bool has_end = random() % 2 == 0;  // a block that is full has none
+  for (int k = 1; k <= 63;) {
+    const std::size_t i = random() % codes.ac.size();
+    const int run = codes.ac[i] >> 4;
+    const unsigned size = codes.ac[i] & 15;
+    const bool is_end = size == 0 && run == 0;
+    if (is_end ? !has_end : k + run > 63) continue;
+    bits.write_code(i);
+    bits.write(static_cast<std::uint32_t>(random()), size);
+    k = is_end ? 64 : k + run + 1;
+  }
+}
+
+void write_too_many_ac(Bits& bits, const Codes& codes, std::minstd_rand& random) {
+  for (int k = 1; k <= 63;) {
+    const std::size_t i = random() % codes.ac.size();
+    const int run = codes.ac[i] >> 4;
+    if (codes.ac[i] == 0 || k + run == 63) continue;
+    bits.write_code(i);
+    bits.write(static_cast<std::uint32_t>(random()), codes.ac[i] & 15U);
+    k += run + 1;
+  }
+}
+
+constexpr std::size_t kBlocks = 60;
+
+// `too_long` is the block that has more coefficients than a block can have, if any.
+Bytes random_file(std::minstd_rand& random, std::optional<std::size_t> too_long) {
+  const Codes codes = unusual_codes(random);
+  Bits bits;
+  int last_dc = 0;
+  for (std::size_t block = 0; block < kBlocks; ++block) {
+    write_dc(bits, codes, random, last_dc);
+    block == too_long ? write_too_many_ac(bits, codes, random) : write_ac(bits, codes, random);
+  }
+  bits.fill_up();
+  return hand_made(kBlocks, codes, bits.bytes);
+}
+
+std::vector<JCOEF> some_blocks_of(const std::vector<JCOEF>& row) {
+  return std::vector<JCOEF>(row.begin() + 40 * DCTSIZE2, row.begin() + 45 * DCTSIZE2);
+}
+
+// Those blocks of a picture where nobody wants the others; nothing if libjpeg had to decode it.
+std::vector<JCOEF> some_blocks(const Bytes& file, afd::Decoder decoder) {
+  afd::Recorder recorder;
+  afd::ReadOptions options{true, 8, false, decoder};
+  options.region = afd::Region{40 * DCTSIZE, 0, 5 * DCTSIZE, DCTSIZE};
+  options.sink = &recorder;
+  if (read(file, options).own_scans != 1) return {};
+  return some_blocks_of(recorder.planes[0]);
+}
+
+void any_tables_are_decoded() {
+  std::minstd_rand random(8);
+  for (int i = 0; i < 200; ++i) {
+    const Bytes file = random_file(random, {});
+    const std::vector<JCOEF> expected = reference_coefficients(file);
+    for (const afd::Decoder decoder : {afd::Decoder::kFastest, afd::Decoder::kPortable}) {
+      const afd::Picture picture = read(file, {false, 8, false, decoder});
+      CHECK(picture.own_scans == 1);
+      CHECK(coefficients_of(picture) == expected);
+      CHECK(some_blocks(file, decoder) == some_blocks_of(expected));
+    }
+  }
+}
+
+// libjpeg stores what is counted beyond a block as the block's last coefficient, without a warning.
+void runs_beyond_the_last_coefficient_are_libjpegs() {
+  std::minstd_rand random(9);
+  for (int i = 0; i < 1500; ++i) {
+    const Bytes file = random_file(random, kBlocks / 2);
+    CHECK(read(file).own_scans == 0);
+    CHECK(coefficients_of(read(file)) == reference_coefficients(file));
+  }
+}
+
+// Ones fill the last byte, and no code consists of ones only: what is missing there must not pass for an end of block.
+void a_block_without_its_end_is_damage() {
+  const Codes codes{{0}, {0}};
+  const Bytes sound = hand_made(1, codes, {0b00111111});
+  CHECK(read(sound).own_scans == 1);
+  const Bytes cut = hand_made(1, codes, {0b01111111});
+  CHECK(read(cut, {}, true).warning_count > 0);
+  CHECK(decoders_agree_on(cut));
+}
+
+// Differences may add up to what no coefficient can hold, and in the end to what no integer can: nothing of ours.
+void a_dc_coefficient_of_more_than_16_bits_is_libjpegs() {
+  const Codes codes{{15}, {0}};
+  const Bytes once = hand_made(1, codes, {0b01111111, 0b11111111, 0x00, 0b01111111});
+  CHECK(read(once).own_scans == 1 && coefficients_of(read(once))[0] == 32767);
+  const Bytes twice = hand_made(2, codes, {0b01111111, 0b11111111, 0x00, 0b00111111, 0b11111111, 0x00, 0b10111111});
+  CHECK(read(twice).own_scans == 0);
+  CHECK(decoders_agree_on(twice));
+}
+
 // A table that a scan already holds must survive the making of the scan's other tables.
 void cached_tables_outlive_the_next_seven_calls() {
   afd::TableCache cache;
@@ -234,6 +415,8 @@ void unstuffing_stops_at_markers() {
   for (std::size_t length = 0; length <= 10; ++length) {
     CHECK(afd::unstuff(data.data(), data.data() + length, out.data()).end_marker == nullptr);
   }
+  const Bytes temporary{1, 0xFF, 0x01, 2};  // TEM, the marker of the lowest number
+  CHECK(afd::unstuff(temporary.data(), temporary.data() + temporary.size(), out.data()).end_marker == &temporary[1]);
   const Bytes filled{1, 0xFF, 0xFF, 0xD9};
   CHECK(afd::unstuff(filled.data(), filled.data() + filled.size(), out.data()).end_marker == nullptr);
 }
@@ -248,9 +431,14 @@ int main(int argc, char** argv) {
           {"pixels_are_those_of_an_ordinary_decode", pixels_are_those_of_an_ordinary_decode},
           {"damaged_pixels_are_those_of_an_ordinary_decode", damaged_pixels_are_those_of_an_ordinary_decode},
           {"decoders_agree_on_sound_files", decoders_agree_on_sound_files},
+          {"runs_of_empty_blocks_may_be_long", runs_of_empty_blocks_may_be_long},
           {"our_decoder_takes_sound_files", our_decoder_takes_sound_files},
           {"decoders_agree_on_truncated_files", decoders_agree_on_truncated_files},
           {"decoders_agree_on_damaged_files", decoders_agree_on_damaged_files},
+          {"any_tables_are_decoded", any_tables_are_decoded},
+          {"runs_beyond_the_last_coefficient_are_libjpegs", runs_beyond_the_last_coefficient_are_libjpegs},
+          {"a_block_without_its_end_is_damage", a_block_without_its_end_is_damage},
+          {"a_dc_coefficient_of_more_than_16_bits_is_libjpegs", a_dc_coefficient_of_more_than_16_bits_is_libjpegs},
           {"cached_tables_outlive_the_next_seven_calls", cached_tables_outlive_the_next_seven_calls},
           {"unstuffing_stops_at_markers", unstuffing_stops_at_markers},
       },

@@ -60,7 +60,8 @@ inline const std::vector<EncodeOptions>& kinds() {
   static const std::vector<EncodeOptions> all{
       {3, 2, 2, false, false, 0}, {3, 1, 1, false, false, 0}, {3, 2, 1, true, false, 0},  {3, 1, 2, false, false, 3},
       {3, 4, 1, false, false, 0}, {1, 1, 1, false, false, 0}, {4, 1, 1, false, false, 0}, {4, 2, 2, true, false, 0},
-      {3, 2, 2, false, true, 0},  {3, 2, 2, true, true, 2},
+      {3, 2, 2, false, true, 0},  {3, 2, 2, true, true, 2},   {4, 1, 1, false, false, 2}, {1, 1, 2, false, false, 0},
+      {1, 2, 1, false, false, 2},
   };
   return all;
 }

@@ -56,6 +56,7 @@ struct EncodeOptions {
   int quality = 75;
   bool optimize = false;
   bool noise = false;  // blocks without a zero: codes of every length, and blocks without an end
+  bool flat = false;
 };
 
 inline Bytes encode(int width, int height, const EncodeOptions& options = {}) {
@@ -84,7 +85,7 @@ inline Bytes encode(int width, int height, const EncodeOptions& options = {}) {
   while (cinfo.next_scanline < cinfo.image_height) {
     for (std::size_t i = 0; i < row.size(); ++i) {
       const std::size_t pattern = i * 7 + cinfo.next_scanline * 13 + (i * cinfo.next_scanline) % 31;
-      row[i] = static_cast<std::uint8_t>(options.noise ? random() >> 8 : pattern);
+      row[i] = static_cast<std::uint8_t>(options.noise ? random() >> 8 : options.flat ? 90 : pattern);
     }
     JSAMPROW pointer = row.data();
     jpeg_write_scanlines(&cinfo, &pointer, 1);
