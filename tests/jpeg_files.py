@@ -223,7 +223,15 @@ class _Scan:
             self.writer.write(int(bit), 1)
 
 
-PROGRESSIVE_SCRIPT = [(0, 0, 0, 1), (1, 5, 0, 2), (6, 63, 0, 2), (1, 63, 2, 1), (0, 0, 1, 0), (1, 63, 1, 0)]
+PROGRESSIVE_SCRIPT = [
+    (0, 0, 0, 1),
+    (1, 5, 0, 2),
+    (6, 63, 0, 2),
+    (1, 63, 2, 1),
+    (0, 0, 1, 0),
+    (1, 9, 1, 0),
+    (10, 63, 1, 0),
+]
 
 
 def _scans(count: int, process: Process, *, interleaved: bool) -> Iterable[_Scan]:

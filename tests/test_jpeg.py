@@ -192,6 +192,9 @@ class TestHeader:
         assert (chroma.h, chroma.v, chroma.width_in_blocks, chroma.height_in_blocks) == (1, 1, 3, 2)
         np.testing.assert_array_equal(luma.quant_table, made.quant_tables[0])
 
+    def test_without_adobes_marker_there_is_no_transform(self) -> None:
+        assert jpeg.read_header(make_jpeg(8, 8, YCC_420).data).adobe_transform is None
+
     def test_a_table_that_comes_later_is_unknown(self) -> None:
         data = make_jpeg(8, 8, [(1, 1)]).data
         start = find_segment(data, lambda marker: marker == DQT)

@@ -213,7 +213,7 @@ class TestErrors:
             jpeg.read(data)
 
     def test_other_numbers_of_components_are_unsupported(self) -> None:
-        for count in (2, 5):
+        for count in (2, 5, 11):
             with pytest.raises(UnsupportedJpegError):
                 jpeg.read(make_jpeg(16, 16, [(1, 1)] * count, interleaved=False).data)
 

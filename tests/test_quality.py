@@ -67,6 +67,12 @@ def test_the_finest_quality_that_is_looked_for_is_found() -> None:
     assert compression_history(*luma(recompressed(scene(224, 224), 84, 100))).quality == pytest.approx(84, abs=2)
 
 
+@pytest.mark.parametrize(("quality", "found"), [(3, 3), (85, 85), (86, None)])
+def test_multiples_of_a_tables_steps_show_that_table_from_3_to_85(quality: int, found: int | None) -> None:
+    multiples = np.random.default_rng(0).integers(-3, 4, (10, 10, 8, 8))
+    assert earlier_quality((multiples * scaled_table(quality)).astype(np.int16), scaled_table(100)) == found
+
+
 def test_a_flat_picture_is_good() -> None:
     blank = np.zeros((28, 28, 8, 8), np.int16)
     assert compression_history(blank, scaled_table(95)).good(reduction=1)
