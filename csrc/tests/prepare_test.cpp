@@ -233,6 +233,21 @@ void cells_of_a_mirrored_axis_are_the_upright_ones() {
   CHECK(afd::blocks_under(0, 40, 20, 5, 8, true) == stored_mirrored);
 }
 
+void values_that_no_picture_needs_saturate() {
+  afd::Header header{};
+  header.orientation = 1;
+  header.components.push_back({1, 1, 1, 1, 1, afd::QuantTable{}});
+  header.components[0].quant_table->fill(65535);
+  JBLOCK block = {1, -1, 32767, -32768};
+  for (const Instructions instructions : {Instructions::kFastest, Instructions::kPortable}) {
+    std::int16_t out[afd::kCellCoefficients];
+    afd::GridCollector collector({0, 0, 8, 8}, 8, out, instructions);
+    collector.begin(header);
+    collector.take(0, 0, block);
+    CHECK(out[0] == 32767 && out[1] == -32768 && out[2] == 32767 && out[3] == -32768 && out[4] == 0);
+  }
+}
+
 void turning_back_gives_the_stored_grid() {
   std::minstd_rand random(5);
   constexpr std::uint32_t kSide = 5;
@@ -297,6 +312,7 @@ int main(int argc, char** argv) {
           {"damage_outside_a_region_is_found", damage_outside_a_region_is_found},
           {"damaged_files_are_prepared_or_fail", damaged_files_are_prepared_or_fail},
           {"cells_of_a_mirrored_axis_are_the_upright_ones", cells_of_a_mirrored_axis_are_the_upright_ones},
+          {"values_that_no_picture_needs_saturate", values_that_no_picture_needs_saturate},
           {"turning_back_gives_the_stored_grid", turning_back_gives_the_stored_grid},
           {"vector_and_portable_histories_are_equal", vector_and_portable_histories_are_equal},
           {"every_quality_is_estimated_from_its_table", every_quality_is_estimated_from_its_table},
