@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import os
 import re
 import subprocess
@@ -10,10 +11,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from afd_serve import _jpeg, jpeg
 from afd_serve.errors import (
@@ -117,6 +120,64 @@ class TestMemory:
         before = resident_bytes()
         decode(20_000)
         assert resident_bytes() - before < 2 << 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system may hand out the same memory again")
+class TestBuffersUsedAgain:
+    """The C++ tests run under AddressSanitizer, where no buffer is used again."""
+
+    @pytest.fixture(autouse=True)
+    def _no_buffers(self) -> None:
+        gc.collect()
+        self.decode(512)  # as much as is kept: nothing else is then
+
+    def decode(self, rows: int, columns: int = 512, progressive: bool = False) -> Any:
+        """A flat picture of so many blocks; a row of 512 fills the smallest buffer that is used again, 64 KiB."""
+        out = io.BytesIO()
+        Image.new("L", (8 * columns, 8 * rows), 128).save(out, "JPEG", progressive=progressive)
+        limits = jpeg.native_limits(jpeg.DEFAULT_LIMITS)
+        return _jpeg.read(out.getvalue(), limits, pixels=False, scale=8, tolerant=False, apply_orientation=False)
+
+    def address(self, rows: int, columns: int = 512) -> int:
+        return int(self.decode(rows, columns).buffer_address)
+
+    def test_by_pictures_that_need_them_to_half_at_least_and_no_others(self) -> None:
+        first = self.address(4)
+        assert self.address(4) == first
+        assert self.address(2) == first
+        assert self.address(3, columns=683) != first  # one block more than fits
+        assert self.address(1) != first
+
+    def test_the_smallest_that_fits(self) -> None:
+        held = [self.decode(rows) for rows in (8, 5, 6)]
+        smallest = held[1].buffer_address
+        held.clear()
+        assert self.address(5) == smallest
+
+    def test_by_one_picture_at_a_time(self) -> None:
+        for _ in range(3):
+            held = [self.decode(1 + i % 3) for i in range(40)]
+            assert len({decoded.buffer_address for decoded in held}) == 40
+            for i, decoded in enumerate(held):
+                decoded.coefficients[0][:] = i
+            assert all((decoded.coefficients[0] == i).all() for i, decoded in enumerate(held))
+            held.clear()
+
+    def test_zeroed_where_a_decoder_does_not_fill_them(self) -> None:
+        decoded = self.decode(1)
+        address = decoded.buffer_address
+        decoded.coefficients[0][:] = -1
+        del decoded
+        again = self.decode(1, progressive=True)
+        assert again.buffer_address == address
+        assert not again.coefficients[0].any()
+
+    def test_as_long_as_they_are_no_more_than_32_mib(self) -> None:
+        first, second = (self.decode(300) for _ in range(2))
+        kept = second.buffer_address
+        del first
+        del second
+        assert self.address(300) == kept
 
 
 class TestThreads:
