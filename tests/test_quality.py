@@ -73,6 +73,14 @@ def test_multiples_of_a_tables_steps_show_that_table_from_3_to_85(quality: int, 
     assert earlier_quality((multiples * scaled_table(quality)).astype(np.int16), scaled_table(100)) == found
 
 
+@pytest.mark.parametrize("frequency", range(1, 23))
+def test_each_of_the_first_21_ac_coefficients_can_show_an_earlier_compression(frequency: int) -> None:
+    multiples = np.zeros((100, 64), np.int16)
+    multiples[:, ZIGZAG_TO_NATURAL[frequency]] = 1 + np.arange(100) % 3
+    blocks = multiples.reshape(10, 10, 8, 8) * scaled_table(20).astype(np.int16)
+    assert (earlier_quality(blocks, scaled_table(100)) is not None) == (frequency <= 21)
+
+
 def test_a_flat_picture_is_good() -> None:
     blank = np.zeros((28, 28, 8, 8), np.int16)
     assert compression_history(blank, scaled_table(95)).good(reduction=1)

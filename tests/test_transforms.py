@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -88,6 +88,9 @@ def boxes(draw: st.DrawFn) -> tuple[int, int, tuple[float, float, float, float]]
     return width, height, (left, top, right, bottom)
 
 
+@example((40, 64, (0, 0, 40, 64)), 16, "bicubic", 0, False)  # exactly twice as many rows as columns are lost
+@example((32, 32, (1, 0, 32, 32)), 32, "bicubic", 0, False)  # a picture of the model's size that is not shown whole
+@example((32, 32, (0, 0, 32, 31)), 32, "bicubic", 0, False)
 @given(boxes(), st.integers(1, 100), st.sampled_from(sorted(PILLOWS)), st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=500)
 def test_resize_is_pillows_bit_for_bit(
