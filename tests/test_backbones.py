@@ -291,6 +291,13 @@ def test_of_many_candidates_some_are_named_and_the_others_counted() -> None:
         find_sites(network, classes=4, size=32)
 
 
+def test_a_deep_networks_blocks_are_among_the_candidates() -> None:
+    deep = SmallNet()
+    deep.entry = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(20)), deep.entry)
+    with pytest.raises(AttachError, match=r"entry\.19 \(3x32x32\).*, body \(8x16x16\), and 43 more"):
+        find_sites(deep.eval(), classes=4, size=32)
+
+
 def test_own_sites_are_checked() -> None:
     labels = ("a", "b", "c", "d")
     backbone = make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "fc"))

@@ -94,8 +94,10 @@ def _last_linear(module: nn.Module, classes: int) -> str:
 
 
 def _candidates(module: nn.Module, size: int, limit: int = 24) -> str:
+    """The outermost modules, whose names are shortest, so that a deep network's blocks are among them."""
     shapes = feature_maps(module, size)
-    shown = [f"{name} ({'x'.join(map(str, shape))})" for name, shape in list(shapes.items())[:limit]]
+    outermost = set(sorted(shapes, key=lambda name: name.count("."))[:limit])
+    shown = [f"{name} ({'x'.join(map(str, shape))})" for name, shape in shapes.items() if name in outermost]
     if len(shapes) > limit:
         shown.append(f"and {len(shapes) - limit} more")
     return ", ".join(shown) or "none"
