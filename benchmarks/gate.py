@@ -2,14 +2,15 @@
 
     python benchmarks/gate.py --images FOLDERS [--model efficientnet-lite0] [--pictures 100] --out DIR
 
-Photographs, better larger than four times the model's size, are reduced to multiples of that size and compressed. Each
-cell is the KL divergence of the protected classifier's probabilities from those of the uncompressed picture, over that
-of the bare classifier's: below 1, AFD helps. Writes DIR/gate.md, and DIR/gate.png with the line above which the gate
-stays closed.
+Photographs, at least twice and better four times as large as the model sees them, are reduced to multiples of its size
+and compressed. Each cell is the KL divergence of the protected classifier's probabilities from those of the
+uncompressed picture, over that of the bare classifier's: below 1, AFD helps. Writes DIR/gate.md, and DIR/gate.png with
+the line above which the gate stays closed.
 """
 
 import argparse
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def main() -> None:
     short_side = preprocessing.size / preprocessing.crop_fraction
     paths = np.random.default_rng(0).permutation(find_pictures(arguments.images))
     sums, seen = np.zeros((len(REDUCTIONS), len(QUALITIES), 2)), np.zeros(len(REDUCTIONS), int)
-    for photograph in track(photographs(paths, round(2 * short_side)), total=arguments.pictures):
+    least = round(2 * short_side)
+    for photograph in track(photographs(paths, least), total=arguments.pictures):
         for row, reduction in enumerate(REDUCTIONS):
             scale = reduction * short_side / min(photograph.size)
             if scale <= 1:
@@ -55,6 +57,8 @@ def main() -> None:
                 seen[row] += 1
         if seen.max() == arguments.pictures:
             break
+    if not seen.any():
+        sys.exit(f"none of {len(paths)} pictures is a colour photograph whose shorter side has {least} pixels or more")
     arguments.out.mkdir(parents=True, exist_ok=True)
     ratios = sums[..., 1] / sums[..., 0]
     table = as_table(ratios, seen)
