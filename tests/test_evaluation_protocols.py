@@ -10,8 +10,11 @@ from afd_serve.errors import ConfigError
 from afd_serve.evaluation.protocols import (
     PROTOCOLS,
     QUALITIES,
+    RESAVED,
+    SAVED_ONCE,
     TITLES,
     Condition,
+    _qualities,
     compress,
     conditions,
     model_crop,
@@ -119,6 +122,23 @@ def test_protocol_c_compresses_as_often_as_it_says() -> None:
         once = opened(file_of(images[0], "JPEG", quality=first))
         candidates += [file_of(once, "JPEG", quality=second) for second in QUALITIES]
     assert file in candidates
+
+
+def test_protocol_c_draws_each_quality_anew() -> None:
+    drawn = {
+        level: [_qualities(Condition("C", level), str(index), seed=0) for index in range(40)] for level in (2, 3, 4, 5)
+    }
+    for level, lists in drawn.items():
+        assert {len(qualities) for qualities in lists} == {level}
+        assert {quality for qualities in lists for quality in qualities} == set(QUALITIES)
+        assert any(len(set(qualities)) < level for qualities in lists), "one may come twice"
+    assert [qualities[:2] for qualities in drawn[5]] != drawn[2], "C/5 does not begin as C/2"
+
+
+def test_titles_say_what_was_done() -> None:
+    titled = {"clean": "as it is", "A/10": "QF 10", "C/3": "3 times", "resave": "10 then 95"}
+    assert {c.key: c.title for c in conditions(PROTOCOLS) if c.key in titled} == titled
+    assert (RESAVED.key, SAVED_ONCE.key) == ("resave", "A/10")
 
 
 def test_resave_hides_the_first_table() -> None:

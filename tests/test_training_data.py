@@ -15,7 +15,7 @@ from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.quality import estimate_quality, harmless_from
 from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
-from tests.conftest import scene
+from tests.conftest import recompressed, scene
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
 CLEAN = Recipe(p_native=0, p_clean=1, p_other_codec=0, p_colour=0, only_open=False)
@@ -70,6 +70,66 @@ def qualities(data: CompressedPairs) -> list[int]:
     return [estimate_quality(table) for table in tables]
 
 
+def test_closed_gates_are_drawn_anew_by_default(picture_folder: Callable[[int], Path]) -> None:
+    mostly_good = qualities(pairs(picture_folder(2), Recipe(p_clean=0.9, p_other_codec=0), batch_size=12))
+    assert all(harmless_from(quality) > 1 for quality in mostly_good)
+
+
+ONCE = Recipe(p_native=0, p_clean=0, p_mild=0, p_again=0, p_resave=0, p_other_codec=0, p_colour=0, only_open=False)
+"""Compressed once, heavily."""
+
+
+def test_a_resaved_picture_was_compressed_heavily_before(picture_folder: Callable[[int], Path]) -> None:
+    recipe = replace(ONCE, heavy=(8, 8), p_resave=1, resave=(95, 95), p_full_chroma=0)
+    resaved = pairs(picture_folder(2), recipe)._compress(np.random.default_rng(0), scene())
+    assert resaved == recompressed(scene(), 8, 95)
+
+
+def test_mild_and_heavy_compressions_have_their_own_qualities(picture_folder: Callable[[int], Path]) -> None:
+    folder, recipe = picture_folder(2), replace(ONCE, mild=(70, 72), heavy=(9, 11))
+    assert set(qualities(pairs(folder, recipe, batch_size=12))) == {9, 10, 11}
+    assert set(qualities(pairs(folder, replace(recipe, p_mild=1), batch_size=12))) == {70, 71, 72}
+
+
+@pytest.mark.parametrize(("p_full_chroma", "halvings"), [(0, 1), (1, 0)])
+def test_chroma_is_halved_or_not(picture_folder: Callable[[int], Path], p_full_chroma: int, halvings: int) -> None:
+    geometry = pairs(picture_folder(2), replace(ONCE, p_full_chroma=p_full_chroma))[0].inputs.geometry
+    assert (geometry[:, 1:] == halvings).all()
+
+
+def clean_crops(tmp_path: Path, pixels: list[np.ndarray], **changes: float) -> np.ndarray:
+    """What the teacher sees of these pictures, uint8 [N, 3, S, S]."""
+    for index, picture in enumerate(pixels):
+        Image.fromarray(picture.astype(np.uint8)).save(tmp_path / f"{index}.png")
+    recipe = replace(ONCE, **({"p_flip": 0, "p_turn": 0, "p_mix": 0} | changes))
+    return pairs(tmp_path, recipe, batch_size=24)[0].clean.numpy()
+
+
+@pytest.mark.parametrize("p_flip", [0, 1])
+def test_a_mirrored_picture_is_upright(tmp_path: Path, p_flip: int) -> None:
+    rising = np.broadcast_to(np.linspace(0, 200, 90)[:, None, None] + np.linspace(0, 50, 120)[:, None], (90, 120, 3))
+    crops = clean_crops(tmp_path, [rising] * 2, p_flip=p_flip).astype(int)
+    assert (crops[:, :, 60].mean((1, 2)) > crops[:, :, 3].mean((1, 2))).all()
+    assert ((crops[..., 60].mean((1, 2)) < crops[..., 3].mean((1, 2))) == p_flip).all()
+
+
+def test_mixed_pictures_show_both(tmp_path: Path) -> None:
+    black_and_white = [np.zeros((90, 120, 3)), np.full((90, 120, 3), 255)]
+    crops = clean_crops(tmp_path, black_and_white, p_mix=1)
+    assert any(crop.min() == 0 and crop.max() == 255 for crop in crops), "side by side or one above the other"
+    assert any(0 < crop.min() == crop.max() < 255 for crop in crops), "blended"
+    alone = clean_crops(tmp_path, black_and_white)
+    assert {(crop.min(), crop.max()) for crop in alone} == {(0, 0), (255, 255)}
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0, 0, 72), (128, 103, 153), (255, 183, 255)])
+def test_contrast_changes_about_the_middle_and_ends_at_black_and_white(
+    tmp_path: Path, value: int, low: int, high: int
+) -> None:
+    crops = clean_crops(tmp_path, [np.full((40, 40, 3), value)] * 2, p_colour=1)
+    assert low <= crops.min() < crops.max() <= high
+
+
 def test_a_recipe_that_opens_no_gate_is_refused(picture_folder: Callable[[int], Path]) -> None:
     with pytest.raises(ConfigError, match="only_open=False"):
         pairs(picture_folder(2), replace(CLEAN, only_open=True))[0]
@@ -121,10 +181,20 @@ def test_pictures_of_which_none_can_be_read_are_refused(tmp_path: Path) -> None:
         pairs(tmp_path)[0]
 
 
-def test_pictures_are_found_and_excluded(picture_folder: Callable[[int], Path]) -> None:
+def test_pictures_are_found_and_excluded(
+    picture_folder: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = picture_folder(4)
     assert len(find_pictures([folder])) == 4
     assert [path.name for path in find_pictures([folder], [folder / "0.png", folder / "2.png"])] == ["1.png", "3.png"]
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "2.png").rename(folder / "deep" / "er" / "2.PNG")
+    assert len(find_pictures([folder])) == 4
+    monkeypatch.chdir(folder.parent)
+    relative = [Path(folder.name, "deep"), Path(folder.name, "0.png")]
+    assert [path.name for path in find_pictures([folder], relative)] == ["1.png", "3.png"]
+    with pytest.raises(ConfigError, match="hold 1"):
+        find_pictures([folder / "0.png"])
     with pytest.raises(ConfigError, match="hold 0"):
         find_pictures([folder], [folder])
     with pytest.raises(ConfigError, match="does not exist"):

@@ -124,8 +124,7 @@ class CompressedPairs(Dataset[Pair]):
     def __getitem__(self, index: int) -> Pair:
         """Make batch ``index``."""
         random = np.random.default_rng((self.seed, index))
-        share = index * len(self.sizes) // self.batches
-        preprocessing = replace(self.preprocessing, size=self.sizes[min(share, len(self.sizes) - 1)])
+        preprocessing = replace(self.preprocessing, size=self.sizes[index * len(self.sizes) // self.batches])
         pairs = [self._pair(random, preprocessing) for _ in range(self.batch_size)]
         inputs = stack([picture for picture, _ in pairs], [True] * len(pairs))
         clean = torch.from_numpy(np.stack([pixels for _, pixels in pairs])).permute(0, 3, 1, 2)
