@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation import compare as compare_module
@@ -89,6 +91,50 @@ def test_a_model_of_ours_stands_for_its_presets_row(config: CompareConfig, tiny_
     assert row.latency is not None
     assert row.latency.opened.value > 0
     assert Row.from_json(row.to_json()) == row
+
+
+def comparison_of(config: CompareConfig) -> compare_module._Comparison:
+    config.out.mkdir()
+    return compare_module._Comparison(config, (), compare_module._silent)
+
+
+def test_nothing_is_fitted_on_labelled_pictures_not_even_on_those_that_a_limit_leaves_out(
+    config: CompareConfig,
+) -> None:
+    comparison = comparison_of(replace(config, limit=1))
+    assert len(comparison.pictures) == 1
+    assert sorted(path.name for path in comparison.unlabelled) == ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_every_fit_is_as_the_comparison_says(config: CompareConfig) -> None:
+    chosen = replace(config, steps=7, batch_size=5, size=96, seed=3, workers=2, bf16=True)
+    fitting = comparison_of(chosen).fitting
+    found = (fitting.steps, fitting.batch_size, fitting.sizes, fitting.seed, fitting.workers, fitting.bf16)
+    assert found == (7, 5, (96,), 3, 2, True)
+
+
+def test_a_method_is_applied_to_every_picture_and_gated_for_clean_ones_once_more(config: CompareConfig) -> None:
+    def engine(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        gate = inputs[-1]
+        return torch.stack((1 - gate, gate), dim=1), gate  # class 1 where the gate is open
+
+    comparison = comparison_of(config)
+    picture = next(picture for picture in comparison.pictures if picture.label == 1)
+    expected = dict.fromkeys((condition.key for condition in CONDITIONS), 1) | {GATED_CLEAN: 0}
+    assert comparison._answers(engine, picture) == expected
+
+
+def test_a_row_is_timed_later_without_being_computed_again(
+    config: CompareConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = compare(config, ["direct"])
+    timed = replace(config, rounds=1)
+    monkeypatch.setattr(compare_module._Comparison, "_hits", None)
+    (later,) = compare(timed, ["direct"])
+    assert later.latency is not None
+    assert replace(later, latency=None) == row
+    monkeypatch.setattr(compare_module._Comparison, "_build", None)
+    assert compare(timed, ["direct"]) == compare(config, ["direct"]) == [later]
 
 
 def test_an_unknown_row_names_the_known(config: CompareConfig) -> None:
