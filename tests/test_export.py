@@ -1,6 +1,7 @@
 """Deployment: TorchScript, its signature, and the checks around both."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -12,9 +13,19 @@ from torch.nn.utils import parametrizations
 
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
 from afd_serve.config import PRESETS, SERVED_PRESET
+from afd_serve.engines import Engine
 from afd_serve.errors import CheckpointError, ExportError
 from afd_serve.evaluation.latency import deployed_forms
-from afd_serve.export import FEATURES_NAME, MODEL_NAME, deploy, example_inputs, export_classifier, load_deployed
+from afd_serve.export import (
+    FEATURES_NAME,
+    MODEL_NAME,
+    _check_parity,
+    _check_pictures,
+    deploy,
+    example_inputs,
+    export_classifier,
+    load_deployed,
+)
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.signature import SIGNATURE_NAME, Signature
@@ -230,6 +241,42 @@ def test_a_signature_from_before_precisions_still_reads(tiny_run: Path, tmp_path
 def test_an_unknown_precision_is_refused(tiny_run: Path) -> None:
     with pytest.raises(ExportError, match="bfloat16"):
         deploy(tiny_run, precision="float8")
+
+
+def answering(*, opened: float = 0.0, closed: float = 0.0) -> Engine:
+    """An engine that gives its first class this logit, and its second class zero."""
+
+    def engine(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        gate = inputs[-1]
+        first = torch.where(gate > 0, opened, closed)
+        return torch.stack((first, torch.zeros_like(gate)), dim=1), gate
+
+    return engine
+
+
+@pytest.mark.parametrize("gate", ["opened", "closed"])
+@pytest.mark.parametrize("logit", [0.1, -0.1, math.nan])
+def test_an_engine_that_says_something_else_of_a_real_picture_is_refused(
+    tiny: Backbone, gate: str, logit: float
+) -> None:
+    with pytest.raises(ExportError, match=r"a probability of a real picture is off by"):
+        _check_pictures(answering(), answering(**{gate: logit}), tiny.preprocessing, "float32")
+
+
+def test_how_far_an_engine_is_off_at_worst_is_found(tiny: Backbone) -> None:
+    found = _check_pictures(answering(), answering(opened=0.001, closed=-0.002), tiny.preprocessing, "float32")
+    assert found == pytest.approx(0.0005, rel=1e-3)
+
+
+@pytest.mark.parametrize("off", [2e-4, -2e-4, math.nan])
+@pytest.mark.parametrize("output", range(2))
+def test_a_compiled_classifier_that_says_something_else_of_noise_is_refused(off: float, output: int) -> None:
+    expected = torch.tensor([[1.0, -0.5]]), torch.tensor([0.5])
+    said = list(expected)
+    said[output] = said[output] + off
+    _check_parity([expected], [expected], 1e-4)
+    with pytest.raises(ExportError, match=r"of the scripted classifier is off by"):
+        _check_parity([expected, expected], [expected, (said[0], said[1])], 1e-4)
 
 
 @pytest.mark.parametrize("name", [MODEL_NAME, SIGNATURE_NAME])
