@@ -40,12 +40,18 @@ def test_forms_take_turns() -> None:
     assert "".join(clock.order).endswith("bco" * 4)
 
 
+def test_the_first_rounds_warm_up_and_do_not_count() -> None:
+    clock, cold_then_warm = Clock(), [9.0] * 5 + [1.0] * 4
+    assert time_forms(clock.forms(cold_then_warm, cold_then_warm, cold_then_warm), 4, clock).tolist() == [[1.0] * 3] * 4
+
+
 def test_ratios_are_of_medians_and_have_intervals() -> None:
     clock = Clock()
-    found = measure(clock.forms([0.01], [0.01, 0.01, 0.02], [0.012, 0.012, 0.012, 0.5]), 60, clock)
+    found = measure(clock.forms([0.01], [0.011, 0.011, 0.02], [0.012, 0.012, 0.012, 0.5]), 60, clock)
     assert found.bare_ms == pytest.approx(10.0)
-    assert found.closed.value == pytest.approx(1.0)
+    assert found.closed.value == pytest.approx(1.1)
     assert found.opened.value == pytest.approx(1.2)
+    assert found.closed.low <= found.closed.value <= found.closed.high < 3
     assert found.opened.low <= found.opened.value <= found.opened.high < 10
     assert (found.rounds, found.batch) == (60, 1)
 

@@ -187,7 +187,7 @@ def test_a_changed_file_of_an_archive_is_refused(unpacked: Path, name: str) -> N
         check_seal(unpacked)
 
 
-@pytest.mark.parametrize("seal", [None, "", "[]", "{}", "no json"])
+@pytest.mark.parametrize("seal", [None, "", "[]", '["model.pt"]', "{}", "no json"])
 def test_an_archive_without_a_seal_is_refused(unpacked: Path, seal: str | None) -> None:
     (unpacked / SEAL_NAME).unlink()
     if seal is not None:
