@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_ratios_are_of_medians_and_have_intervals() -> None:
     assert found.closed.low <= found.closed.value <= found.closed.high < 3
     assert found.opened.low <= found.opened.value <= found.opened.high < 10
     assert (found.rounds, found.batch) == (60, 1)
+
+
+def test_milliseconds_are_those_of_one_picture() -> None:
+    clock = Clock()
+    found = measure(replace(clock.forms([0.04], [0.06], [0.08]), batch=4), 3, clock)
+    assert (found.bare_ms, found.batch) == (pytest.approx(10.0), 4)
+    assert (found.closed.value, found.opened.value) == (pytest.approx(1.5), pytest.approx(2.0))
 
 
 def test_one_thread_while_it_measures_and_as_before_afterwards() -> None:

@@ -101,7 +101,7 @@ def test_examples_are_mostly_won_and_one_is_lost() -> None:
     answers: dict[Key, Answer] = {}
     for index, picture in enumerate(pictures):
         bare, afd = (0, 1) if index < 10 else (1, 0) if index < 13 else (1, 1)  # won, lost, right all along
-        answers |= {(picture.id, "A/10", on): Answer((first,)) for on, first in ((False, bare), (True, afd))}
+        answers |= {(picture.id, "A/10", on): Answer((first, 7)) for on, first in ((False, bare), (True, afd))}
     chosen = choose_examples(answers, pictures, condition)
     assert len({picture.id for picture in chosen}) == len(chosen) == 5
     assert [int(picture.id) < 10 for picture in chosen] == [True] * 4 + [False]

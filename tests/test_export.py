@@ -56,7 +56,7 @@ def test_a_closed_gate_is_the_scripted_bare_backbone_bit_for_bit(tiny_run: Path)
 
 
 def test_an_exported_folder_says_everything_a_server_needs(tiny_run: Path, tmp_path: Path) -> None:
-    exported = export_classifier(tiny_run, tmp_path / "out")
+    exported = export_classifier(tiny_run, tmp_path / "models" / "out")
     assert sorted(path.name for path in exported.folder.iterdir()) == [FEATURES_NAME, MODEL_NAME, SIGNATURE_NAME]
     signature = Signature.from_json((exported.folder / SIGNATURE_NAME).read_text())
     assert signature == exported.signature
