@@ -98,8 +98,15 @@ class ReadBeside(nn.Module):
         return z
 
 
-def before_a_norm(conv: nn.Conv2d, **options: Any) -> nn.Module:
+def before_a_norm(conv: nn.Conv2d, **options: Any) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(3, **options))
+
+
+def with_hooks(network: nn.Sequential, index: int) -> nn.Module:
+    """With one hook that changes what goes into a layer, and one that changes what comes out."""
+    network[index].register_forward_pre_hook(lambda _, inputs: (inputs[0] + 1,))
+    network[index].register_forward_hook(lambda _, __, output: 2 * output)
+    return network
 
 
 UNUSUAL = {
@@ -113,6 +120,8 @@ UNUSUAL = {
     "no statistics": lambda: before_a_norm(nn.Conv2d(3, 3, 3), track_running_stats=False),
     "weight norm": lambda: before_a_norm(parametrizations.weight_norm(nn.Conv2d(3, 3, 3))),
     "spectral norm": lambda: before_a_norm(parametrizations.spectral_norm(nn.Conv2d(3, 3, 3))),
+    "hooks of the convolution": lambda: with_hooks(before_a_norm(nn.Conv2d(3, 3, 3)), 0),
+    "hooks of the norm": lambda: with_hooks(before_a_norm(nn.Conv2d(3, 3, 3)), 1),
 }
 
 
@@ -243,6 +252,15 @@ def test_a_gated_convolution_keeps_its_geometry(pictures: int) -> None:
     fold_gates(trunk, [gate])
     assert isinstance(trunk.get_submodule("afd_0"), GatedConv)
     torch.testing.assert_close(trunk(picture(pictures), shift), expected)
+
+
+def test_a_gate_stays_behind_a_convolution_with_hooks() -> None:
+    net = with_hooks(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0).eval()
+    trunk = attach(net, [Insertion("0", GATES[0], ("shift",))], inputs=("shift",))
+    expected = trunk(picture(), torch.ones(2, 20))
+    fold_gates(trunk, GATES)
+    assert trunk.get_submodule("afd_0") is GATES[0]
+    torch.testing.assert_close(trunk(picture(), torch.ones(2, 20)), expected)
 
 
 @pytest.mark.parametrize("padding", [{"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}])

@@ -22,6 +22,7 @@ __all__ = [
     "attach",
     "conv_arguments",
     "convolutions",
+    "has_hooks",
     "owns_kernel",
     "probe_shapes",
     "trace",
@@ -224,11 +225,17 @@ def convolutions(backbone: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 def owns_kernel(conv: nn.Conv2d) -> bool:
-    """Whether the kernel is a parameter, and not the result of a weight norm, a spectral norm or another computation.
+    """Whether the kernel is a parameter, and decides with the bias alone what the convolution gives.
 
-    The kernel of such a convolution cannot be replaced.
+    Where it is the result of a weight norm, a spectral norm or another computation, or where there is a hook, it cannot
+    be replaced.
     """
-    return "weight" in dict(conv.named_parameters(recurse=False))
+    return "weight" in dict(conv.named_parameters(recurse=False)) and not has_hooks(conv)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether more than its ``forward`` runs when a module is called, which what takes its place would not do."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001: no public name tells
 
 
 def _only_call(graph: fx.Graph, site: str) -> fx.Node:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from afd_serve.models.adapters import KernelAdapter
-from afd_serve.models.attach import KernelChange, owns_kernel, trace
+from afd_serve.models.attach import KernelChange, has_hooks, owns_kernel, trace
 from afd_serve.models.gates import ChannelGate
 
 __all__ = ["GateParts", "GatedActivation", "GatedConv", "fold_gates", "fold_kernels", "fold_norms"]
@@ -23,8 +23,8 @@ def fold_norms(backbone: nn.Module) -> nn.Module:
     """A copy of an inference-mode backbone with every BatchNorm folded into the convolution before it.
 
     The norms stay as identities, so that every attach site keeps its name. The rounding is that of `torch.jit.freeze`.
-    Norms stay as they are where they or the convolution are called more than once, where they have no running
-    statistics, and where the kernel is computed anew at each call (`torch.nn.utils.parametrize`).
+    Norms stay as they are where they or the convolution are called more than once or have hooks, where they have no
+    running statistics, and where the kernel is computed anew at each call (`torch.nn.utils.parametrize`).
     """
     folded = copy.deepcopy(backbone)
     modules = dict(folded.named_modules())
@@ -56,7 +56,8 @@ def _convolution_and_norm(
     if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
         return None
     alone = uses[str(before.target)] == uses[str(node.target)] == 1
-    return (conv, norm) if alone and owns_kernel(conv) and norm.running_mean is not None else None
+    plain = owns_kernel(conv) and norm.running_mean is not None and not has_hooks(norm)
+    return (conv, norm) if alone and plain else None
 
 
 def _fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -206,7 +207,7 @@ def _convolution_before(node: object, modules: dict[str, nn.Module]) -> tuple[fx
     while isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1:
         module = modules[str(node.target)]
         if isinstance(module, nn.Conv2d):
-            plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+            plain = module.padding_mode == "zeros" and not isinstance(module.padding, str) and not has_hooks(module)
             return (node, module) if plain else None
         if not isinstance(module, nn.Identity):
             return None
