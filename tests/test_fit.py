@@ -216,3 +216,17 @@ def test_distances_are_in_units_of_variance() -> None:
     assert loss([taps + 2, embedding], [taps, embedding]) == pytest.approx(1.0)
     assert loss([taps, embedding + 3], [taps, embedding]) == pytest.approx(2.0)
     torch.testing.assert_close(loss.embedding_distance(embedding + 3, embedding), torch.ones(2))
+
+
+def test_taps_share_a_weight_of_one_each_in_its_own_units() -> None:
+    loss = FeatureLoss([torch.full((3,), 0.04), torch.full((4,), 9.0)], torch.ones(5), embedding_weight=0.0)
+    shallow, deep, embedding = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 4, 4), torch.randn(2, 5)
+    clean = [shallow, deep, embedding]
+    assert loss([shallow + 0.2, deep, embedding], clean) == pytest.approx(0.5, rel=1e-4)
+    assert loss([shallow + 0.2, deep + 3, embedding], clean) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_channel_that_never_varies_has_a_finite_distance() -> None:
+    loss = FeatureLoss([torch.tensor([0.0, 1.0])], torch.ones(5), embedding_weight=1.0)
+    taps, embedding = torch.zeros(2, 2, 4, 4), torch.zeros(2, 5)
+    assert loss([taps, embedding], [taps, embedding]) == 0

@@ -235,7 +235,7 @@ def owns_kernel(conv: nn.Conv2d) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether more than its ``forward`` runs when a module is called, which what takes its place would not do."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001: no public name tells
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 (no public name tells)
 
 
 def _only_call(graph: fx.Graph, site: str) -> fx.Node:
