@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <random>
 #include <vector>
 
 #include "../error.h"
 #include "../huffman_tables.h"
 #include "../unstuff.h"
+#include "hand_made.h"
 #include "outcome.h"
 #include "reading.h"
 #include "recorder.h"
@@ -20,12 +20,17 @@
 namespace {
 
 using afd::Bytes;
+using afd::Codes;
 using afd::coefficients_of;
 using afd::encode;
 using afd::EncodeOptions;
+using afd::hand_made;
+using afd::kBlocks;
 using afd::kinds;
 using afd::kLimits;
 using afd::pixels_of;
+using afd::random_file;
+using afd::random_progressive_file;
 using afd::read;
 using afd::reference_coefficients;
 
@@ -218,117 +223,6 @@ void decoders_agree_on_damaged_files() {
   }
 }
 
-// Writes a file bit by bit.
-struct Bits {
-  void write(std::uint32_t value, unsigned count) {
-    for (unsigned i = count; i-- > 0;) {
-      byte = static_cast<std::uint8_t>(byte << 1 | (value >> i & 1));
-      if (++filled % 8 != 0) continue;
-      bytes.push_back(byte);
-      if (byte == 0xFF) bytes.push_back(0);
-    }
-  }
-
-  // The code of length i + 1 for the i-th symbol of a table is i ones and a zero.
-  void write_code(std::size_t i) { write((1U << (i + 1)) - 2, static_cast<unsigned>(i + 1)); }
-
-  void fill_up() {
-    while (filled % 8 != 0) write(1, 1);
-  }
-
-  Bytes bytes;
-  std::uint8_t byte = 0;
-  std::size_t filled = 0;
-};
-
-// The symbols of each table, by the length of their codes.
-struct Codes {
-  Bytes dc;
-  Bytes ac;
-};
-
-void append_table(Bytes& file, std::uint8_t number, const Bytes& symbols) {
-  file.insert(file.end(), {0xFF, 0xC4, 0, static_cast<std::uint8_t>(19 + symbols.size()), number});
-  for (std::size_t length = 1; length <= 16; ++length) file.push_back(length <= symbols.size() ? 1 : 0);
-  file.insert(file.end(), symbols.begin(), symbols.end());
-}
-
-// A gray picture, one block high.
-Bytes hand_made(std::size_t blocks, const Codes& codes, const Bytes& data) {
-  Bytes file{0xFF, 0xD8, 0xFF, 0xDB, 0, 67, 0};
-  file.insert(file.end(), DCTSIZE2, 1);
-  const std::size_t width = DCTSIZE * blocks;
-  file.insert(file.end(), {0xFF, 0xC0, 0, 11, 8, 0, 8, static_cast<std::uint8_t>(width >> 8),
-                           static_cast<std::uint8_t>(width), 1, 1, 0x11, 0});
-  append_table(file, 0x00, codes.dc);
-  append_table(file, 0x10, codes.ac);
-  file.insert(file.end(), {0xFF, 0xDA, 0, 8, 1, 1, 0, 0, 63, 0});
-  file.insert(file.end(), data.begin(), data.end());
-  file.insert(file.end(), {0xFF, 0xD9});
-  return file;
-}
-
-// Tables as no encoder makes them: the commonest symbols may have the longest codes, and several codes one symbol.
-Codes unusual_codes(std::minstd_rand& random) {
-  Codes codes;
-  for (int size = 0; size < 16; ++size) codes.dc.push_back(static_cast<std::uint8_t>(size));
-  codes.ac = {0x00, 0x00, 0xF0, 0xF0, 0x01, 0x11, 0xE1, 0x0F};
-  while (codes.ac.size() < 16) codes.ac.push_back(static_cast<std::uint8_t>(random() % 256 | 1));
-  std::shuffle(codes.dc.begin(), codes.dc.end(), random);
-  std::shuffle(codes.ac.begin(), codes.ac.end(), random);
-  return codes;
-}
-
-void write_dc(Bits& bits, const Codes& codes, std::minstd_rand& random, int& last) {
-  const std::size_t i = random() % codes.dc.size();
-  const unsigned size = codes.dc[i];
-  const std::uint32_t magnitude = size == 0 ? 0 : 1U << (size - 1) | random() % (1U << (size - 1));
-  const bool is_negative = last > 0;
-  last += is_negative ? -static_cast<int>(magnitude) : static_cast<int>(magnitude);
-  bits.write_code(i);
-  bits.write(is_negative ? ~magnitude : magnitude, size);
-}
-
-void write_ac(Bits& bits, const Codes& codes, std::minstd_rand& random) {
-  const bool has_end = random() % 2 == 0;  // a block that is full has none
-  for (int k = 1; k <= 63;) {
-    const std::size_t i = random() % codes.ac.size();
-    const int run = codes.ac[i] >> 4;
-    const unsigned size = codes.ac[i] & 15;
-    const bool is_end = size == 0 && run == 0;
-    if (is_end ? !has_end : k + run > 63) continue;
-    bits.write_code(i);
-    bits.write(static_cast<std::uint32_t>(random()), size);
-    k = is_end ? 64 : k + run + 1;
-  }
-}
-
-void write_too_many_ac(Bits& bits, const Codes& codes, std::minstd_rand& random) {
-  for (int k = 1; k <= 63;) {
-    const std::size_t i = random() % codes.ac.size();
-    const int run = codes.ac[i] >> 4;
-    if (codes.ac[i] == 0 || k + run == 63) continue;
-    bits.write_code(i);
-    bits.write(static_cast<std::uint32_t>(random()), codes.ac[i] & 15U);
-    k += run + 1;
-  }
-}
-
-constexpr std::size_t kBlocks = 60;
-
-// `too_long` is the block that has more coefficients than a block can have, if any.
-Bytes random_file(std::minstd_rand& random, std::optional<std::size_t> too_long) {
-  const Codes codes = unusual_codes(random);
-  Bits bits;
-  int last_dc = 0;
-  for (std::size_t block = 0; block < kBlocks; ++block) {
-    write_dc(bits, codes, random, last_dc);
-    block == too_long ? write_too_many_ac(bits, codes, random) : write_ac(bits, codes, random);
-  }
-  bits.fill_up();
-  return hand_made(kBlocks, codes, bits.bytes);
-}
-
 std::vector<JCOEF> some_blocks_of(const std::vector<JCOEF>& row) {
   return std::vector<JCOEF>(row.begin() + 40 * DCTSIZE2, row.begin() + 45 * DCTSIZE2);
 }
@@ -357,6 +251,19 @@ void any_tables_are_decoded() {
   }
 }
 
+void any_tables_of_progressive_files_are_decoded() {
+  std::minstd_rand random(10);
+  for (int i = 0; i < 300; ++i) {
+    const Bytes file = random_progressive_file(random, i % 2 == 0 ? 0 : 7);
+    const std::vector<JCOEF> expected = reference_coefficients(file);
+    for (const afd::Decoder decoder : {afd::Decoder::kFastest, afd::Decoder::kPortable}) {
+      const afd::Picture picture = read(file, {false, 8, false, decoder});
+      CHECK(picture.own_scans == 3);
+      CHECK(coefficients_of(picture) == expected);
+    }
+  }
+}
+
 // libjpeg stores what is counted beyond a block as the block's last coefficient, without a warning.
 void runs_beyond_the_last_coefficient_are_libjpegs() {
   std::minstd_rand random(9);
@@ -367,14 +274,21 @@ void runs_beyond_the_last_coefficient_are_libjpegs() {
   }
 }
 
-// Ones fill the last byte, and no code consists of ones only: what is missing there must not pass for an end of block.
+// Ones fill the last byte, and no code consists of ones only: what is missing there must not pass for an end of block,
+// nor where nobody wants the block.
 void a_block_without_its_end_is_damage() {
   const Codes codes{{0}, {0}};
-  const Bytes sound = hand_made(1, codes, {0b00111111});
-  CHECK(read(sound).own_scans == 1);
-  const Bytes cut = hand_made(1, codes, {0b01111111});
-  CHECK(read(cut, {}, true).warning_count > 0);
+  CHECK(read(hand_made(4, codes, {0b00000000})).own_scans == 1);
+  const Bytes cut = hand_made(4, codes, {0b00000001});
   CHECK(decoders_agree_on(cut));
+  afd::Recorder recorder;
+  afd::ReadOptions options{true};
+  options.region = afd::Region{0, 0, 8, 8};
+  for (afd::CoefficientSink* sink :
+       {static_cast<afd::CoefficientSink*>(nullptr), static_cast<afd::CoefficientSink*>(&recorder)}) {
+    options.sink = sink;
+    CHECK(read(cut, options, true).warning_count > 0);
+  }
 }
 
 // Differences may add up to what no coefficient can hold, and in the end to what no integer can: nothing of ours.
@@ -436,6 +350,7 @@ int main(int argc, char** argv) {
           {"decoders_agree_on_truncated_files", decoders_agree_on_truncated_files},
           {"decoders_agree_on_damaged_files", decoders_agree_on_damaged_files},
           {"any_tables_are_decoded", any_tables_are_decoded},
+          {"any_tables_of_progressive_files_are_decoded", any_tables_of_progressive_files_are_decoded},
           {"runs_beyond_the_last_coefficient_are_libjpegs", runs_beyond_the_last_coefficient_are_libjpegs},
           {"a_block_without_its_end_is_damage", a_block_without_its_end_is_damage},
           {"a_dc_coefficient_of_more_than_16_bits_is_libjpegs", a_dc_coefficient_of_more_than_16_bits_is_libjpegs},
