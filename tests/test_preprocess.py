@@ -32,6 +32,7 @@ from tests.jpeg_files import (
     ARITHMETIC,
     DQT,
     SAMPLINGS,
+    adobe_segment,
     after_soi,
     exif_segment,
     find_segment,
@@ -266,6 +267,16 @@ def test_other_colour_spaces_are_accepted(mode: str) -> None:
     assert picture.estimated_quality == 50
 
 
+@pytest.mark.parametrize("transform", [0, 2], ids=["cmyk", "ycck"])
+def test_four_components_are_judged_by_their_pixels(transform: int) -> None:
+    made = make_jpeg(64, 64, SAMPLINGS["four"], prefix=adobe_segment(transform))
+    picture = prepare(made.data, PREPROCESSING, crop=False)
+    assert np.array_equal(picture.rgb, jpeg.read(made.data, pixels=True).pixels)
+    assert not np.array_equal(
+        picture.dequantized[0, 0, :64], (made.coefficients[0] * made.quant_tables[0])[0, 0].ravel()
+    )
+
+
 def test_grayscale_has_empty_chroma_blocks() -> None:
     picture = prepare(encoded(scene().convert("L"), quality=50), PREPROCESSING)
     assert picture.dequantized[:, :, :64].any()
@@ -281,9 +292,13 @@ def test_whether_a_picture_is_good_depends_on_how_far_it_is_reduced(side: int, g
 
 def test_a_resaved_picture_carries_the_heavier_tables() -> None:
     size = Preprocessing(224, 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3)
-    picture = prepare(recompressed(scene(224, 224), 10, 95), size, crop=False)
+    data = recompressed(scene(224, 224), 10, 95)
+    picture = prepare(data, size, crop=False)
     assert picture.history.resaved
-    assert (picture.quant_tables[0] >= scaled_table(15).reshape(64)).all()
+    assert picture.history.quality < 15
+    for i, component in enumerate(jpeg.read(data).components):
+        earlier = scaled_table(picture.history.quality, chroma=i > 0)
+        assert np.array_equal(picture.quant_tables[i], np.maximum(component.quant_table, earlier).reshape(64))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])

@@ -135,6 +135,21 @@ void scans_are_counted_without_decoding() {
   }
 }
 
+void what_only_looks_like_a_scan_is_not_counted() {
+  Bytes file{0xFF, 0xD8, 0xFF, 0x01, 0xFF, 0xE0, 1, 2};                       // SOI, TEM, and a segment of 258 bytes
+  for (int i = 0; i < 128; ++i) file.insert(file.end(), {0xFF, 0xDA});        // in it
+  file.insert(file.end(), {0xFF, 0xFF, 0xFF, 0xDA, 0, 2, 1, 0xFF, 0, 2});     // a scan, with fill bytes; stuffing
+  file.insert(file.end(), {0xFF, 0xD0, 3, 0xFF, 0xD7, 0xFF, 0xDA, 0, 2, 4});  // restarts; another scan
+  const std::size_t size = file.size();
+  file.insert(file.end(), {0xFF, 0xD9, 0xFF, 0xDA, 0, 2, 5});  // EOI
+  CHECK(afd::count_scans(file.data(), file.size(), 100) == 2);
+  for (std::size_t length = 0; length < size; ++length) {
+    const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[length]);
+    std::copy_n(file.begin(), length, exact.get());
+    CHECK(afd::count_scans(exact.get(), length, 100) <= 2);
+  }
+}
+
 void exif_is_read_within_its_bounds() {
   const std::uint8_t segment[] = {'E', 'x', 'i', 'f',  0, 0, 'M', 'M', 0, 42, 0, 0, 0, 8,
                                   0,   1,   1,   0x12, 0, 3, 0,   0,   0, 1,  0, 6, 0, 0};
@@ -142,6 +157,16 @@ void exif_is_read_within_its_bounds() {
   for (std::size_t length = 0; length < sizeof segment - 2; ++length) {
     const Bytes part(segment, segment + length);
     CHECK(afd::exif_orientation(part.data(), part.size()) == 0);
+  }
+}
+
+void what_is_no_tiff_has_no_orientation() {
+  const Bytes segment{'E', 'x', 'i', 'f', 0, 0, 'I', 'I', 42, 0, 8, 0, 0, 0, 1, 0, 0x12, 1, 3, 0, 1, 0, 0, 0, 6, 0};
+  CHECK(afd::exif_orientation(segment.data(), segment.size()) == 6);
+  for (const Bytes& start : {Bytes{'I', 'M', 42}, {'M', 'I', 42}, {'X', 'X', 42}, {'I', 'I', 43}}) {
+    Bytes other = segment;
+    std::copy(start.begin(), start.end(), other.begin() + 6);
+    CHECK(afd::exif_orientation(other.data(), other.size()) == 0);
   }
 }
 
@@ -228,7 +253,9 @@ int main(int argc, char** argv) {
           {"flipped_bytes_fail_or_decode_and_leak_nothing", flipped_bytes_fail_or_decode_and_leak_nothing},
           {"limits_name_themselves", limits_name_themselves},
           {"scans_are_counted_without_decoding", scans_are_counted_without_decoding},
+          {"what_only_looks_like_a_scan_is_not_counted", what_only_looks_like_a_scan_is_not_counted},
           {"exif_is_read_within_its_bounds", exif_is_read_within_its_bounds},
+          {"what_is_no_tiff_has_no_orientation", what_is_no_tiff_has_no_orientation},
           {"app1_is_read_within_its_bounds", app1_is_read_within_its_bounds},
           {"threads_share_nothing", threads_share_nothing},
           {"pictures_go_into_the_callers_memory", pictures_go_into_the_callers_memory},
