@@ -136,12 +136,12 @@ void scans_are_counted_without_decoding() {
 }
 
 void what_only_looks_like_a_scan_is_not_counted() {
-  Bytes file{0xFF, 0xD8, 0xFF, 0x01, 0xFF, 0xE0, 1, 2};                       // SOI, TEM, and a segment of 258 bytes
-  for (int i = 0; i < 128; ++i) file.insert(file.end(), {0xFF, 0xDA});        // in it
+  Bytes file{0xFF, 0xD8, 0xFF, 0x01, 0xFF, 0xE0, 2, 2};                       // SOI, TEM, and a segment of 514 bytes
+  for (int i = 0; i < 256; ++i) file.insert(file.end(), {0xFF, 0xDA});        // in it
   file.insert(file.end(), {0xFF, 0xFF, 0xFF, 0xDA, 0, 2, 1, 0xFF, 0, 2});     // a scan, with fill bytes; stuffing
   file.insert(file.end(), {0xFF, 0xD0, 3, 0xFF, 0xD7, 0xFF, 0xDA, 0, 2, 4});  // restarts; another scan
   const std::size_t size = file.size();
-  file.insert(file.end(), {0xFF, 0xD9, 0xFF, 0xDA, 0, 2, 5});  // EOI
+  file.insert(file.end(), {0xFF, 0xD9, 0, 2, 0xFF, 0xDA, 0, 2, 5});  // EOI
   CHECK(afd::count_scans(file.data(), file.size(), 100) == 2);
   for (std::size_t length = 0; length < size; ++length) {
     const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[length]);
