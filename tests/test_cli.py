@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from afd_serve.cli import main
-from afd_serve.cli.fitting import _interruptible
+from afd_serve.cli.interruption import interruptible
 from afd_serve.errors import ConfigError
 from afd_serve.export import export_classifier
 from afd_serve.mode import Mode
@@ -293,7 +293,7 @@ class Ended(Dataset[int]):
 
 
 def test_the_end_of_a_process_that_loads_pictures_is_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as exit_info, _interruptible("interrupted; it goes on"):
+    with pytest.raises(typer.Exit) as exit_info, interruptible("interrupted; it goes on"):
         next(iter(DataLoader(Ended(), num_workers=1)))
     assert exit_info.value.exit_code == 130
     assert capsys.readouterr().err.startswith("interrupted; it goes on (DataLoader worker")
@@ -347,6 +347,26 @@ def test_what_is_no_port_is_refused(
             status, _, err = run("serve", server, "--state-dir", tmp_path, option, port)
             assert status == 2
             assert option in err
+
+
+@pytest.mark.parametrize("server", ["torchserve", "triton"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_can_be_interrupted(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str, number: signal.Signals
+) -> None:
+    ended = []
+
+    def start(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            ended.append(server)
+
+    module = {"torchserve": "quickstart", "triton": "triton_quickstart"}[server]
+    monkeypatch.setattr(f"afd_serve.servers.{module}.serve_{server}", start)
+    status, out, err = run("serve", server, "--state-dir", tmp_path)
+    assert (status, out, err) == (130, "", "interrupted; what was being started has ended\n")
+    assert ended == [server]
 
 
 def test_stop_holds_the_state_directory(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,16 +1,14 @@
 # ruff: noqa: PLC0415
 """Commands that work for long, and can be interrupted: fit, evaluate, compare."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from afd_serve.cli.options import DEFAULT_MODEL, INTERRUPTED, ModelOption
+from afd_serve.cli.interruption import interruptible
+from afd_serve.cli.options import DEFAULT_MODEL, ModelOption
 from afd_serve.config import PRESETS, SERVED_PRESET
 from afd_serve.progress import task
 
@@ -53,7 +51,7 @@ def fit(
     config = FitConfig(
         backbone, _folders(images), out, preset=preset, seed=seed, exclude=tuple(exclude or ()), init=init, **settings
     )
-    with _interruptible("interrupted; the same command goes on from the last step"):
+    with interruptible("interrupted; the same command goes on from the last step"):
         result = run_fit(config)
     typer.echo(
         f"{result.weights} (loss {result.loss:.4f}); next: afd-serve evaluate --model {out} --images ... --out ..."
@@ -81,7 +79,7 @@ def evaluate(
     from afd_serve.evaluation.study import Study, run_study
 
     study = Study(model, images, out, parse_protocols(protocol), split, limit, seed, threads, latency)
-    with _interruptible("interrupted; the same command goes on from here"), task("classifying") as progress:
+    with interruptible("interrupted; the same command goes on from here"), task("classifying") as progress:
         report, files = run_study(study, progress, fresh=fresh)
     print_report(report, Console())
     typer.echo("\n".join(f"wrote {path}" for path in files))
@@ -114,7 +112,7 @@ def compare(
         backbone, _folders(images), labelled, out, split, limit, seed=seed, workers=workers, rounds=latency, **given
     )
     wanted = [row.strip() for row in rows.split(",")] if rows else list(comparing.ROWS)
-    with _interruptible("interrupted; the same command goes on from the row that is not done"):
+    with interruptible("interrupted; the same command goes on from the row that is not done"):
         found = comparing.compare(config, wanted, ours or ())
     comparison = summarize_rows(found, config)
     print_comparison(comparison, Console())
@@ -125,24 +123,3 @@ def _folders(entries: list[str]) -> tuple[Path, ...]:
     """What is there under the whole name is one folder, whatever commas that name has."""
     lists = ([entry] if Path(entry).exists() else entry.split(",") for entry in entries)
     return tuple(Path(folder) for folders in lists for folder in folders if folder)
-
-
-@contextmanager
-def _interruptible(message: str) -> Iterator[None]:
-    """Ctrl-C, or the SIGTERM of whoever stops a container, ends the work with one line and a status of its own.
-
-    So does the end of a process that loads pictures: systemd signals all of a service's, and memory may run out.
-    """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(message, err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        typer.echo(f"{message} ({str(error).strip()})", err=True)
-        raise typer.Exit(INTERRUPTED) from error
-    finally:
-        signal.signal(signal.SIGTERM, before)

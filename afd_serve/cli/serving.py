@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from typer.models import OptionInfo
 
+from afd_serve.cli.interruption import interruptible
 from afd_serve.cli.options import DEFAULT_MODEL, FAILED, ModelOption
 from afd_serve.mode import Mode
 
@@ -31,6 +32,7 @@ def _port(purpose: str) -> OptionInfo:
 
 _DEFAULT_STATE = Path(".serve/torchserve")
 _DEFAULT_TRITON_STATE = Path(".serve/triton")
+_START_ENDED = "interrupted; what was being started has ended"
 
 
 @app.command()
@@ -98,7 +100,8 @@ def serve_torchserve(
     from afd_serve.servers.torchserve import Ports
 
     ports = Ports(port, management_port, metrics_port, grpc_port, grpc_management_port)
-    server = quickstart.serve_torchserve(model, state_dir, name=name, mode=mode, ports=ports, workers=workers)
+    with interruptible(_START_ENDED):
+        server = quickstart.serve_torchserve(model, state_dir, name=name, mode=mode, ports=ports, workers=workers)
     typer.echo(quickstart.show(server))
 
 
@@ -120,7 +123,9 @@ def serve_triton(
     from afd_serve.servers.triton import TritonPorts
 
     ports = TritonPorts(port, grpc_port, metrics_port)
-    server = triton_quickstart.serve_triton(model, state_dir, mode=mode, python=python, ports=ports, workers=workers)
+    serve = triton_quickstart.serve_triton
+    with interruptible(_START_ENDED):
+        server = serve(model, state_dir, mode=mode, python=python, ports=ports, workers=workers)
     typer.echo(triton_quickstart.show(server))
 
 
