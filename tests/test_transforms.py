@@ -1,12 +1,14 @@
 """Properties of the crop, the resize and the map from the JPEG's blocks to the model's grid."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from afd_serve import _jpeg
+from afd_serve import _jpeg, jpeg
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.transforms import block_grid, crop_box, resize_crop
 
@@ -122,6 +124,43 @@ def test_narrow_pictures_are_read_within_their_bounds(width: int, height: int) -
 def test_a_box_outside_the_picture_or_without_content_is_refused(box: tuple[float, float, float, float]) -> None:
     with pytest.raises(ValueError, match="the box must"):
         resize_crop(np.zeros((8, 8, 3), np.uint8), box, 4, "bicubic")
+
+
+PIXELS = np.zeros((8, 8, 3), np.uint8)
+BLOCKS = np.zeros((2, 2, 3, 8, 8), np.int16)
+TABLES = np.ones((3, 8, 8), np.uint16)
+LIMITS = jpeg.native_limits(jpeg.DEFAULT_LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        *((lambda size=size: _jpeg.resample(PIXELS, (0, 0, 8, 8), size, "bicubic"), "size") for size in (0, 16385)),
+        *((lambda size=size: _jpeg.block_grid((0, 0, 8, 8), size, 1, 1, 8, 8, 1), "size") for size in (0, 16385)),
+        *((lambda part=part: _jpeg.crop_box(8, 8, part, 1), "crop_fraction") for part in (0.0, 1.01, float("nan"))),
+        *((lambda exif=exif: _jpeg.crop_box(8, 8, 0.5, exif), "orientation") for exif in (0, 9)),
+        (lambda: _jpeg.prepare(b"", LIMITS, size=0, crop_fraction=1.0, interpolation="bicubic"), "size"),
+        (lambda: _jpeg.prepare(b"", LIMITS, size=8, crop_fraction=1.5, interpolation="bicubic"), "crop_fraction"),
+        (lambda: _jpeg.resample(PIXELS[..., :2], (0, 0, 8, 8), 4, "bicubic"), "pixels"),
+        (lambda: _jpeg.resample(PIXELS, (0, 0, 8, 8.5), 4, "bicubic"), "box"),
+        (lambda: _jpeg.resample(PIXELS, (0, 0, 8.5, 8), 4, "bicubic"), "box"),
+        (lambda: _jpeg.resample(PIXELS, (0, -1, 8, 8), 4, "bicubic"), "box"),
+        (lambda: _jpeg.resample(PIXELS, (4, 4, 8, 4), 4, "bicubic"), "box"),
+        (lambda: _jpeg.block_features(BLOCKS[:1], TABLES, 1), "square"),
+        (lambda: _jpeg.block_features(BLOCKS, TABLES[:2], 1), "tables"),
+        (lambda: _jpeg.block_features(BLOCKS[0], TABLES, 1), "blocks"),
+        (lambda: _jpeg.scaled_table(101, False), "quality"),
+    ],
+)
+def test_arguments_are_checked(call: Callable[[], object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        call()
+
+
+def test_arguments_may_be_as_large_as_is_said() -> None:
+    assert len(_jpeg.block_grid((0, 0, 8, 8), 16384, 1, 1, 8, 8, 8)[0]) == 2048
+    assert _jpeg.crop_box(8, 8, 1.0, 1) == (0, 0, 8, 8)
+    assert (_jpeg.scaled_table(100, False) == 1).all()
 
 
 def test_pixels_that_are_not_contiguous_are_resized_too() -> None:
