@@ -81,6 +81,28 @@ def test_geometry_tells_how_far_what_the_model_sees_is_reduced(kind: str, mode: 
     assert prepare(data, PREPROCESSING, crop=False).reduction == pytest.approx((400 * 256) ** 0.5 / 64)
 
 
+@pytest.mark.parametrize(
+    ("sampling", "across", "down"),
+    [
+        ("grayscale", 1, 1),
+        ("422", 2, 1),
+        ("440", 1, 2),
+        ("420", 2, 2),
+        ("411", 4, 1),
+        ("mixed", 2, 0.5),
+        ("large-chroma", 0.5, 0.5),
+    ],
+)
+def test_geometry_tells_how_the_upright_pictures_chroma_is_subsampled(
+    sampling: str, across: float, down: float
+) -> None:
+    data = make_jpeg(64, 64, SAMPLINGS[sampling]).data
+    for orientation in range(1, 9):
+        picture = prepare(after_soi(data, exif_segment(orientation)), PREPROCESSING)
+        expected = (down, across) if orientation >= 5 else (across, down)
+        assert picture.geometry[1:].tolist() == np.log2(expected).tolist()
+
+
 def test_a_large_picture_is_decoded_at_a_reduced_scale_with_nearly_the_same_pixels() -> None:
     smooth = scene(160, 160).resize((1600, 1600), Image.Resampling.BICUBIC)
     data = encoded(smooth, quality=90)
