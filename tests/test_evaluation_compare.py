@@ -95,7 +95,7 @@ def test_a_model_of_ours_stands_for_its_presets_row(config: CompareConfig, tiny_
 
 def comparison_of(config: CompareConfig) -> compare_module._Comparison:
     config.out.mkdir()
-    return compare_module._Comparison(config, (), compare_module._silent)
+    return compare_module._Comparison(config, ())
 
 
 def test_nothing_is_fitted_on_labelled_pictures_not_even_on_those_that_a_limit_leaves_out(
