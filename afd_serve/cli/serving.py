@@ -123,9 +123,10 @@ def serve_triton(
     from afd_serve.servers.triton import TritonPorts
 
     ports = TritonPorts(port, grpc_port, metrics_port)
-    serve = triton_quickstart.serve_triton
     with interruptible(_START_ENDED):
-        server = serve(model, state_dir, mode=mode, python=python, ports=ports, workers=workers)
+        server = triton_quickstart.serve_triton(
+            model, state_dir, mode=mode, python=python, ports=ports, workers=workers
+        )
     typer.echo(triton_quickstart.show(server))
 
 
