@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, Final, Literal, cast
 
@@ -297,21 +298,51 @@ def _build(spec: str, choice: str, create: Callable[[], nn.Module]) -> nn.Module
             torch.manual_seed(0)
             module = create()
         if _is_file(choice):
-            module.load_state_dict(_read_state_dict(Path(choice)))
+            _load_state_dict(module, Path(choice))
     except (OSError, RuntimeError, ValueError) as error:
         raise BackboneError(f"cannot load {spec}: {error}") from error
     return module
+
+
+def _load_state_dict(module: nn.Module, path: Path) -> None:
+    """Load a file's weights; torch's own error for another network's takes a line for each of their names."""
+    state = _read_state_dict(path)
+    own = module.state_dict()
+    wrong = {"have other shapes": [name for name in own if name in state and own[name].shape != state[name].shape]}
+    if not any(wrong.values()):
+        missing, unexpected = module.load_state_dict(state, strict=False)
+        wrong = {"are missing": missing, "are not in it": unexpected}
+    found = [f"{_some(names)} {how}" for how, names in wrong.items() if names]
+    if found:
+        raise BackboneError(
+            f"the weights in {path} are another network's: {'; '.join(found)}. Classifiers with other layers or "
+            "classes are loaded by a function of yours, file:<path.py>"
+        )
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
+    except UnpicklingError as error:  # its text advises to unpickle all the same
+        raise BackboneError(
+            f"{path} is damaged, or holds a pickled network; unpickling that runs code, so save its state_dict() alone"
+        ) from error
     except Exception as error:  # the two readers' errors have no base class short of this one
-        raise ValueError(f"{path} holds no plain tensors: {error}") from error
+        raise BackboneError(f"{path} holds no plain tensors: {error}") from error
+    if not isinstance(state, dict):
+        raise BackboneError(f"{path} holds a {type(state).__name__}, not a network's state_dict()")
+    others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise BackboneError(f"{path} holds {_some(others)} beside tensors; save the network's state_dict() alone")
     return state
 
 
