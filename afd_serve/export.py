@@ -45,6 +45,7 @@ __all__ = [
     "example_inputs",
     "export_classifier",
     "exported_files",
+    "freeze_classifier",
     "load_deployed",
     "load_features",
 ]
@@ -105,7 +106,7 @@ def _frozen(classifier: AfdClassifier, size: int, precision: str) -> tuple[bytes
     if precision != "float32":
         classifier = with_trunks_in(classifier, getattr(torch, precision))
     example = example_inputs(size)
-    data = torchscript.to_bytes(_freeze_classifier(classifier, example))
+    data = torchscript.to_bytes(freeze_classifier(classifier, example))
     module = torchscript.load(data, example)
     _check_parity(expected, [_run(module, inputs) for inputs in _parity_inputs(size)], _TOLERANCE[precision])
     return data, module
@@ -335,7 +336,8 @@ def example_inputs(size: int, batch: int = 2) -> ClassifierInputs:
     )
 
 
-def _freeze_classifier(classifier: AfdClassifier, example: ClassifierInputs) -> torch.jit.ScriptModule:
+def freeze_classifier(classifier: AfdClassifier, example: ClassifierInputs) -> torch.jit.ScriptModule:
+    """Freeze a classifier; trunks that the TorchScript compiler refuses are recorded with an example."""
     return torchscript.freeze_or(classifier, lambda: _with_recorded_trunks(classifier, example))
 
 
@@ -348,8 +350,8 @@ def _with_recorded_trunks(classifier: AfdClassifier, example: ClassifierInputs) 
             setattr(recorded.protected.get_submodule(parent), name, torch.jit.script(module))
     x, descriptor = classifier.normalize(example.rgb), classifier.afd.describe(*example[1:4])
     arguments = (x, *classifier.afd.guide(descriptor, example.dequantized), descriptor)
-    recorded.protected = torch.jit.trace(recorded.protected, arguments, check_trace=False)  # type: ignore[no-untyped-call]
-    recorded.bare = torch.jit.trace(recorded.bare, x, check_trace=False)  # type: ignore[no-untyped-call]
+    recorded.protected = torchscript.record(recorded.protected, arguments)  # type: ignore[assignment]
+    recorded.bare = torchscript.record(recorded.bare, [x])  # type: ignore[assignment]
     return recorded
 
 

@@ -1,4 +1,4 @@
-"""The backbones: our EfficientNet-Lite against its reference, discovery in foreign families, specs and errors."""
+"""The backbones: our EfficientNet-Lite against its reference, libraries' and users' own, specs and errors."""
 
 import importlib
 import importlib.util
@@ -21,30 +21,12 @@ from afd_serve.engines.torchscript import quiet
 from afd_serve.errors import AttachError, BackboneError, DependencyError
 from afd_serve.labels import imagenet_labels, imagenet_wnids, label_lookup
 from afd_serve.models.backbones import Preprocessing, load_backbone, make_backbone
-from afd_serve.models.discovery import Sites, feature_maps, find_sites
+from afd_serve.models.discovery import Sites, feature_maps
 from afd_serve.models.efficientnet_lite import VARIANTS, EfficientNetLite, load_pretrained, same_padding
+from tests.foreign import SmallNet, needs
 
 NAMES = tuple(VARIANTS)
 SMALL = Preprocessing(32, 1.0, "bilinear", (127.0,) * 3, (128.0,) * 3)
-
-
-class SmallNet(nn.Module):
-    """A user's own classifier, of no known family."""
-
-    def __init__(self, classes: int = 4) -> None:
-        super().__init__()
-        self.entry = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
-        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU())
-        self.fc = nn.Linear(8, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.body(self.entry(x)).mean((2, 3)))
-
-
-def needs(package: str) -> None:
-    """Skip where an optional package is not installed (importing it here would miss how the product does it)."""
-    if importlib.util.find_spec(package) is None or importlib.util.find_spec("torchvision") is None:
-        pytest.skip(f"{package} is not installed")
 
 
 def random_input(size: int, batch: int = 2) -> torch.Tensor:
@@ -145,40 +127,6 @@ def test_a_missing_library_says_what_to_install(kind: str, monkeypatch: pytest.M
         load_backbone(f"{kind}:resnet18@random")
 
 
-TORCHVISION = {
-    "resnet18": ("relu", 8, "layer1.0", "fc"),
-    "mobilenet_v2": ("features.0", 17, "features.1", "classifier.1"),
-    "mobilenet_v3_small": ("features.0", 11, "features.1", "classifier.3"),
-    "efficientnet_b0": ("features.0", 16, "features.1.0", "classifier.1"),
-    "regnet_y_400mf": ("stem", 16, "trunk_output.block1.block1-0", "fc"),
-    "convnext_tiny": ("features.0", 18, "features.1.0", "classifier.2"),
-    "vit_b_32": ("conv_proj", 0, None, "heads.head"),
-}
-TIMM = {
-    "resnet18": ("act1", 8, "layer1.0", "fc"),
-    "mobilenetv3_small_100": ("bn1", 12, "blocks.0.0", "classifier"),
-    "convnext_atto": ("stem", 12, "stages.0.blocks.0", "head.fc"),
-    "regnety_004": ("stem", 16, "s1.b1", "head.fc"),
-    "repvgg_a0": ("stem", 21, "stages.0.0", "head.fc"),
-    "vit_tiny_patch16_224": ("patch_embed.proj", 0, None, "head"),
-}
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [(f"torchvision:{name}@random", sites) for name, sites in TORCHVISION.items()]
-    + [(f"timm:{name}@random", sites) for name, sites in TIMM.items()],
-)
-def test_sites_are_found_in_foreign_families(spec: str, expected: tuple[str, int, str | None, str]) -> None:
-    needs(spec.partition(":")[0])
-    backbone = load_backbone(spec)
-    stem, count, first, embedding = expected
-    assert (backbone.stem, len(backbone.blocks), backbone.embedding) == (stem, count, embedding)
-    assert (backbone.blocks[0] if backbone.blocks else None) == first
-    assert {backbone.stem, *backbone.blocks} <= feature_maps(backbone.module, backbone.preprocessing.size).keys()
-    assert len(backbone.labels) == 1000
-
-
 @pytest.mark.parametrize(
     ("spec", "size", "crop_fraction", "interpolation"),
     [
@@ -233,7 +181,7 @@ def test_weights_from_a_file(kind: str, suffix: str, tmp_path: Path) -> None:
     assert loaded.fingerprint != original.fingerprint
     assert torch.equal(loaded.module.state_dict()["fc.bias"], state["fc.bias"])
     path.write_bytes(b"damaged")
-    with pytest.raises(BackboneError, match="damaged|holds no plain tensors"):
+    with pytest.raises(BackboneError, match=r"damaged|holds no plain tensors"):
         load_backbone(f"{kind}:resnet18@{path}")
 
 
@@ -280,48 +228,6 @@ def test_torchvision_errors_are_ours(spec: str) -> None:
     needs("torchvision")
     with pytest.raises(BackboneError):
         load_backbone(spec)
-
-
-def test_an_unknown_family_names_the_candidates() -> None:
-    with pytest.raises(AttachError, match=r"SmallNet.*entry\.1 \(8x16x16\).*body"):
-        find_sites(SmallNet().eval(), classes=4, size=32)
-    with pytest.raises(AttachError, match=r"7 logits.*fc \(4 outputs\)"):
-        find_sites(SmallNet().eval(), classes=7, size=32)
-
-
-class InvertedResidual(nn.Conv2d):
-    """A block by the name of a known family's."""
-
-
-class KnownNames(nn.Module):
-    """Blocks of a known family, with a hidden layer as wide as the last one."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 1)
-        self.blocks = nn.Sequential(*(InvertedResidual(4, 4, 1) for _ in range(blocks)))
-        self.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
-
-
-def test_the_embedding_is_what_the_last_layer_of_the_right_width_reads() -> None:
-    assert find_sites(KnownNames(2).eval(), classes=4, size=32) == Sites("stem", ("blocks.0", "blocks.1"), "head.2")
-
-
-def test_of_many_candidates_some_are_named_and_the_others_counted() -> None:
-    layers = (nn.Conv2d(3, 3, 1) for _ in range(30))
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)).eval()
-    with pytest.raises(AttachError, match=r"23 \(3x32x32\), and 6 more"):
-        find_sites(network, classes=4, size=32)
-
-
-def test_a_deep_networks_blocks_are_among_the_candidates() -> None:
-    deep = SmallNet()
-    deep.entry = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(20)), deep.entry)
-    with pytest.raises(AttachError, match=r"entry\.19 \(3x32x32\).*, body \(8x16x16\), and 43 more"):
-        find_sites(deep.eval(), classes=4, size=32)
 
 
 def test_own_sites_are_checked() -> None:

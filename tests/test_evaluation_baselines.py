@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from afd_serve.config import FitConfig
-from afd_serve.engines.torchscript import compiled
+from afd_serve.engines.torchscript import Packed, freeze
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.baseline_fit import BASELINES, adapted_norms, fit_baseline, has_norms, restorer
 from afd_serve.evaluation.baselines import BaselineClassifier, NormBank
@@ -116,7 +116,7 @@ def test_an_unfitted_classifier_gives_the_backbones_logits(tiny: Backbone, place
     with torch.inference_mode():
         expected = tiny.module(Normalize(tiny.preprocessing)(inputs.rgb))
         torch.testing.assert_close(classifier(*inputs)[0], expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(compiled(classifier, inputs)(*inputs)[0], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(Packed(freeze(classifier), inputs)(*inputs)[0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_adapted_norms_have_the_statistics_of_compressed_pictures(tiny: Backbone, config: FitConfig) -> None:
@@ -152,5 +152,5 @@ def test_a_bank_of_norms_takes_the_nearest_quality(tiny: Backbone, quality: int,
     table = torch.from_numpy(scaled_table(quality).astype("int32")).flatten()
     chroma = torch.from_numpy(scaled_table(50).astype("int32")).flatten()
     inputs = example_inputs(SIZE, 1)._replace(quant_tables=torch.stack((table, chroma, chroma))[None])
-    for module in (bank, compiled(bank, inputs)):
+    for module in (bank, Packed(freeze(bank), inputs)):
         assert torch.equal(module(*inputs)[0], torch.full((1, 3), chosen))

@@ -16,7 +16,7 @@ from afd_serve.evaluation.baselines import BaselineClassifier
 from afd_serve.evaluation.compare import CONDITIONS, GATED_CLEAN, ROWS, CompareConfig, Row, compare, macs
 from afd_serve.evaluation.compare_report import print_comparison, summarize_rows, write_comparison
 from afd_serve.models.backbones import Backbone
-from tests import tiny_backbone
+from tests import foreign, tiny_backbone
 from tests.conftest import scene
 
 SOME = ("direct", "ddp", "batchnorm", "lite")
@@ -91,6 +91,14 @@ def test_a_model_of_ours_stands_for_its_presets_row(config: CompareConfig, tiny_
     assert row.latency is not None
     assert row.latency.opened.value > 0
     assert Row.from_json(row.to_json()) == row
+
+
+@pytest.mark.parametrize("function", foreign.NOT_FOR_THE_COMPILER)
+def test_a_classifier_that_the_compiler_refuses_is_timed_as_it_is_deployed(
+    config: CompareConfig, function: str
+) -> None:
+    config = replace(config, backbone=f"file:{foreign.__file__}:{function}", rounds=2)
+    assert [row.latency is not None for row in compare(config, ("direct", "ddp", "lite"))] == [True] * 3
 
 
 def comparison_of(config: CompareConfig) -> compare_module._Comparison:

@@ -2,14 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils import parametrizations
+from torch import Tensor
 
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
 from afd_serve.config import PRESETS, SERVED_PRESET
@@ -29,6 +26,7 @@ from afd_serve.export import (
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.signature import SIGNATURE_NAME, Signature
+from tests import foreign
 from tests.conftest import awakened, largest_file
 from tests.test_classifier import batch
 from tests.tiny_backbone import SIZE
@@ -150,43 +148,9 @@ def test_the_shipped_model_deploys_and_agrees_with_eager() -> None:
                 torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
-@fx.wrap
-def pooled(x: Tensor) -> Tensor:
-    return reduce(lambda y, dim: y.mean(dim=dim), (3, 2), x)  # no lambda passes the TorchScript compiler
-
-
-class Unscriptable(nn.Module):
-    """Runs under `torch.fx` but not under the TorchScript compiler: it stands for third-party code."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.stem, self.blocks, self.classifier = inner.stem, inner.blocks, inner.classifier
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.classifier(pooled(self.blocks(self.stem(x))))
-        return y
-
-
-def normalized(inner: nn.Module) -> nn.Module:
-    """With a kernel that is computed at each call; TorchScript compiles that, but to what cannot run."""
-    inner.stem.conv = parametrizations.weight_norm(inner.stem.conv)
-    return inner
-
-
-@pytest.mark.parametrize("changed", [Unscriptable, normalized])
-def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(
-    tmp_path: Path, changed: Callable[[nn.Module], nn.Module]
-) -> None:
-    source = tmp_path / "third_party.py"
-    source.write_text(
-        "from dataclasses import replace\n"
-        f"from tests.test_export import {changed.__name__}\n"
-        "from tests.tiny_backbone import backbone as tiny\n"
-        "def backbone():\n"
-        "    inner = tiny()\n"
-        f"    return replace(inner, module={changed.__name__}(inner.module).eval())\n"
-    )
-    third_party = load_backbone(f"file:{source}")
+@pytest.mark.parametrize("function", foreign.NOT_FOR_THE_COMPILER)
+def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(tmp_path: Path, function: str) -> None:
+    third_party = load_backbone(f"file:{foreign.__file__}:{function}")
     afd = awakened(third_party)
     save_afd(afd, tmp_path / "afd.safetensors")
     module = deploy(tmp_path / "afd.safetensors").module

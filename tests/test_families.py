@@ -11,7 +11,7 @@ from torch import nn
 
 from afd_serve.config import FitConfig
 from afd_serve.errors import AttachError
-from afd_serve.export import _freeze_classifier, example_inputs
+from afd_serve.export import example_inputs, freeze_classifier
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.attach import attach
 from afd_serve.models.backbones import Backbone, Preprocessing, make_backbone
@@ -21,7 +21,7 @@ from afd_serve.models.presets import preset_config
 from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models
 from afd_serve.training import fit as fit_module
 from afd_serve.training.data import find_pictures
-from tests.test_backbones import needs
+from tests.foreign import needs
 
 SIZE = 64
 CLASSES = 10
@@ -117,7 +117,7 @@ def test_the_deployed_form_agrees_and_leaves_good_pictures_alone(spec: str) -> N
         assert torch.equal(classifier(*inputs._replace(gate=torch.zeros(2)))[0], bare)
         protected = classifier(*inputs._replace(gate=torch.ones(2)))[0]
     assert not torch.allclose(protected, bare)
-    scripted = _freeze_classifier(classifier, inputs)
+    scripted = freeze_classifier(classifier, inputs)
     with torch.inference_mode():
         for ours, theirs in zip(scripted(*inputs), classifier(*inputs), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,7 @@
 """`afd_serve.engines.torchscript`: what is loaded for the CPU is packed, and says what was saved."""
 
 import io
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,8 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afd_serve.engines.torchscript import Packed, compiled, freeze, load, quiet, to_bytes
+from afd_serve.engines.torchscript import Packed, freeze, load, quiet, to_bytes
 from afd_serve.errors import CheckpointError
+
+
+def compiled(module: nn.Module, example: Sequence[Tensor]) -> Packed:
+    return Packed(freeze(module), example)
 
 
 class PaddedAsTensorFlow(nn.Module):

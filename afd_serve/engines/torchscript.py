@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from afd_serve.errors import CheckpointError
+from afd_serve.errors import CheckpointError, ExportError
 
-__all__ = ["Packed", "compiled", "freeze", "freeze_or", "load", "precisions", "quiet", "to_bytes"]
+__all__ = ["Packed", "freeze", "freeze_or", "load", "precisions", "quiet", "record", "to_bytes"]
 
 _CPU: Final = torch.device("cpu")
 
@@ -42,7 +42,16 @@ def quiet() -> Iterator[None]:
 
 
 def freeze(module: nn.Module) -> torch.jit.ScriptModule:
-    """Script and freeze a module in evaluation mode, its kernels in the layout that pictures arrive in."""
+    """Script and freeze a module in evaluation mode, its kernels in the layout that pictures arrive in.
+
+    Raises:
+        ExportError: A value is computed by ``torch.nn.utils.parametrize``: that compiles, but to a graph that only
+            raises, or crashes the process.
+        Exception: Whatever else the compiler dislikes; it has no class of its own for that.
+    """
+    computed = [name for name, part in module.named_modules() if is_parametrized(part)]
+    if computed:
+        raise ExportError(f"TorchScript cannot run the parametrizations of {', '.join(computed)}")
     laid_out = module.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with quiet(), torch.no_grad():
         frozen: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(laid_out))
@@ -51,13 +60,17 @@ def freeze(module: nn.Module) -> torch.jit.ScriptModule:
 
 def freeze_or(module: nn.Module, recorded: Callable[[], nn.Module]) -> torch.jit.ScriptModule:
     """Freeze a module, or what ``recorded`` makes of it where the TorchScript compiler refuses it."""
-    # What torch.nn.utils.parametrize computes compiles, but to a graph that only raises, or crashes the process.
-    if not any(is_parametrized(part) for part in module.modules()):
-        with suppress(Exception):  # there is no telling what the compiler dislikes in third-party code
-            return freeze(module)
+    with suppress(Exception):  # there is no telling what the compiler dislikes in third-party code
+        return freeze(module)
     with quiet(), torch.no_grad():
         other = recorded()
     return freeze(other)
+
+
+def record(module: nn.Module, example: Sequence[Tensor]) -> nn.Module:
+    """What a module does with an example; whatever it decides by what it sees is decided for good."""
+    recorded: nn.Module = torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
+    return recorded
 
 
 def to_bytes(module: torch.jit.ScriptModule) -> bytes:
@@ -126,11 +139,6 @@ def load(
     except RuntimeError as error:
         raise CheckpointError(f"the exported file cannot be read as TorchScript: {error}") from error
     return Packed(module, example) if device.type == "cpu" else module
-
-
-def compiled(module: nn.Module, example: Sequence[Tensor]) -> Packed:
-    """A module as it runs where it is deployed on the CPU; ``example`` as in `Packed`."""
-    return Packed(freeze(module), example)
 
 
 def _function(graph: Any) -> Any:

@@ -26,10 +26,10 @@ from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
 from afd_serve.evaluation.latency import Forms, Latency, measure
 from afd_serve.evaluation.metrics import Interval
 from afd_serve.evaluation.protocols import QUALITIES, compress, conditions
-from afd_serve.export import example_inputs
+from afd_serve.export import example_inputs, freeze_classifier
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
-from afd_serve.preprocess import UNREADABLE, PreparedPicture, prepare, stack
+from afd_serve.preprocess import UNREADABLE, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.progress import task
 from afd_serve.runs import alone_in, write_atomically
 from afd_serve.training.data import find_pictures
@@ -314,11 +314,20 @@ def _read_row(path: Path, weights: str) -> Row | None:
 
 
 def _engine(module: nn.Module, backbone: Backbone) -> Engine | None:
-    """The module as it would be deployed, in TorchScript; None where the compiler refuses the backbone."""
+    """The module as it would be deployed, in TorchScript; None where the compiler refuses what cannot be recorded."""
+    example = example_inputs(backbone.preprocessing.size)
     try:
-        return torchscript.compiled(module, example_inputs(backbone.preprocessing.size))
+        return torchscript.Packed(_frozen(module, example), example)
     except Exception:  # whatever the compiler dislikes in third-party code
         return None
+
+
+def _frozen(module: nn.Module, example: ClassifierInputs) -> torch.jit.ScriptModule:
+    if isinstance(module, AfdClassifier):
+        return freeze_classifier(module, example)
+    if isinstance(module, BaselineClassifier):
+        return torchscript.freeze_or(module, lambda: torchscript.record(module, example))
+    return torchscript.freeze(module)  # a recorded `NormBank` would take one trunk for all pictures
 
 
 def _hit(engine: Engine, prepared: PreparedPicture, is_open: bool, label: int) -> int:

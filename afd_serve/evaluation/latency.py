@@ -19,7 +19,7 @@ from afd_serve.checkpoint import find_weights, read_config
 from afd_serve.engines import Engine, torchscript
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.metrics import Floats, Interval, interval
-from afd_serve.export import eager_classifier, example_inputs, load_deployed
+from afd_serve.export import eager_classifier, example_inputs, freeze_classifier, load_deployed
 from afd_serve.models.backbones import load_backbone
 from afd_serve.models.classifier import Normalize
 from afd_serve.models.precision import with_trunks_in
@@ -75,13 +75,11 @@ def deployed_forms(source: str | Path, batch: int = 1) -> Forms:
     backbone = load_backbone(deployed.signature.backbone)
     inputs = example_inputs(backbone.preprocessing.size, batch)
     bare = nn.Sequential(Normalize(backbone.preprocessing), backbone.module)
-    frozen = torchscript.freeze_or(bare, lambda: _recorded(bare, inputs.rgb))
-    return _forms(torchscript.Packed(frozen, [inputs.rgb]), deployed.module, inputs)
+    return _forms(_compiled(bare, inputs.rgb), deployed.module, inputs)
 
 
-def _recorded(module: nn.Module, rgb: Tensor) -> nn.Module:
-    traced: nn.Module = torch.jit.trace(module, rgb, check_trace=False)  # type: ignore[no-untyped-call]
-    return traced
+def _compiled(bare: nn.Module, rgb: Tensor) -> torchscript.Packed:
+    return torchscript.Packed(torchscript.freeze_or(bare, lambda: torchscript.record(bare, [rgb])), [rgb])
 
 
 def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
@@ -98,8 +96,9 @@ def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
     classifier = with_trunks_in(eager_classifier(source), torch.bfloat16)
     size = backbone.preprocessing.size
     inputs = example_inputs(size, batch)
-    bare = torchscript.compiled(nn.Sequential(classifier.normalize, classifier.bare), [inputs.rgb])
-    return _forms(bare, torchscript.compiled(classifier, example_inputs(size)), inputs)
+    bare = _compiled(nn.Sequential(classifier.normalize, classifier.bare), inputs.rgb)
+    example = example_inputs(size)
+    return _forms(bare, torchscript.Packed(freeze_classifier(classifier, example), example), inputs)
 
 
 def _forms(bare: Callable[[Tensor], object], classifier: Engine, inputs: ClassifierInputs) -> Forms:

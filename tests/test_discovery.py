@@ -1,0 +1,85 @@
+"""Where AFD can attach, found by names and classes of modules, or said what there is instead."""
+
+import pytest
+import torch
+from torch import nn
+
+from afd_serve.errors import AttachError
+from afd_serve.models.backbones import load_backbone
+from afd_serve.models.discovery import Sites, feature_maps, find_sites
+from tests.foreign import SmallNet, needs
+
+TORCHVISION = {
+    "resnet18": ("relu", 8, "layer1.0", "fc"),
+    "mobilenet_v2": ("features.0", 17, "features.1", "classifier.1"),
+    "mobilenet_v3_small": ("features.0", 11, "features.1", "classifier.3"),
+    "efficientnet_b0": ("features.0", 16, "features.1.0", "classifier.1"),
+    "regnet_y_400mf": ("stem", 16, "trunk_output.block1.block1-0", "fc"),
+    "convnext_tiny": ("features.0", 18, "features.1.0", "classifier.2"),
+    "vit_b_32": ("conv_proj", 0, None, "heads.head"),
+}
+TIMM = {
+    "resnet18": ("act1", 8, "layer1.0", "fc"),
+    "mobilenetv3_small_100": ("bn1", 12, "blocks.0.0", "classifier"),
+    "convnext_atto": ("stem", 12, "stages.0.blocks.0", "head.fc"),
+    "regnety_004": ("stem", 16, "s1.b1", "head.fc"),
+    "repvgg_a0": ("stem", 21, "stages.0.0", "head.fc"),
+    "vit_tiny_patch16_224": ("patch_embed.proj", 0, None, "head"),
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [(f"torchvision:{name}@random", sites) for name, sites in TORCHVISION.items()]
+    + [(f"timm:{name}@random", sites) for name, sites in TIMM.items()],
+)
+def test_sites_are_found_in_foreign_families(spec: str, expected: tuple[str, int, str | None, str]) -> None:
+    needs(spec.partition(":")[0])
+    backbone = load_backbone(spec)
+    stem, count, first, embedding = expected
+    assert (backbone.stem, len(backbone.blocks), backbone.embedding) == (stem, count, embedding)
+    assert (backbone.blocks[0] if backbone.blocks else None) == first
+    assert {backbone.stem, *backbone.blocks} <= feature_maps(backbone.module, backbone.preprocessing.size).keys()
+    assert len(backbone.labels) == 1000
+
+
+def test_an_unknown_family_names_the_candidates() -> None:
+    with pytest.raises(AttachError, match=r"SmallNet.*entry\.1 \(8x16x16\).*body"):
+        find_sites(SmallNet().eval(), classes=4, size=32)
+    with pytest.raises(AttachError, match=r"7 logits.*fc \(4 outputs\)"):
+        find_sites(SmallNet().eval(), classes=7, size=32)
+
+
+class InvertedResidual(nn.Conv2d):
+    """A block by the name of a known family's."""
+
+
+class KnownNames(nn.Module):
+    """Blocks of a known family, with a hidden layer as wide as the last one."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.blocks = nn.Sequential(*(InvertedResidual(4, 4, 1) for _ in range(blocks)))
+        self.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def test_the_embedding_is_what_the_last_layer_of_the_right_width_reads() -> None:
+    assert find_sites(KnownNames(2).eval(), classes=4, size=32) == Sites("stem", ("blocks.0", "blocks.1"), "head.2")
+
+
+def test_of_many_candidates_some_are_named_and_the_others_counted() -> None:
+    layers = (nn.Conv2d(3, 3, 1) for _ in range(30))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)).eval()
+    with pytest.raises(AttachError, match=r"23 \(3x32x32\), and 6 more"):
+        find_sites(network, classes=4, size=32)
+
+
+def test_a_deep_networks_blocks_are_among_the_candidates() -> None:
+    deep = SmallNet()
+    deep.entry = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(20)), deep.entry)
+    with pytest.raises(AttachError, match=r"entry\.19 \(3x32x32\).*, body \(8x16x16\), and 43 more"):
+        find_sites(deep.eval(), classes=4, size=32)
