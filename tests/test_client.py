@@ -180,6 +180,31 @@ def test_both_clients_over_http(http_server: Callable[[Answer], str]) -> None:
     assert detect_server(http_server(lambda *_: Reply(404, b""))) == "torchserve"
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_behind_a_proxy_a_server_that_is_away_for_a_moment_is_asked_again(
+    http_server: Callable[[Answer], str], status: int
+) -> None:
+    tries: list[str] = []
+
+    def answer(path: str, _: bytes) -> Reply:
+        tries.append(path)
+        return Reply(status, b"<html>Bad Gateway</html>") if len(tries) % 2 else answers(CLOCK)
+
+    assert classify_both_ways(http_server(answer)) == [CLOCK, CLOCK]
+    assert len(tries) == 4
+    away = http_server(lambda *_: Reply(status, b"<html>Bad Gateway</html>"))
+    for error in classify_both_ways(away, attempts=1):
+        assert isinstance(error, ServerUnavailableError)
+        assert f"({status}): <html>Bad Gateway" in str(error)
+
+
+def test_what_a_proxy_says_for_a_server_is_passed_on(http_server: Callable[[Answer], str]) -> None:
+    url = http_server(lambda *_: Reply(413, b"<html>Request Entity Too Large</html>"))
+    for error in classify_both_ways(url):
+        assert isinstance(error, RequestRefusedError)
+        assert "413: <html>Request Entity Too Large" in str(error)
+
+
 def test_both_clients_over_grpc(grpc_server: Callable[[Answer], str]) -> None:
     tries: list[str] = []
     response = service_pb2.ModelInferResponse(raw_output_contents=[serialize([json.dumps(wire(CLOCK)).encode()])])

@@ -181,7 +181,8 @@ _HTTP_STATUS: Final = {
 _NO_TLS: Final = ("SSL_ERROR_SSL", "Hostname Verification Check failed")
 """What gRPC's details say where TLS is at fault; its code only says that the server is unavailable."""
 
-_BUSY: Final = 503
+_UNAVAILABLE: Final = (502, 503, 504)
+"""What a server says that has no room, and a proxy whose server is away, or does not answer it."""
 
 
 class HttpChannel:
@@ -250,8 +251,8 @@ class AsyncHttpChannel:
 
 
 def _checked(reply: Reply, base: str) -> Reply:
-    if reply.status == _BUSY:
-        raise ServerUnavailableError(f"{base} is busy: {reply.body[:500].decode(errors='replace')}")
+    if reply.status in _UNAVAILABLE:
+        raise ServerUnavailableError(f"{base} is unavailable ({reply.status}): {reply.words}")
     return reply
 
 

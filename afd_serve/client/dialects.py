@@ -129,7 +129,9 @@ class TritonHttp:
     def read(self, reply: Reply, count: int) -> list[Result]:
         """See `Dialect.read`."""
         if reply.status != 200:
-            return _triton_failure(reply.status, str(_parse(reply.body, dict).get("error", "")), count)
+            value = _json_or_none(reply.body)
+            said = str(value["error"]) if isinstance(value, dict) and "error" in value else reply.words
+            return _triton_failure(reply.status, said, count)
         try:
             texts = _parse(reply.body, dict)["outputs"][0]["data"]
         except LookupError as error:
