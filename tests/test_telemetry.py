@@ -1,10 +1,12 @@
 """The catalogue of metrics, and what results add to it."""
 
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 
+from afd_serve import telemetry
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.results import Shadow
 from afd_serve.telemetry import DRIFT, FAILURES, PICTURES, Sample, Series, Tally, quality_bucket, samples_of
@@ -23,6 +25,28 @@ def shadow_samples(*shadows: Shadow | Failure | None) -> dict[tuple[str, tuple[s
 )
 def test_quality_buckets(quality: int | None, bucket: str) -> None:
     assert quality_bucket(quality) == bucket
+
+
+def test_what_a_batch_adds() -> None:
+    truncated, empty = Failure("truncated_jpeg", "cut off"), Failure("empty", "no bytes")
+    results = [replace(BARE, protected=True), truncated, BARE, replace(BARE, protected=True), truncated, empty]
+    samples = list(samples_of(results, StageTimes(preprocess=0.25, inference=0.125)))
+    assert {(item.metric.name, *item.labels): item.value for item in samples} == {
+        ("afd_pictures_total",): 6,
+        ("afd_failures_total", "truncated_jpeg"): 2,
+        ("afd_failures_total", "empty"): 1,
+        ("afd_protected_total",): 2,
+        ("afd_estimated_quality_total", "08-10"): 3,
+        ("afd_drift",): 0.5,
+        ("afd_preprocess_seconds",): 0.25,
+        ("afd_inference_seconds",): 0.125,
+    }
+    assert [item.value for item in samples if item.metric is DRIFT] == [0.5] * 3
+
+
+def test_a_batch_of_failures_alone_took_no_inference() -> None:
+    names = [item.metric.name for item in samples_of([Failure("empty", "no bytes")], StageTimes())]
+    assert names == ["afd_pictures_total", "afd_preprocess_seconds", "afd_failures_total"]
 
 
 def test_nothing_is_said_of_shadows_where_there_are_none() -> None:
@@ -75,6 +99,19 @@ def test_a_tally_passes_sums_on_and_loses_nothing() -> None:
         Series("afd_failures_total", FAILURES, ("truncated_jpeg",)): 2000,
     }
     assert len(messages) < 400, "samples are added up before they are passed on"
+
+
+def test_what_comes_shortly_after_is_passed_on_together_and_closing_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telemetry, "_EVERY", 3600.0)
+    values: list[float] = []
+    tally = Tally(lambda _, value: values.append(value))
+    for _ in range(3):
+        tally.record([Sample(PICTURES, 2)])
+        time.sleep(0.02)  # enough for its thread to run
+    tally.close()
+    assert values == [6]
 
 
 def test_a_tally_passes_on_by_itself() -> None:
