@@ -1,5 +1,6 @@
 """Weights on disk."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,25 +8,57 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from afd_serve.checkpoint import CONFIG_KEY, load_afd, read_config, save_afd
+from afd_serve.checkpoint import CONFIG_KEY, find_weights, load_afd, read_config, save_afd, weights_digest
 from afd_serve.config import AfdConfig, FitConfig
 from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
+from tests.conftest import largest_file
 
 
 def test_what_is_saved_is_loaded(tiny: Backbone, awake: AfdNet, tmp_path: Path) -> None:
     save_afd(awake, tmp_path / "afd.safetensors")
     loaded = load_afd(tmp_path / "afd.safetensors", tiny)
     assert loaded.config == awake.config
+    assert not loaded.training
     assert all(torch.equal(value, awake.state_dict()[name]) for name, value in loaded.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["afd.safetensors"]
+
+
+def test_kernels_are_saved_whatever_their_order_in_memory(tiny: Backbone, awake: AfdNet, tmp_path: Path) -> None:
+    expected = {name: value.clone() for name, value in awake.state_dict().items()}
+    awake.to(memory_format=torch.channels_last)  # as exporting leaves it
+    save_afd(awake, tmp_path / "afd.safetensors")
+    loaded = load_afd(tmp_path / "afd.safetensors", tiny).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items())
 
 
 def test_another_backbones_weights_are_refused(tiny: Backbone, awake: AfdNet, tmp_path: Path) -> None:
     save_afd(awake, tmp_path / "afd.safetensors")
     with pytest.raises(CheckpointError, match="fit again"):
         load_afd(tmp_path / "afd.safetensors", replace(tiny, fingerprint="0" * 64))
+
+
+def test_a_full_disk_leaves_the_weights_as_they_were(awake: AfdNet, tmp_path: Path) -> None:
+    path = tmp_path / "afd.safetensors"
+    path.write_bytes(b"earlier weights")
+    with largest_file(1000), pytest.raises(OSError, match="File too large"):
+        save_afd(awake, path)
+    assert path.read_bytes() == b"earlier weights"
+    assert [path.name for path in tmp_path.iterdir()] == ["afd.safetensors"]
+
+
+def test_weights_are_found_by_a_shipped_name_in_a_runs_folder_or_by_their_own_path(tiny_run: Path) -> None:
+    weights = tiny_run / "afd.safetensors"
+    assert find_weights(tiny_run) == find_weights(weights) == find_weights(str(weights)) == weights
+    assert find_weights("efficientnet-lite1").parts[-2:] == ("efficientnet-lite1", "default.safetensors")
+
+
+def test_equal_digests_mean_equal_weights_wherever_they_lie(tiny_run: Path, tmp_path: Path) -> None:
+    path = shutil.copyfile(tiny_run / "afd.safetensors", tmp_path / "copy.safetensors")
+    assert weights_digest(path) == weights_digest(tiny_run)
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert weights_digest(path) != weights_digest(tiny_run)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 99])
