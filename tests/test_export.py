@@ -1,6 +1,5 @@
 """Deployment: TorchScript, its signature, and the checks around both."""
 
-import json
 import math
 from pathlib import Path
 
@@ -97,12 +96,6 @@ def test_a_changed_model_file_is_refused(tiny_run: Path, tmp_path: Path) -> None
         load_deployed(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', '{"format": 1}'])
-def test_a_foreign_signature_is_refused(text: str) -> None:
-    with pytest.raises(CheckpointError):
-        Signature.from_json(text)
-
-
 def test_an_unknown_source_names_what_there_is() -> None:
     with pytest.raises(CheckpointError, match="efficientnet-lite0"):
         deploy("no-such-model")
@@ -165,21 +158,6 @@ def test_a_trunk_that_cannot_be_scripted_is_traced_with_its_gates_alive(tmp_path
     )
 
 
-def test_signature_json_is_plain_and_read_only_as_it_was_written(tiny_run: Path) -> None:
-    signature = deploy(tiny_run).signature
-    text = signature.to_json()
-    assert json.loads(text)["preset"] == "full"
-    assert Signature.from_json(text) == signature
-    values = json.loads(text)
-    for key, other in (
-        ("preprocessing", values["preprocessing"] | {"crop_fraction": 0.5}),
-        ("labels", values["labels"][::-1]),
-        ("engine", "openvino"),
-    ):
-        with pytest.raises(CheckpointError, match="not the one that was exported"):
-            Signature.from_json(json.dumps(values | {key: other}))
-
-
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_a_short_precision_is_the_trunks_alone(tiny: Backbone, tiny_run: Path, tmp_path: Path, precision: str) -> None:
     """The file for a GPU on the CPU's tensors."""
@@ -194,12 +172,6 @@ def test_a_short_precision_is_the_trunks_alone(tiny: Backbone, tiny_run: Path, t
             torch.testing.assert_close(drift, same_drift)
             assert 0 < (logits - expected).abs().max() < 0.05 * expected.abs().max()
     assert next(tiny.module.parameters()).dtype == torch.float32
-
-
-def test_a_signature_from_before_precisions_still_reads(tiny_run: Path, tmp_path: Path) -> None:
-    values = json.loads(export_classifier(tiny_run, tmp_path).signature.to_json())
-    del values["precision"], values["signature_sha256"]
-    assert Signature.from_json(json.dumps(values)).precision == "float32"
 
 
 def test_an_unknown_precision_is_refused(tiny_run: Path) -> None:
