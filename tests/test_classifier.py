@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from afd_serve.config import PRESETS
-from afd_serve.errors import ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
 from afd_serve.models.classifier import AfdClassifier
@@ -35,24 +34,6 @@ def bare(backbone: Backbone, inputs: ClassifierInputs) -> torch.Tensor:
     pixels = ((inputs.rgb.float() - mean) / std).contiguous(memory_format=torch.channels_last)
     logits: torch.Tensor = backbone.module(pixels)
     return logits
-
-
-def test_presets_choose_their_sites(tiny: Backbone) -> None:
-    default, lite, full, paper = (preset_config(preset, tiny) for preset in PRESETS)
-    gated = ["stem.norm", "blocks.0.norm", "blocks.1.norm", "blocks.2.norm"]
-    assert [gate.site for gate in default.gates] == [gate.site for gate in full.gates] == gated
-    assert [(site.site, site.stride) for site in full.fe] == [("blocks.2", 8)]
-    adapted = {site.site: site.rank for site in default.adapters}
-    assert adapted == {"stem.conv": 0, "blocks.0.conv": 0, "blocks.1.conv": 0, "blocks.2.conv": 0}
-    assert default.adapters == lite.adapters == full.adapters
-    assert not default.fe
-    assert not lite.fe
-    assert not lite.gates
-    assert [(site.site, site.stride) for site in paper.fe] == [("stem.norm", 2)]
-    assert not paper.gates
-    assert not paper.adapters
-    with pytest.raises(ConfigError, match="default, lite, full, paper"):
-        preset_config("large", tiny)
 
 
 def test_the_sharpness_scales_the_logits_of_open_gates_only(tiny: Backbone, awake: AfdNet) -> None:
