@@ -49,15 +49,14 @@ class Shared(nn.Module):
 
 
 class SharedNorm(nn.Module):
-    """One norm behind two convolutions."""
+    """One norm behind a convolution, and again behind an activation."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
-        self.norm = nn.BatchNorm2d(3)
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.second(self.norm(self.first(x))))
+        y: Tensor = self.norm(F.relu(self.norm(self.conv(x))))
         return y
 
 
@@ -193,11 +192,13 @@ def test_the_convolutions_before_gates_do_their_work(tiny: Backbone, pictures: i
     torch.testing.assert_close(trunk(picture(pictures), shift), expected)
 
 
-def test_an_activation_is_taken_where_it_alone_reads_a_gate(tiny: Backbone) -> None:
-    trunk = gated(fold_norms(tiny.module))
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6()])
+def test_an_activation_is_taken_where_it_alone_reads_a_gate(activation: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), activation).eval()
+    trunk = attach(net, [Insertion("0", GATES[0], ("shift",))], inputs=("shift",))
     fold_gates(trunk, GATES)
     assert isinstance(trunk.get_submodule("afd_0"), GatedActivation)
-    assert "stem.act" not in {node.target for node in trunk.graph.nodes}
+    assert "1" not in {node.target for node in trunk.graph.nodes}
 
 
 class ReadBeforeItsActivation(nn.Module):
