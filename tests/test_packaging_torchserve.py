@@ -1,16 +1,19 @@
 """The model archive: what is in it, and that it is the same every time."""
 
 import json
+import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from afd_serve.errors import CheckpointError, ExportError, PackagingError
+from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
 from afd_serve.export import export_classifier
 from afd_serve.mode import Mode
+from afd_serve.packaging import torchserve as packaging
 from afd_serve.packaging.handlers import handlers_dir
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.request import read_mode
@@ -26,8 +29,8 @@ def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
-    archive = package_torchserve(exported, tmp_path / "store", name="clocks", version="2.1")
-    assert archive == tmp_path / "store" / "clocks.mar"
+    archive = package_torchserve(exported, tmp_path / "new" / "store", name="clocks", version="2.1")
+    assert archive == tmp_path / "new" / "store" / "clocks.mar"
     with zipfile.ZipFile(archive) as content:
         assert content.namelist() == [
             "MAR-INF/MANIFEST.json",
@@ -42,6 +45,8 @@ def test_what_is_in_the_archive(exported: Path, tmp_path: Path) -> None:
         manifest = json.loads(content.read("MAR-INF/MANIFEST.json"))
         seal = json.loads(content.read("files.json"))
         assert sorted([*seal, "files.json"]) == content.namelist()
+        assert {entry.date_time[:3] for entry in content.infolist()} == {(1980, 1, 1)}
+    assert "createdOn" not in manifest, "or no two archives would be the same"
     assert manifest["model"] == {
         "modelName": "clocks",
         "modelVersion": "2.1",
@@ -58,6 +63,17 @@ def test_the_models_mode_is_in_its_settings(exported: Path, tmp_path: Path, mode
     assert read_mode(yaml.safe_load(settings)["afd"]["mode"]) is mode
     template = (handlers_dir() / "model-config.yaml").read_text()
     assert settings.replace(f'"{mode.value}"', '"protect"') == template
+
+
+def test_settings_whose_mode_was_edited_are_refused_instead_of_packaged_with_another(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers = shutil.copytree(handlers_dir(), tmp_path / "handlers")
+    settings = handlers / "model-config.yaml"
+    settings.write_text(settings.read_text().replace('mode: "protect"', 'mode: "shadow"'))
+    monkeypatch.setattr(packaging, "handlers_dir", lambda: handlers)
+    with pytest.raises(PackagingError, match=r'model-config\.yaml has no line mode: "protect"'):
+        package_torchserve(exported, tmp_path / "store")
 
 
 def test_the_same_exported_model_gives_the_same_bytes(exported: Path, tmp_path: Path) -> None:
@@ -104,17 +120,49 @@ def test_the_archivers_refusal_is_passed_on(exported: Path, tmp_path: Path) -> N
         package_torchserve(exported, tmp_path, name="no/slash")
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_full_disk_leaves_the_archive_as_it_was(exported: Path, tmp_path: Path, share: float) -> None:
+def test_where_the_archiver_is_not_installed_that_is_said(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model_archiver").mkdir()
+    (tmp_path / "model_archiver" / "__init__.py").touch()  # comes before the one that is installed, with nothing in it
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    with pytest.raises(DependencyError, match=r"afd-serve\[torchserve\]"):
+        package_torchserve(exported, tmp_path / "store")
+
+
+def test_a_model_that_is_not_the_exported_one_is_not_packaged(exported: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(exported, tmp_path / "changed")
+    (changed / "model.pt").write_bytes((exported / "features.pt").read_bytes())
+    with pytest.raises(CheckpointError, match=r"model\.pt in .* not the files that were exported"):
+        package_torchserve(changed, tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [("copying", "cannot be copied"), ("archiving", "File too large"), ("sealing", "cannot be written")],
+)
+def test_a_full_disk_leaves_the_archive_as_it_was(exported: Path, tmp_path: Path, step: str, words: str) -> None:
     before = package_torchserve(exported, tmp_path).read_bytes()
-    size = (exported / "model.pt").stat().st_size
-    with largest_file(int(share * size)), pytest.raises(PackagingError):  # at the copy, then in the archiver
+    model = (exported / "model.pt").stat().st_size
+    limit = {"copying": model // 2, "archiving": model, "sealing": len(before) - 1}[step]
+    with largest_file(limit), pytest.raises(PackagingError, match=words):
         package_torchserve(exported, tmp_path, version="2.0")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["afd.mar"]
     assert (tmp_path / "afd.mar").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["exported", "built", "work"])
+def test_a_folder_of_the_models_name_beside_other_temporary_files_stays(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clocks").mkdir()
+    (tmp_path / "clocks" / "kept").touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    package_torchserve(exported, tmp_path / "store", name="clocks")
+    assert (tmp_path / "clocks" / "kept").exists()
+
+
+@pytest.mark.parametrize("name", ["exported", "built"])
 def test_no_name_collides_with_the_folders_of_packaging(exported: Path, tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(package_torchserve(exported, tmp_path / "store", name=name)) as content:
         assert content.read("model.pt") == (exported / "model.pt").read_bytes()

@@ -98,8 +98,7 @@ def _write_config(target: Path, mode: Mode) -> None:
 
 def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version: str) -> None:
     # The archiver works in <temporary folder>/<model name> and deletes what lies there: give it a folder of its own.
-    work = out / "work"
-    work.mkdir(parents=True)
+    out.mkdir()
     arguments = {
         "--model-name": name,
         "--version": version,
@@ -112,7 +111,7 @@ def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version
     }
     command = [sys.executable, "-m", "model_archiver.model_packaging"]
     command += [str(word) for pair in arguments.items() for word in pair]
-    environment = os.environ | {"TMPDIR": str(work)}
+    environment = os.environ | {"TMPDIR": str(out)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if "No module named" in done.stderr and "model_archiver" in done.stderr:
         raise DependencyError("packaging needs torch-model-archiver: pip install 'afd-serve[torchserve]'")
@@ -129,7 +128,7 @@ def _rewrite(built: Path, target: Path) -> Path:
             files = {entry: old.read(entry) for entry in old.namelist()}
         files[_MANIFEST] = _without_time(files[_MANIFEST])
         files[SEAL_NAME] = make_seal(files)
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as new:
+        with zipfile.ZipFile(partial, "w") as new:
             for entry in sorted(files):
                 new.writestr(zipfile.ZipInfo(entry, _EPOCH), files[entry])
         partial.replace(target)
