@@ -1,5 +1,6 @@
 """The model repository: what is in it, and that its configuration fits the classifier."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 
 from afd_serve.cli import main
 from afd_serve.engines.torchscript import quiet
-from afd_serve.errors import PackagingError
-from afd_serve.export import export_classifier
+from afd_serve.errors import CheckpointError, PackagingError
+from afd_serve.export import export_classifier, load_deployed
 from afd_serve.mode import Mode
+from afd_serve.packaging import triton as packaging
 from afd_serve.packaging.triton import TritonLimits, check_repository, package_triton
 from afd_serve.pipeline import Pipeline
 from afd_serve.request import MAX_PICTURES
@@ -200,6 +202,30 @@ def test_what_does_not_fit_is_found(repository: Path, exported: Path, model: str
             check_repository(repository, signature)
     finally:
         config.write_text(original)
+
+
+def test_a_template_that_does_not_fit_the_classifier_leaves_the_repository_as_it_was(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = shutil.copytree(packaging.repository_templates(), tmp_path / "templates")
+    config = templates / "python" / "afd_classifier" / "config.pbtxt"
+    config.write_text(config.read_text().replace("TYPE_INT16", "TYPE_INT32"))
+    monkeypatch.setattr(packaging, "repository_templates", lambda: templates)
+    with pytest.raises(PackagingError, match="the classifier has dequantized as"):
+        package_triton(exported, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_what_is_not_exported_yet_is_exported_first(tiny_run: Path, tmp_path: Path) -> None:
+    version = package_triton(tiny_run, tmp_path, platform="python_cpu") / "afd_classify" / "1"
+    assert load_deployed(version).signature.name == tiny_run.name
+
+
+def test_a_model_that_is_not_the_exported_one_is_not_packaged(exported: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(exported, tmp_path / "changed")
+    (changed / "model.pt").write_bytes((exported / "features.pt").read_bytes())
+    with pytest.raises(CheckpointError, match=r"model\.pt in .* not the files that were exported"):
+        package_triton(changed, tmp_path / "models")
 
 
 def test_a_repository_is_replaced_and_its_neighbours_stay(exported: Path, tmp_path: Path) -> None:
