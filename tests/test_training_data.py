@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.quality import estimate_quality, harmless_from
-from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
-from tests.conftest import recompressed, scene
+from afd_serve.training.data import CompressedPairs, Recipe, _draw, find_pictures
+from tests.conftest import encoded, recompressed, scene
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
 CLEAN = Recipe(p_native=0, p_clean=1, p_other_codec=0, p_colour=0, only_open=False)
@@ -33,6 +33,7 @@ def test_a_batch_depends_on_seed_and_index_alone(picture_folder: Callable[[int],
     assert torch.equal(first.clean, again.clean)
     assert not torch.equal(first.clean, other.clean)
     assert not torch.equal(first.clean, pairs(folder)[0].clean)
+    assert not torch.equal(first.clean, pairs(folder, seed=1)[0].clean), "a seed's batches are not the next one's"
 
 
 def test_sizes_follow_each_other_in_equal_shares(picture_folder: Callable[[int], Path]) -> None:
@@ -52,7 +53,9 @@ def test_student_and_teacher_see_the_same_scene(picture_folder: Callable[[int], 
     folder = picture_folder(3)
     clean = pairs(folder, CLEAN)[0]
     assert (clean.inputs.rgb.float() - clean.clean).abs().mean() < 1.5
+    assert not clean.inputs.geometry.any(), "compressed at the model's size"
     native = pairs(folder, replace(CLEAN, p_native=1))[0]
+    assert native.inputs.geometry[:, 0].all(), "compressed at the part's own size, then reduced or enlarged"
     assert (native.inputs.rgb.float() - native.clean).abs().mean() < 1.5
     heavy = pairs(folder, Recipe(p_clean=0, p_mild=0, heavy=(5, 8)))[0]
     assert 2.0 < (heavy.inputs.rgb.float() - heavy.clean).abs().mean() < 30
@@ -85,10 +88,34 @@ def test_a_resaved_picture_was_compressed_heavily_before(picture_folder: Callabl
     assert resaved == recompressed(scene(), 8, 95)
 
 
+def test_a_picture_is_compressed_again_up_to_four_times(picture_folder: Callable[[int], Path]) -> None:
+    recipe = replace(ONCE, p_mild=1, mild=(60, 60), p_again=1, heavy=(8, 8), p_full_chroma=0)
+    data = pairs(picture_folder(2), recipe)
+    found = {data._compress(np.random.default_rng(seed), scene()) for seed in range(24)}
+    assert found == {recompressed(scene(), 60, *[8] * times) for times in range(1, 5)}
+
+
+def test_other_codecs_compress_in_equal_shares_at_the_qualities_of_their_own(
+    picture_folder: Callable[[int], Path],
+) -> None:
+    data = pairs(picture_folder(2), replace(ONCE, p_other_codec=1, other_codec=(30, 30)))
+    found = {data._compress(np.random.default_rng(seed), scene()) for seed in range(12)}
+    kinds = [kind for kind in ("WEBP", "AVIF") if features.check(kind.lower())]
+    assert found == {encoded(scene(), kind, quality=30) for kind in kinds}
+
+
+def test_half_of_the_qualities_lie_below_the_geometric_mean_of_their_bounds() -> None:
+    random = np.random.default_rng(0)
+    drawn = [_draw(random, (5, 45)) for _ in range(2000)]
+    assert (min(drawn), max(drawn)) == (5, 45)
+    assert np.median(drawn) == pytest.approx(15, abs=1)
+
+
 def test_mild_and_heavy_compressions_have_their_own_qualities(picture_folder: Callable[[int], Path]) -> None:
     folder, recipe = picture_folder(2), replace(ONCE, mild=(70, 72), heavy=(9, 11))
     assert set(qualities(pairs(folder, recipe, batch_size=12))) == {9, 10, 11}
     assert set(qualities(pairs(folder, replace(recipe, p_mild=1), batch_size=12))) == {70, 71, 72}
+    assert set(qualities(pairs(folder, replace(recipe, p_clean=0.5, p_mild=0.5), batch_size=24))) == {70, 71, 72, 100}
 
 
 @pytest.mark.parametrize(("p_full_chroma", "halvings"), [(0, 1), (1, 0)])
@@ -113,10 +140,46 @@ def test_a_mirrored_picture_is_upright(tmp_path: Path, p_flip: int) -> None:
     assert ((crops[..., 60].mean((1, 2)) < crops[..., 3].mean((1, 2))) == p_flip).all()
 
 
+def test_a_turned_picture_is_turned_by_any_right_angle(tmp_path: Path) -> None:
+    rising = np.broadcast_to(np.linspace(0, 200, 90)[:, None, None], (90, 120, 3))
+    crops = clean_crops(tmp_path, [rising] * 2, p_turn=1).astype(int)
+    sides = [crops[..., :8, :], crops[..., -8:, :], crops[..., :8], crops[..., -8:]]
+    brightest = np.argmax([side.mean((1, 2, 3)) for side in sides], axis=0)
+    assert set(brightest) == {0, 2, 3}, "the top, the left or the right; upright it is the bottom"
+
+
+def test_a_part_is_as_large_and_as_wide_as_the_recipe_says_and_lies_anywhere(
+    picture_folder: Callable[[int], Path],
+) -> None:
+    data, random = pairs(picture_folder(2), Recipe(least_area=0.5)), np.random.default_rng(0)
+    boxes = np.array([data._random_box(random, 400, 300) for _ in range(500)])
+    left, top, right, bottom = boxes.T
+    width, height = right - left, bottom - top
+    share, aspect = width * height / (400 * 300), width / height
+    assert (share.min(), share.max()) == (pytest.approx(0.5, abs=0.05), pytest.approx(1, abs=0.1))
+    assert (aspect.min(), aspect.max()) == (pytest.approx(3 / 4, abs=0.02), pytest.approx(4 / 3, abs=0.02))
+    assert (left.min(), top.min(), right.max(), bottom.max()) == (0, 0, 400, 300)
+
+
+def test_a_part_of_a_small_picture_is_no_smaller_than_32_pixels(picture_folder: Callable[[int], Path]) -> None:
+    data, random = pairs(picture_folder(2), Recipe(least_area=0.001)), np.random.default_rng(0)
+    boxes = np.array([data._random_box(random, 60, 20) for _ in range(200)])
+    assert (boxes[:, 2] - boxes[:, 0]).min() == 32
+    assert set(boxes[:, 3] - boxes[:, 1]) == {20}
+
+
+def test_a_large_photograph_is_decoded_at_a_reduced_scale(tmp_path: Path) -> None:
+    for index in range(2):
+        Image.new("RGB", (2200, 2100)).save(tmp_path / f"{index}.jpg")
+    assert pairs(tmp_path)._picture(np.random.default_rng(0)).size == (1100, 1050)
+
+
 def test_mixed_pictures_show_both(tmp_path: Path) -> None:
     black_and_white = [np.zeros((90, 120, 3)), np.full((90, 120, 3), 255)]
     crops = clean_crops(tmp_path, black_and_white, p_mix=1)
-    assert any(crop.min() == 0 and crop.max() == 255 for crop in crops), "side by side or one above the other"
+    edges = [crop for crop in crops if crop.min() == 0 and crop.max() == 255]
+    assert any((edge == edge[:, :1]).all() for edge in edges), "side by side"
+    assert any((edge == edge[:, :, :1]).all() for edge in edges), "one above the other"
     assert any(0 < crop.min() == crop.max() < 255 for crop in crops), "blended"
     alone = clean_crops(tmp_path, black_and_white)
     assert {(crop.min(), crop.max()) for crop in alone} == {(0, 0), (255, 255)}
@@ -128,6 +191,13 @@ def test_contrast_changes_about_the_middle_and_ends_at_black_and_white(
 ) -> None:
     crops = clean_crops(tmp_path, [np.full((40, 40, 3), value)] * 2, p_colour=1)
     assert low <= crops.min() < crops.max() <= high
+
+
+def test_channels_change_apart_and_are_sometimes_exchanged(tmp_path: Path) -> None:
+    crops = clean_crops(tmp_path, [np.full((40, 40, 3), (200, 60, 60))] * 2, p_colour=1)[..., 0, 0]
+    brightest = np.bincount(crops.argmax(axis=1), minlength=3)
+    assert brightest[0] > brightest[1:].sum() > 0
+    assert (crops[:, 1] != crops[:, 2]).any()
 
 
 def test_a_recipe_that_opens_no_gate_is_refused(picture_folder: Callable[[int], Path]) -> None:
@@ -185,7 +255,7 @@ def test_pictures_are_found_and_excluded(
     picture_folder: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = picture_folder(4)
-    assert len(find_pictures([folder])) == 4
+    assert find_pictures([folder]) == [folder / f"{index}.png" for index in range(4)], "in the same order each time"
     assert [path.name for path in find_pictures([folder], [folder / "0.png", folder / "2.png"])] == ["1.png", "3.png"]
     (folder / "deep" / "er").mkdir(parents=True)
     (folder / "2.png").rename(folder / "deep" / "er" / "2.PNG")
