@@ -76,6 +76,12 @@ def test_a_convolution_that_pads_with_something_else_than_zeros_has_no_adapter()
     assert adapted == ["0", "1.first", "1.downsample.0"]
 
 
+def test_a_large_kernel_has_an_adapter_unless_it_is_grouped() -> None:
+    large, grouped = nn.Conv2d(4, 4, 7, padding=3), nn.Conv2d(4, 4, 5, padding=2, groups=4)
+    adapted = [site.site for site in preset_config("lite", network(2, large, grouped)).adapters]
+    assert adapted == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("strides", "expected"),
     [((2, 2, 1, 2), ("3", 8)), ((4, 1, 2), ("2", 8)), ((2, 1, 1), ("3", 4)), ((2, 1, 4), ("2", 4))],
