@@ -1,6 +1,7 @@
 """The model repository: what is in it, and that its configuration fits the classifier."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,9 @@ def test_what_is_in_the_repository(repository: Path, exported: Path) -> None:
         assert config.version_policy.latest.num_versions == 1
         assert (repository / model / "1").is_dir()
         assert (config.backend == "python") is (repository / model / "1" / "model.py").is_file()
+        for warm_up in config.model_warmup:
+            files = {tensor.input_data_file for tensor in warm_up.inputs.values()}
+            assert files <= {path.name for path in (repository / model / "warmup").iterdir()}
         for output in config.output:
             if output.label_filename:
                 labels = (repository / model / output.label_filename).read_text().splitlines()
@@ -96,6 +100,15 @@ def test_a_cpus_repository_has_one_model_with_everything_in_it(exported: Path, t
     path.write_text(path.read_text().replace(f"dims: [ {CLASSES} ]", "dims: [ 3 ]"))
     with pytest.raises(PackagingError, match="classes"):
         check_repository(tmp_path, Signature.from_json((exported / "signature.json").read_text()))
+
+
+def test_labels_are_in_the_order_of_the_classes(exported: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(exported, tmp_path / "other")
+    signature = Signature.from_json((other / "signature.json").read_text())
+    labels = [f"class {(index + 3) % CLASSES}" for index in range(CLASSES)]
+    (other / "signature.json").write_text(replace(signature, labels=tuple(labels)).to_json())
+    package_triton(other, tmp_path / "models")
+    assert (tmp_path / "models" / "afd_classify" / "labels.txt").read_text().splitlines() == labels
 
 
 def test_limits_go_into_the_configuration(repository: Path) -> None:
@@ -202,6 +215,15 @@ def test_what_does_not_fit_is_found(repository: Path, exported: Path, model: str
             check_repository(repository, signature)
     finally:
         config.write_text(original)
+
+
+def test_tritons_own_backend_must_give_the_shapes_that_the_classifier_gives(exported: Path, tmp_path: Path) -> None:
+    config = package_triton(exported, tmp_path, platform="pytorch_libtorch") / "afd_classifier" / "config.pbtxt"
+    drift = '"drift__1" data_type: TYPE_FP32 dims: [ 1 ]'
+    assert f"{drift} reshape: {{ shape: [ ] }}" in config.read_text()
+    config.write_text(config.read_text().replace(f"{drift} reshape: {{ shape: [ ] }}", drift))
+    with pytest.raises(PackagingError, match="the classifier has drift__1 as"):
+        check_repository(tmp_path, Signature.from_json((exported / "signature.json").read_text()))
 
 
 def test_a_template_that_does_not_fit_the_classifier_leaves_the_repository_as_it_was(

@@ -154,7 +154,7 @@ def _add_models(built: Path, exported: Path, signature: Signature) -> None:
     for model in sorted(built.iterdir()):
         version = model / _VERSION  # an ensemble needs one as well, though there is nothing in it
         version.mkdir(exist_ok=True)
-        if (version / "model.py").is_file() or model.name == _CLASSIFIER:
+        if (version / "model.py").is_file():
             shutil.copyfile(exported / SIGNATURE_NAME, version / SIGNATURE_NAME)
         if "label_filename" in (model / "config.pbtxt").read_text():
             # Clients get <probability>:<index>:<label>, one class per line of this file.
