@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from afd_serve.packaging.triton import TritonLimits, check_repository, package_t
 from afd_serve.pipeline import Pipeline
 from afd_serve.request import MAX_PICTURES
 from afd_serve.sample import sample_picture
+from afd_serve.servers.triton_environment import SHARED_MEMORY
 from afd_serve.signature import Signature
+from tests.conftest import largest_file
 from tests.tiny_backbone import CLASSES
 
 text_format = pytest.importorskip("google.protobuf.text_format")
@@ -248,6 +251,27 @@ def test_a_model_that_is_not_the_exported_one_is_not_packaged(exported: Path, tm
     (changed / "model.pt").write_bytes((exported / "features.pt").read_bytes())
     with pytest.raises(CheckpointError, match=r"model\.pt in .* not the files that were exported"):
         package_triton(changed, tmp_path / "models")
+
+
+def test_a_full_disk_leaves_the_repository_as_it_was(exported: Path, tmp_path: Path) -> None:
+    package_triton(exported, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    size = (exported / "model.pt").stat().st_size
+    with largest_file(size // 2), pytest.raises(PackagingError, match=f"cannot be written to {tmp_path}"):
+        package_triton(exported, tmp_path, mode=Mode.OFF)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_repository_where_there_is_a_file_is_refused(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").touch()
+    with pytest.raises(PackagingError, match="cannot be written to"):
+        package_triton(exported, tmp_path / "models")
+
+
+def test_a_repository_may_lie_on_another_disk_than_temporary_files(exported: Path) -> None:
+    with TemporaryDirectory(dir=SHARED_MEMORY) as folder:
+        for _ in range(2):
+            assert {path.name for path in package_triton(exported, Path(folder)).iterdir()} == MODELS["python"]
 
 
 def test_a_repository_is_replaced_and_its_neighbours_stay(exported: Path, tmp_path: Path) -> None:

@@ -101,20 +101,25 @@ def package_triton(
     modes = [known for known in Mode if known is not Mode.SHADOW or platform != "pytorch_libtorch"]
     if mode not in modes:
         raise PackagingError(f"on {platform} the mode is one of {', '.join(modes)}, not {mode.value}")
-    with tempfile.TemporaryDirectory(prefix="afd-triton-") as scratch:
-        exported, built = Path(scratch) / "exported", Path(scratch) / "built"
-        if exported_files(source):
-            exported = Path(source)
-        else:
-            export_classifier(source, exported)
-        signature = Signature.from_json((exported / SIGNATURE_NAME).read_text())
-        if platform == "pytorch_libtorch" and signature.engine != "torchscript":
-            raise PackagingError(f"{platform} runs TorchScript; the model was exported for {signature.engine}")
-        for part in ("python_cpu",) if platform == "python_cpu" else ("common", platform):
-            _complete(repository_templates() / part, built, _values(signature, limits or TritonLimits(), mode, modes))
-        _add_models(built, exported, signature)
-        check_repository(built, signature)
-        return _put_in_place(built, out_dir)
+    try:
+        with tempfile.TemporaryDirectory(prefix="afd-triton-") as scratch:
+            exported, built = Path(scratch) / "exported", Path(scratch) / "built"
+            if exported_files(source):
+                exported = Path(source)
+            else:
+                export_classifier(source, exported)
+            signature = Signature.from_json((exported / SIGNATURE_NAME).read_text())
+            if platform == "pytorch_libtorch" and signature.engine != "torchscript":
+                raise PackagingError(f"{platform} runs TorchScript; the model was exported for {signature.engine}")
+            values = _values(signature, limits or TritonLimits(), mode, modes)
+            for part in ("python_cpu",) if platform == "python_cpu" else ("common", platform):
+                _complete(repository_templates() / part, built, values)
+            _add_models(built, exported, signature)
+            check_repository(built, signature)
+            _put_in_place(built, out_dir)
+    except OSError as error:
+        raise PackagingError(f"the repository cannot be written to {out_dir}: {error}") from error
+    return out_dir
 
 
 def _values(signature: Signature, limits: TritonLimits, mode: Mode, modes: Sequence[Mode]) -> dict[str, object]:
@@ -244,18 +249,14 @@ def _check_tensors(tensors: Any, specs: tuple[TensorSpec, ...], by_position: boo
             raise PackagingError(f"the classifier has {name} as {expected}, its configuration {configured.get(name)}")
 
 
-def _put_in_place(built: Path, out_dir: Path) -> Path:
+def _put_in_place(built: Path, out_dir: Path) -> None:
     """Move the models to the repository; each is replaced in one step, so that none is ever there by half."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for name in _MODELS - {model.name for model in built.iterdir()}:
-            shutil.rmtree(out_dir / name, ignore_errors=True)  # of a repository for another platform
-        for model in sorted(built.iterdir()):
-            with tempfile.TemporaryDirectory(prefix=".afd-", dir=out_dir) as aside:
-                shutil.copytree(model, Path(aside) / "new")
-                if (out_dir / model.name).exists():
-                    (out_dir / model.name).rename(Path(aside) / "old")
-                (Path(aside) / "new").rename(out_dir / model.name)
-    except OSError as error:
-        raise PackagingError(f"the repository cannot be written to {out_dir}: {error}") from error
-    return out_dir
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name in _MODELS - {model.name for model in built.iterdir()}:
+        shutil.rmtree(out_dir / name, ignore_errors=True)  # of a repository for another platform
+    for model in sorted(built.iterdir()):
+        with tempfile.TemporaryDirectory(prefix=".afd-", dir=out_dir) as aside:
+            shutil.copytree(model, Path(aside) / "new")
+            if (out_dir / model.name).exists():
+                (out_dir / model.name).rename(Path(aside) / "old")
+            (Path(aside) / "new").rename(out_dir / model.name)
