@@ -297,6 +297,8 @@ def test_four_components_are_judged_by_their_pixels(transform: int) -> None:
     assert not np.array_equal(
         picture.dequantized[0, 0, :64], (made.coefficients[0] * made.quant_tables[0])[0, 0].ravel()
     )
+    assert np.array_equal(picture.quant_tables, [table.ravel() for table in made.quant_tables[:3]])
+    assert not picture.geometry.any(), "neither reduced nor, as pixels, subsampled"
 
 
 def test_grayscale_has_empty_chroma_blocks() -> None:
@@ -357,6 +359,14 @@ def test_limits_hold_for_every_format() -> None:
         prepare(encoded(scene(), "PNG"), PREPROCESSING, limits=few)
     with pytest.raises(PictureTooLargeError, match="bytes"):
         prepare(encoded(scene(), "PNG"), PREPROCESSING, limits=JpegLimits(max_bytes=100))
+    four = encoded(scene().convert("CMYK"), quality=50, progressive=True)
+    with pytest.raises(JpegTooLargeError, match="2 scans"):
+        prepare(four, PREPROCESSING, limits=JpegLimits(max_scans=2))
+
+
+def test_what_is_as_large_as_the_limits_is_accepted() -> None:
+    for data in (encoded(scene(), "PNG"), encoded(scene()), encoded(scene().convert("CMYK"))):
+        assert prepare(data, PREPROCESSING, limits=JpegLimits(max_bytes=len(data), max_pixels=96 * 80)).rgb.any()
 
 
 def test_stack_makes_the_classifiers_inputs() -> None:

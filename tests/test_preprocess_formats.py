@@ -39,6 +39,17 @@ def test_other_lossy_codecs_are_judged_by_the_bits_that_they_spent(kind: str, qu
     assert prepare(encoded(scene(64, 64), kind, quality=quality), PREPROCESSING, crop=False).good is good
 
 
+@pytest.mark.parametrize("shape", [(200, 50), (50, 200)])
+def test_bits_are_spent_on_all_pixels_whatever_the_pictures_shape(shape: tuple[int, int]) -> None:
+    assert not prepare(encoded(scene(*shape), "WEBP", quality=5), PREPROCESSING, crop=False).good
+
+
+@pytest.mark.parametrize(("size", "good"), [(256, False), (64, True)])
+def test_few_bits_do_no_harm_where_the_picture_is_reduced(size: int, good: bool) -> None:
+    few = encoded(scene(256, 256), "WEBP", quality=20)
+    assert prepare(few, replace(PREPROCESSING, size=size), crop=False).good is good
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_lossless_pictures_are_good_however_few_their_bits(kind: str) -> None:
     flat = Image.new("RGB", (320, 240), (200, 30, 40))
