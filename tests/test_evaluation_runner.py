@@ -100,6 +100,17 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert third.items == 0
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_picture_whose_answers_were_written_by_half_is_classified_again(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path, kept: bool
+) -> None:
+    clean, path = replace(evaluation, protocols=("clean",)), tmp_path / RESULTS_FILE
+    answers = evaluate(pipeline, pictures, clean, tmp_path)
+    first, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text(first + "".join(row for row in rows if json.loads(row)["afd"] is kept))
+    assert evaluate(pipeline, pictures, clean, tmp_path) == answers
+
+
 @pytest.mark.parametrize("left", ["", '{"evaluation": "4'])
 def test_a_run_that_could_not_even_begin_its_file_is_begun_anew(
     pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path, left: str
@@ -141,9 +152,11 @@ def test_more_protocols_reuse_the_answers(
     pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
 ) -> None:
     evaluate(pipeline, pictures, replace(evaluation, protocols=("clean",)), tmp_path)
-    counting = CountingPipeline(pipeline)
-    evaluate(counting, pictures, replace(evaluation, protocols=("clean", "resave")), tmp_path)
+    counting, told = CountingPipeline(pipeline), list[int]()
+    more = replace(evaluation, protocols=("clean", "resave"))
+    evaluate(counting, pictures, more, tmp_path, lambda done, _: told.append(done))
     assert counting.items == 2 * len(pictures)
+    assert told == [2 * len(pictures) + 8, 4 * len(pictures)], "what was known counts as done"
 
 
 @pytest.mark.parametrize("change", [{"model": "other"}, {"dataset": "other"}, {"seed": 1}])
