@@ -175,6 +175,7 @@ def test_answers_of_another_evaluation_are_refused(
 def test_unreadable_pictures_are_left_out_and_named(
     pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
 ) -> None:
+    evaluation = replace(evaluation, batch_size=3)  # so that of one lot there is nothing to classify
     noise, truncated = tmp_path / "noise.png", tmp_path / "truncated.jpg"
     noise.write_bytes(b"no picture at all")
     Image.open(pictures[0].path).save(truncated)

@@ -144,8 +144,6 @@ def _classify(
             sent.append((picture, file))
         else:
             answers.update({(picture.id, condition.key, afd): file for afd in (True, False)})
-    if not sent:
-        return answers
     files = [file for _, file in sent]
     flags = [True] * len(files) + [False] * len(files)
     results = pipeline.predict(files + files, top_k=evaluation.top_k, afd=flags, crop=condition.crop)
