@@ -1,10 +1,12 @@
 """Evaluating a real, small classifier: files in, figures out, interruptions survived."""
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from afd_serve.evaluation.protocols import compress, conditions
 from afd_serve.evaluation.report import print_report, write_report
 from afd_serve.evaluation.runner import RESULTS_FILE, Answer, Evaluation, evaluate
 from afd_serve.evaluation.summary import Report, summarize
+from afd_serve.models.backbones import Preprocessing
 from afd_serve.pipeline import Failure, Pipeline, Prediction
 
 PROTOCOLS = ("clean", "A", "C")
@@ -58,22 +61,25 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledPicture]:
 
 @pytest.fixture
 def evaluation(pipeline: Pipeline) -> Evaluation:
-    return Evaluation("tiny", "made", pipeline.signature.preprocessing, PROTOCOLS, top_k=3, batch_size=4)
+    return Evaluation("tiny", "made", pipeline.signature.preprocessing, PROTOCOLS, seed=3, top_k=3, batch_size=4)
 
 
 def test_answers_are_the_pipelines_own(
     pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
 ) -> None:
     seen: list[tuple[int, int]] = []
-    answers = evaluate(pipeline, pictures, evaluation, tmp_path, lambda done, total: seen.append((done, total)))
+
+    def told(done: int, total: int) -> None:
+        seen.append((done, total))
+        assert len((tmp_path / RESULTS_FILE).read_text().splitlines()) == 1 + done, "each answer is kept as it comes"
+
+    answers = evaluate(pipeline, pictures, evaluation, tmp_path, told)
     wanted = conditions(PROTOCOLS)
     assert len(answers) == len(pictures) * len(wanted) * 2
     assert seen[-1] == (len(answers), len(answers))
-    picture, condition = pictures[3], wanted[2]
-    file = compress(
-        picture.path.read_bytes(), condition, evaluation.preprocessing, picture_id=picture.id, seed=evaluation.seed
-    )
-    for afd in (True, False):
+    picture, data = pictures[3], pictures[3].path.read_bytes()
+    for condition, afd in itertools.product((wanted[2], wanted[-1]), (True, False)):  # the last one's draws are seeded
+        file = compress(data, condition, evaluation.preprocessing, picture_id=picture.id, seed=3)
         (expected,) = pipeline.predict([file], top_k=3, afd=afd, crop=condition.crop)
         assert isinstance(expected, Prediction)
         answer = answers[picture.id, condition.key, afd]
@@ -153,19 +159,28 @@ def test_more_protocols_reuse_the_answers(
 ) -> None:
     evaluate(pipeline, pictures, replace(evaluation, protocols=("clean",)), tmp_path)
     counting, told = CountingPipeline(pipeline), list[int]()
-    more = replace(evaluation, protocols=("clean", "resave"))
+    more = replace(evaluation, protocols=("clean", "resave"), batch_size=5)
     evaluate(counting, pictures, more, tmp_path, lambda done, _: told.append(done))
     assert counting.items == 2 * len(pictures)
-    assert told == [2 * len(pictures) + 8, 4 * len(pictures)], "what was known counts as done"
+    assert told == [2 * len(pictures) + 10, 4 * len(pictures)], "what was known counts as done"
 
 
-@pytest.mark.parametrize("change", [{"model": "other"}, {"dataset": "other"}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"dataset": "other"},
+        {"seed": 1},
+        {"top_k": 2},
+        {"preprocessing": Preprocessing(64, 0.5, "bilinear", (120.0, 115.0, 105.0), (60.0, 58.0, 57.0))},
+    ],
+)
 def test_answers_of_another_evaluation_are_refused(
     pipeline: Pipeline,
     pictures: list[LabelledPicture],
     evaluation: Evaluation,
     tmp_path: Path,
-    change: dict[str, str | int],
+    change: dict[str, Any],
 ) -> None:
     evaluate(pipeline, pictures[:1], replace(evaluation, protocols=("clean",)), tmp_path)
     with pytest.raises(ConfigError, match="another evaluation"):
