@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from afd_serve.checkpoint import load_afd
 from afd_serve.config import FitConfig
@@ -17,7 +18,7 @@ from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.training import fit as fit_module
 from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
-from afd_serve.training.fit import fit, training_sizes
+from afd_serve.training.fit import Trainer, _spread, fit, rate_share, training_sizes
 from afd_serve.training.losses import FeatureLoss
 from tests import tiny_backbone
 
@@ -65,6 +66,96 @@ def drift(afd: AfdNet, config: FitConfig, quality: int) -> float:
     settings = {"sizes": (64,), "batch_size": 16, "batches": 1, "seed": 5, "recipe": recipe}
     inputs = CompressedPairs(find_pictures(config.images), tiny_backbone.backbone().preprocessing, **settings)[0].inputs
     return float(afd.drift_score(afd.describe(*inputs[1:4])).mean())
+
+
+@pytest.fixture
+def trainer(config: FitConfig, tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """One that has not trained yet."""
+    monkeypatch.setattr(fit_module, "_CALIBRATION_BATCHES", 2)
+    torch.manual_seed(0)
+    return Trainer(replace(config, embedding_weight=2.5), tiny, find_pictures(config.images))
+
+
+def test_distances_are_in_units_of_what_clean_pictures_vary_by(trainer: Trainer) -> None:
+    clean = torch.cat([trainer.data[index].clean for index in range(2)])
+    with torch.no_grad():
+        _, *taps, embedding = trainer.teacher(trainer.normalize(clean))
+    varying = embedding.var(dim=0, correction=0).mean()
+    torch.testing.assert_close(trainer.loss.embedding_scale, 1 / varying, rtol=1e-3, atol=0)
+    assert len(taps) == 3
+    for index, tap in enumerate(taps):
+        variance = tap.var(dim=(0, 2, 3), correction=0).clamp_min(1e-6)
+        torch.testing.assert_close(
+            trainer.loss.get_buffer(f"tap_scale_{index}").flatten(), 1 / variance, rtol=1e-3, atol=0
+        )
+    assert trainer.loss.embedding_weight == 2.5
+
+
+def gradients(trainer: Trainer) -> Tensor:
+    found = [parameter.grad for parameter in trainer.afd.parameters() if parameter.grad is not None]
+    return torch.cat([gradient.flatten() for gradient in found])
+
+
+def test_a_steps_gradient_is_its_own_and_no_longer_than_one(trainer: Trainer) -> None:
+    trainer.step = trainer.config.steps  # the rate has come down to zero: nothing moves
+    alone, other = trainer.data[2], trainer.data[3]
+    trainer._train_step(alone)
+    expected = gradients(trainer)
+    trainer._train_step(other)
+    trainer._train_step(alone)
+    torch.testing.assert_close(gradients(trainer), expected)
+    trainer.loss.embedding_weight = 1e6
+    trainer._train_step(alone)
+    assert gradients(trainer).norm() == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.9), (8, 0.5), (10**6, 0.2)])
+def test_the_average_follows_quickly_at_first_and_slowly_later(trainer: Trainer, step: int, share: float) -> None:
+    trainer.step = step
+    with torch.no_grad():
+        for mean, value in zip(trainer.average.parameters(), trainer.afd.parameters(), strict=True):
+            mean.zero_()
+            value.fill_(1.0)
+    trainer._update_average()
+    assert all(torch.allclose(mean, torch.tensor(share)) for mean in trainer.average.parameters())
+
+
+def test_the_optimizer_is_as_the_settings_say(trainer: Trainer) -> None:
+    (group,) = trainer.optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (trainer.config.learning_rate, trainer.config.weight_decay)
+
+
+def test_pictures_at_the_end_are_others_and_good_ones_are_among_them(trainer: Trainer) -> None:
+    closing = trainer._closing_pairs()
+    assert (closing.seed, closing.sizes, closing.recipe.only_open) == (trainer.config.seed + 1, (64,), False)
+    assert (closing.recipe.p_turn, closing.recipe.p_mix, closing.recipe.p_colour) == (0, 0, 0)
+
+
+def test_the_rate_is_warmed_up_and_comes_down_to_zero_as_half_a_cosine(config: FitConfig) -> None:
+    hundred = replace(config, steps=100, warmup_steps=4)
+    shares = [rate_share(done, hundred) for done in range(101)]
+    assert shares[:2] == pytest.approx([0.25, 0.5], rel=1e-3)
+    assert shares[25::25] == pytest.approx([0.85355, 0.5, 0.14645, 0], abs=1e-5)
+    assert rate_share(0, replace(hundred, warmup_steps=0)) == 1, "without a warm-up the first step has the highest"
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, ""), (1, "a"), (3, "abc"), (5, "abcde"), (7, "acdfg"), (10, "bdfhj")]
+)
+def test_taps_are_spread_evenly_and_the_last_block_is_always_one(count: int, expected: str) -> None:
+    assert "".join(_spread(tuple("abcdefghij"[:count]), 5)) == expected
+
+
+def test_a_seed_decides_the_weights_that_a_fit_starts_from(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "_CALIBRATION_BATCHES", 1)
+    monkeypatch.setattr(fit_module, "_CLOSING_BATCHES", 1)
+    first, same, other = (
+        load_file(fit(replace(config, out=config.out / name, seed=seed, steps=1, learning_rate=1e-9)).weights)
+        for name, seed in (("first", 1), ("same", 1), ("other", 2))
+    )
+    weight = "fde.descriptor.0.weight"
+    assert torch.equal(first[weight], same[weight])
+    assert not torch.allclose(first[weight], other[weight])
 
 
 def test_a_finished_run_that_is_run_again_reports_its_loss(config: FitConfig) -> None:

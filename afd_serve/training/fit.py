@@ -122,7 +122,7 @@ def _takes(module: nn.Module, size: int) -> bool:
 
 def rate_share(done: int, config: FitConfig) -> float:
     """The learning rate after ``done`` steps, as a share of the highest: warmed up, then half a cosine down to zero."""
-    warm = min(1.0, (done + 1) / config.warmup_steps)
+    warm = min(1.0, (done + 1) / max(config.warmup_steps, 1))
     return warm * 0.5 * (1 + math.cos(math.pi * done / config.steps))
 
 
