@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from afd_serve.config import FitConfig
 from afd_serve.engines.torchscript import Packed, freeze
 from afd_serve.errors import ConfigError
-from afd_serve.evaluation.baseline_fit import BASELINES, adapted_norms, fit_baseline, has_norms, restorer
+from afd_serve.evaluation.baseline_fit import (
+    BASELINES,
+    _at_quality,
+    _FeatureLoss,
+    _patches,
+    adapted_norms,
+    fit_baseline,
+    has_norms,
+    restorer,
+)
 from afd_serve.evaluation.baselines import BaselineClassifier, NormBank
 from afd_serve.export import example_inputs
 from afd_serve.models.attach import attach
@@ -20,6 +29,7 @@ from afd_serve.models.classifier import Normalize
 from afd_serve.models.discovery import Sites
 from afd_serve.quality import scaled_table
 from afd_serve.training.data import CompressedPairs, find_pictures
+from afd_serve.training.fit import rate_share
 from tests.test_backbones import SMALL, SmallNet
 from tests.tiny_backbone import SIZE
 
@@ -102,10 +112,63 @@ def test_a_fitted_baseline_brings_the_error_down(tiny: Backbone, config: FitConf
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_arcnn_is_fitted_on_pixels(tiny: Backbone, config: FitConfig) -> None:
+    short = replace(config, steps=1, batch_size=2)
+    network, pixels = fit_baseline("arcnn", tiny, find_pictures(config.images), short), torch.rand(1, 3, 16, 16)
+    assert network(pixels).shape == pixels.shape
+    assert not torch.equal(network(pixels), pixels)
+
+
+def test_a_patch_is_the_same_of_both_pictures_and_lies_anywhere_on_their_blocks() -> None:
+    torch.manual_seed(0)
+    places = set()
+    row, column = torch.meshgrid(torch.arange(80), torch.arange(80), indexing="ij")
+    where = torch.stack((row, column, row + column))[None].to(torch.uint8)
+    for _ in range(60):
+        first, second = _patches(where, where.clone())
+        assert torch.equal(first, second)
+        assert first.shape == (1, 3, 64, 64)
+        places.add(tuple((255 * first[0, :2, 0, 0]).round().int().tolist()))
+    assert places == {(top, left) for top in (0, 8, 16) for left in (0, 8, 16)}
+    (whole,) = _patches(where[:, :, :32, :32])
+    torch.testing.assert_close(255 * whole, where[:, :, :32, :32].float())
+
+
+def test_features_are_compared_in_units_of_each_channels_variance(tiny: Backbone, config: FitConfig) -> None:
+    settings = {"sizes": [64], "batch_size": 4, "batches": 1, "seed": 9}
+    pair = CompressedPairs(find_pictures(config.images), tiny.preprocessing, **settings)[0]
+    stem, normalize = attach(tiny.module, taps=[tiny.stem]), Normalize(tiny.preprocessing)
+    clean, compressed = (stem(normalize(x))[1] for x in (pair.clean, pair.inputs.rgb))
+    variance = clean.var(dim=(0, 2, 3), keepdim=True)
+    expected = ((compressed - clean).square() / variance).mean()
+    torch.testing.assert_close(_FeatureLoss(nn.Identity(), tiny)(pair, False), expected, rtol=1e-3, atol=0)
+
+
 def test_a_seed_decides_the_weights(tiny: Backbone, config: FitConfig) -> None:
-    pictures = find_pictures(config.images)
-    first, again = (fit_baseline("ddp", tiny, pictures, config).state_dict() for _ in range(2))
-    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    pictures, short = find_pictures(config.images), replace(config, steps=2)
+    first, again, other = (
+        torch.cat([value.flatten() for value in fit_baseline("ddp", tiny, pictures, settings).state_dict().values()])
+        for settings in (short, short, replace(short, seed=1))
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_each_step_has_the_rate_of_the_schedule_and_a_gradient_no_longer_than_one(
+    tiny: Backbone, config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, lengths, step = [], [], torch.optim.AdamW.step
+
+    def noted(optimizer: torch.optim.AdamW) -> None:
+        (group,) = optimizer.param_groups
+        rates.append(group["lr"])
+        lengths.append(torch.cat([value.grad.flatten() for value in group["params"]]).norm())
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    fit_baseline("ddp", tiny, find_pictures(config.images), config)
+    assert rates == pytest.approx([1e-3 * rate_share(done, config) for done in range(config.steps)])
+    assert max(lengths) <= 1.001
 
 
 @pytest.mark.parametrize("place", ["pixels", "features", None])
@@ -124,6 +187,10 @@ def test_adapted_norms_have_the_statistics_of_compressed_pictures(tiny: Backbone
     heavy, mild = adapted_norms(tiny, find_pictures(config.images), (5, 50), config)
     assert all(torch.equal(value, before[name]) for name, value in tiny.module.state_dict().items())
     means = [trunk.get_submodule("stem.norm").running_mean for trunk in (tiny.module, heavy, mild)]
+    pictures = _at_quality(tiny, find_pictures(config.images), 5, config)
+    rgb = torch.cat([pictures[index].inputs.rgb for index in range(len(pictures))])
+    read = tiny.module.get_submodule("stem.conv")(Normalize(tiny.preprocessing)(rgb))
+    torch.testing.assert_close(means[1], read.mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(means[0], means[1])
     assert not torch.allclose(means[1], means[2])
     assert not heavy.training

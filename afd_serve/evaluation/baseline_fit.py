@@ -60,7 +60,7 @@ def fit_baseline(
         The network in evaluation mode.
     """
     torch.manual_seed(config.seed)
-    module = restorer(name, backbone).train()
+    module = restorer(name, backbone)
     data = CompressedPairs(
         pictures,
         backbone.preprocessing,
