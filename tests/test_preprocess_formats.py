@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from afd_serve.errors import PictureTooLargeError
+from afd_serve.errors import NotAnImageError, PictureTooLargeError
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.preprocess import prepare
 from tests.conftest import decoded, encoded, scene
@@ -23,12 +23,20 @@ def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
     assert list(warnings.filters) == before
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM"])
 def test_other_formats_carry_no_tables_and_pass_as_good(kind: str) -> None:
     picture = prepare(encoded(scene(), kind, quality=100), PREPROCESSING)
     assert not picture.has_tables
     assert picture.estimated_quality is None
     assert picture.good
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA"])
+def test_formats_that_start_another_program_or_that_nobody_uploads_are_not_even_opened(kind: str) -> None:
+    with pytest.raises(
+        NotAnImageError, match="the bytes are no JPEG, PNG, WEBP, AVIF, GIF, BMP, TIFF, JPEG2000 or PPM"
+    ):
+        prepare(encoded(scene(), kind), PREPROCESSING)
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
