@@ -39,7 +39,7 @@ def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             step, fitted = int(metadata["step"]), AfdConfig.from_json(metadata[CONFIG_KEY])
             if fitted != afd.config:
                 raise CheckpointError(_another(path, fitted, afd.config))
