@@ -1,7 +1,7 @@
 """The methods that AFD is compared with: they start as identities, they learn, they leave the backbone alone."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +195,18 @@ def test_adapted_norms_have_the_statistics_of_compressed_pictures(tiny: Backbone
     assert not torch.allclose(means[1], means[2])
     assert not heavy.training
     assert torch.equal(heavy.get_submodule("classifier").weight, tiny.module.get_submodule("classifier").weight)
+
+
+def test_pictures_for_norms_are_compressed_once_at_one_quality_and_otherwise_as_they_are(
+    tiny: Backbone, config: FitConfig
+) -> None:
+    told: list[tuple[int, int]] = []
+    pictures = _at_quality(tiny, find_pictures(config.images), 30, replace(config, seed=7))
+    chances = {name for name, value in asdict(pictures.recipe).items() if name.startswith("p_") and value}
+    assert (chances, pictures.recipe.heavy, pictures.recipe.only_open) == ({"p_flip"}, (30, 30), False)
+    assert (pictures.seed, pictures.sizes) == (7, (64,))
+    adapted_norms(tiny, find_pictures(config.images), (10, 30), config, lambda *step: told.append(step))
+    assert told == [(done, 2 * len(pictures)) for done in range(1, 2 * len(pictures) + 1)]
 
 
 def test_a_backbone_without_norms_cannot_be_adapted(config: FitConfig) -> None:

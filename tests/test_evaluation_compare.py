@@ -4,18 +4,20 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from afd_serve.errors import ConfigError
+from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.evaluation import compare as compare_module
 from afd_serve.evaluation.baselines import BaselineClassifier
 from afd_serve.evaluation.compare import CONDITIONS, GATED_CLEAN, ROWS, CompareConfig, Row, compare, macs
 from afd_serve.evaluation.compare_report import print_comparison, summarize_rows, write_comparison
 from afd_serve.models.backbones import Backbone
+from afd_serve.runs import alone_in
 from tests import foreign, tiny_backbone
 from tests.conftest import scene
 
@@ -143,6 +145,47 @@ def test_a_row_is_timed_later_without_being_computed_again(
     assert replace(later, latency=None) == row
     monkeypatch.setattr(compare_module._Comparison, "_build", None)
     assert compare(timed, ["direct"]) == compare(config, ["direct"]) == [later]
+
+
+def test_two_comparisons_do_not_work_in_one_folder(config: CompareConfig) -> None:
+    with alone_in(config.out), pytest.raises(ConfigError, match="another run is at work"):
+        compare(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        ({"bf16": True}, ["bf16"]),
+        ({"labelled": Path("other.csv"), "limit": 2, "split": "dev"}, ["labelled", "split", "limit"]),
+        ({"images": (Path("moved"),), "workers": 3, "rounds": 5, "out": Path("elsewhere")}, []),
+    ],
+)
+def test_rows_are_joined_where_nothing_that_they_depend_on_differs(
+    config: CompareConfig, change: dict[str, Any], keys: list[str]
+) -> None:
+    saved = json.loads(config.to_json("fingerprint"))
+    assert replace(config, **change).differs(saved, "fingerprint") == keys
+
+
+def test_a_classifier_without_batchnorm_has_no_row_of_it(config: CompareConfig, tmp_path: Path) -> None:
+    source = tmp_path / "plain.py"
+    text = Path(tiny_backbone.__file__).read_text()
+    source.write_text(text.replace("self.norm = nn.BatchNorm2d(outputs)", "self.norm = nn.Identity()"))
+    rows = compare(replace(config, backbone=f"file:{source}", limit=1), ["batchnorm"])
+    assert [row.name for row in rows] == ["direct"]
+
+
+def test_a_fitted_baseline_is_taken_up_again_and_a_foreign_one_is_refused(config: CompareConfig) -> None:
+    comparison = comparison_of(config)
+    fitted, again = comparison._baseline("ddp"), comparison._baseline("ddp")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in fitted.state_dict().items())
+    assert not again.training
+    (config.out / "fits" / "arcnn").mkdir()
+    (config.out / "fits" / "ddp" / "restorer.safetensors").rename(
+        config.out / "fits" / "arcnn" / "restorer.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="holds another network"):
+        comparison._baseline("arcnn")
 
 
 def test_an_unknown_row_names_the_known(config: CompareConfig) -> None:
