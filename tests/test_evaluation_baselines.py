@@ -1,5 +1,7 @@
 """The methods that AFD is compared with: they start as identities, they learn, they leave the backbone alone."""
 
+import copy
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -151,7 +153,7 @@ def test_a_seed_decides_the_weights(tiny: Backbone, config: FitConfig) -> None:
         for settings in (short, short, replace(short, seed=1))
     )
     assert torch.equal(first, again)
-    assert not torch.allclose(first, other)
+    assert (first - other).abs().max() > 0.02, "by more than two steps can move a weight"
 
 
 def test_each_step_has_the_rate_of_the_schedule_and_a_gradient_no_longer_than_one(
@@ -164,11 +166,13 @@ def test_each_step_has_the_rate_of_the_schedule_and_a_gradient_no_longer_than_on
         rates.append(group["lr"])
         lengths.append(torch.cat([value.grad.flatten() for value in group["params"]]).norm())
         step(optimizer)
+        for value in group["params"]:
+            value.grad.fill_(math.nan)  # no step may add its gradient to what the one before has left
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
     fit_baseline("ddp", tiny, find_pictures(config.images), config)
     assert rates == pytest.approx([1e-3 * rate_share(done, config) for done in range(config.steps)])
-    assert max(lengths) <= 1.001
+    assert all(length <= 1.001 for length in lengths)
 
 
 @pytest.mark.parametrize("place", ["pixels", "features", None])
@@ -183,6 +187,9 @@ def test_an_unfitted_classifier_gives_the_backbones_logits(tiny: Backbone, place
 
 
 def test_adapted_norms_have_the_statistics_of_compressed_pictures(tiny: Backbone, config: FitConfig) -> None:
+    tiny = replace(tiny, module=copy.deepcopy(tiny.module))
+    for norm in (module for module in tiny.module.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.num_batches_tracked.fill_(100_000)  # as those of a trained network
     before = {name: value.clone() for name, value in tiny.module.state_dict().items()}
     heavy, mild = adapted_norms(tiny, find_pictures(config.images), (5, 50), config)
     assert all(torch.equal(value, before[name]) for name, value in tiny.module.state_dict().items())
@@ -193,7 +200,7 @@ def test_adapted_norms_have_the_statistics_of_compressed_pictures(tiny: Backbone
     torch.testing.assert_close(means[1], read.mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(means[0], means[1])
     assert not torch.allclose(means[1], means[2])
-    assert not heavy.training
+    assert not any(module.training for module in heavy.modules())
     assert torch.equal(heavy.get_submodule("classifier").weight, tiny.module.get_submodule("classifier").weight)
 
 

@@ -140,7 +140,7 @@ def test_the_rate_is_warmed_up_and_comes_down_to_zero_as_half_a_cosine(config: F
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(0, ""), (1, "a"), (3, "abc"), (5, "abcde"), (7, "acdfg"), (10, "bdfhj")]
+    ("count", "expected"), [(0, ""), (1, "a"), (2, "ab"), (3, "abc"), (5, "abcde"), (7, "acdfg"), (10, "bdfhj")]
 )
 def test_taps_are_spread_evenly_and_the_last_block_is_always_one(count: int, expected: str) -> None:
     assert "".join(_spread(tuple("abcdefghij"[:count]), 5)) == expected
