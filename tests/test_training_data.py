@@ -14,6 +14,7 @@ from PIL import Image, features
 from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.quality import estimate_quality, harmless_from
+from afd_serve.training import data as data_module
 from afd_serve.training.data import CompressedPairs, Recipe, _draw, find_pictures
 from tests.conftest import encoded, recompressed, scene
 
@@ -88,11 +89,22 @@ def test_a_resaved_picture_was_compressed_heavily_before(picture_folder: Callabl
     assert resaved == recompressed(scene(), 8, 95)
 
 
-def test_a_picture_is_compressed_again_up_to_four_times(picture_folder: Callable[[int], Path]) -> None:
-    recipe = replace(ONCE, p_mild=1, mild=(60, 60), p_again=1, heavy=(8, 8), p_full_chroma=0)
-    data = pairs(picture_folder(2), recipe)
-    found = {data._compress(np.random.default_rng(seed), scene()) for seed in range(24)}
-    assert found == {recompressed(scene(), 60, *[8] * times) for times in range(1, 5)}
+def test_a_picture_is_compressed_again_up_to_four_times(
+    picture_folder: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pairs(picture_folder(2), replace(ONCE, p_mild=1, mild=(60, 60), p_again=1, heavy=(8, 8)))
+    encode, found = data_module._encode, set()
+
+    def noted(picture: Image.Image, quality: int, subsampling: int) -> bytes:
+        qualities.append(quality)
+        return encode(picture, quality, subsampling)
+
+    monkeypatch.setattr(data_module, "_encode", noted)
+    for seed in range(24):
+        qualities: list[int] = []
+        data._compress(np.random.default_rng(seed), scene())
+        found.add(tuple(qualities))
+    assert found == {(60, *[8] * times) for times in range(1, 5)}
 
 
 def test_other_codecs_compress_in_equal_shares_at_the_qualities_of_their_own(
