@@ -34,7 +34,7 @@ CONFIG_KEY: Final = "afd_config"
 
 def save_afd(afd: AfdNet, path: Path) -> None:
     """Write a module in its training form, or as it is when already reparameterized."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in afd.state_dict().items()}
+    tensors = {name: value.contiguous() for name, value in afd.state_dict().items()}
     data = save(tensors, {CONFIG_KEY: afd.config.to_json()})
     write_atomically(path, lambda target: target.write_bytes(data))
 

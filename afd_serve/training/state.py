@@ -25,7 +25,7 @@ def save_state(path: Path, step: int, afd: AfdNet, average: AfdNet, optimizer: t
     for name, parameter in afd.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value
-    contiguous = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
     data = save(contiguous, {"step": str(step), CONFIG_KEY: afd.config.to_json()})
     write_atomically(path, lambda target: target.write_bytes(data))
 
