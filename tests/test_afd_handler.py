@@ -140,6 +140,7 @@ def test_explanations_and_predictions_of_one_batch_do_not_mix(
         assert time.monotonic() < limit
         time.sleep(0.05)
     assert counted(caplog.text, "afd_explanations_total") == 2
+    assert counted(caplog.text, "afd_preprocess_seconds_sum") % 1 > 0, "fractions of seconds are counted"
 
 
 def test_the_archive_says_in_which_mode_it_serves_and_a_worker_has_one_thread(module: ModuleType, context: Any) -> None:
@@ -153,6 +154,12 @@ def test_the_archive_says_in_which_mode_it_serves_and_a_worker_has_one_thread(mo
         torch.set_num_threads(before)
     (_, _, plain), (_, _, asked) = handle((PREDICT, {"body": POOR}), (PREDICT | {"afd": "protect"}, {"body": POOR}))
     assert [json.loads(body)["protected"] for body in (plain, asked)] == [False, True]
+
+
+def test_only_grpc_is_told_that_an_answer_is_the_last_of_its_stream(handle: Handle, context: Any) -> None:
+    handle((PREDICT, {"body": POOR}), ({"afd": b"off"}, {"body": POOR}))  # only gRPC brings headers as bytes
+    marked = [context.get_response_headers(index).get("ts_stream_next") for index in range(2)]
+    assert marked == [None, "false"]
 
 
 def test_a_description_is_for_the_management_api_alone(handle: Handle) -> None:
