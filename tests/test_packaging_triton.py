@@ -1,5 +1,6 @@
 """The model repository: what is in it, and that its configuration fits the classifier."""
 
+import errno
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -253,7 +254,7 @@ def test_a_model_that_is_not_the_exported_one_is_not_packaged(exported: Path, tm
         package_triton(changed, tmp_path / "models")
 
 
-def test_a_full_disk_leaves_the_repository_as_it_was(exported: Path, tmp_path: Path) -> None:
+def test_a_full_temporary_folder_leaves_the_repository_as_it_was(exported: Path, tmp_path: Path) -> None:
     package_triton(exported, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     size = (exported / "model.pt").stat().st_size
@@ -281,6 +282,25 @@ def test_a_repository_is_replaced_and_its_neighbours_stay(exported: Path, tmp_pa
     package_triton(exported, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == MODELS["python"] | {"other_model"}
     assert not (tmp_path / "afd_classifier" / "1" / "leftover").exists()
+
+
+def test_a_disk_that_fills_up_leaves_the_repository_as_it_was(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = shutil.copytree
+
+    def fails_at_the_last_model(source: Path | str, *arguments: Any, **named: Any) -> Any:
+        if Path(source).name == "jpeg_coefficients":
+            raise OSError(errno.ENOSPC, "No space left on device", str(source))
+        return copy(source, *arguments, **named)
+
+    package_triton(exported, tmp_path, platform="pytorch_libtorch")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(shutil, "copytree", fails_at_the_last_model)
+    with pytest.raises(PackagingError, match=r"cannot be written to [^:]*: .Errno 28. No space [^:]*: [^:]*$"):
+        package_triton(exported, tmp_path, platform="python", mode=Mode.OFF)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} == MODELS["pytorch_libtorch"]
 
 
 def test_the_command_line_packages_and_refuses(

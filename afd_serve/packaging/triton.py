@@ -103,23 +103,30 @@ def package_triton(
         raise PackagingError(f"on {platform} the mode is one of {', '.join(modes)}, not {mode.value}")
     try:
         with tempfile.TemporaryDirectory(prefix="afd-triton-") as scratch:
-            exported, built = Path(scratch) / "exported", Path(scratch) / "built"
-            if exported_files(source):
-                exported = Path(source)
-            else:
-                export_classifier(source, exported)
-            signature = Signature.from_json((exported / SIGNATURE_NAME).read_text())
-            if platform == "pytorch_libtorch" and signature.engine != "torchscript":
-                raise PackagingError(f"{platform} runs TorchScript; the model was exported for {signature.engine}")
-            values = _values(signature, limits or TritonLimits(), mode, modes)
-            for part in ("python_cpu",) if platform == "python_cpu" else ("common", platform):
-                _complete(repository_templates() / part, built, values)
-            _add_models(built, exported, signature)
-            check_repository(built, signature)
+            built = _build(source, Path(scratch), platform, limits or TritonLimits(), mode, modes)
             _put_in_place(built, out_dir)
     except OSError as error:
-        raise PackagingError(f"the repository cannot be written to {out_dir}: {error}") from error
+        raise PackagingError(f"the repository cannot be written to {out_dir}: {_reason(error)}") from error
     return out_dir
+
+
+def _build(
+    source: str | Path, scratch: Path, platform: str, limits: TritonLimits, mode: Mode, modes: Sequence[Mode]
+) -> Path:
+    """The repository, complete and checked, in a temporary folder."""
+    exported, built = scratch / "exported", scratch / "built"
+    if exported_files(source):
+        exported = Path(source)
+    else:
+        export_classifier(source, exported)
+    signature = Signature.from_json((exported / SIGNATURE_NAME).read_text())
+    if platform == "pytorch_libtorch" and signature.engine != "torchscript":
+        raise PackagingError(f"{platform} runs TorchScript; the model was exported for {signature.engine}")
+    for part in ("python_cpu",) if platform == "python_cpu" else ("common", platform):
+        _complete(repository_templates() / part, built, _values(signature, limits, mode, modes))
+    _add_models(built, exported, signature)
+    check_repository(built, signature)
+    return built
 
 
 def _values(signature: Signature, limits: TritonLimits, mode: Mode, modes: Sequence[Mode]) -> dict[str, object]:
@@ -250,13 +257,19 @@ def _check_tensors(tensors: Any, specs: tuple[TensorSpec, ...], by_position: boo
 
 
 def _put_in_place(built: Path, out_dir: Path) -> None:
-    """Move the models to the repository; each is replaced in one step, so that none is ever there by half."""
+    """Replace the repository's models: once all are copied, and each in one step, so that none is there by half."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name in _MODELS - {model.name for model in built.iterdir()}:
-        shutil.rmtree(out_dir / name, ignore_errors=True)  # of a repository for another platform
-    for model in sorted(built.iterdir()):
-        with tempfile.TemporaryDirectory(prefix=".afd-", dir=out_dir) as aside:
-            shutil.copytree(model, Path(aside) / "new")
-            if (out_dir / model.name).exists():
-                (out_dir / model.name).rename(Path(aside) / "old")
-            (Path(aside) / "new").rename(out_dir / model.name)
+    with tempfile.TemporaryDirectory(prefix=".afd-", dir=out_dir) as aside:
+        new, old = Path(aside) / "new", Path(aside) / "old"
+        shutil.copytree(built, new)
+        old.mkdir()
+        for name in sorted(_MODELS):  # those of another platform as well
+            if (out_dir / name).exists():
+                (out_dir / name).rename(old / name)
+            if (new / name).exists():
+                (new / name).rename(out_dir / name)
+
+
+def _reason(error: OSError) -> object:
+    """What went wrong first: a copied folder's error lists every file of it."""
+    return error.args[0][0][2] if isinstance(error, shutil.Error) else error
