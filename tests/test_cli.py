@@ -267,18 +267,50 @@ def test_evaluate_an_exported_model_and_its_latency(run: Run, labelled: Path, ti
     assert (out_dir / "drift_maps.png").exists()
 
 
-def test_a_fit_that_is_told_to_end_saves_its_state(picture_folder: Callable[[int], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_fit_that_is_told_to_end_saves_its_state(
+    picture_folder: Callable[[int], Path], tmp_path: Path, how: signal.Signals
+) -> None:
     out = tmp_path / "run"
     settings = ("--images", picture_folder(4), "--out", out, "--steps", 10**6, "--batch-size", 2, "--workers", 0)
     command = [sys.executable, "-m", "afd_serve", "fit", "--backbone", f"file:{tiny_backbone.__file__}", *settings]
     fit = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while fit.poll() is None and not (out / "log.jsonl").exists():
         time.sleep(0.1)
-    fit.terminate()
+    fit.send_signal(how)
+    fit.send_signal(how)  # as a terminal that is closed does: for its shell, and for itself
     _, err = fit.communicate(timeout=60)
     last = err.splitlines()[-1]
     assert (fit.returncode, last) == (130, "interrupted; the same command goes on from the last step")
     assert (out / "state.safetensors").exists()
+
+
+def test_what_nohup_lets_ignore_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible("interrupted"):
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Dropping:
+    """Its destructor is interrupted, whose exceptions Python drops: as it does with the callbacks around a fork."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_an_interruption_that_python_drops_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        Dropping()
+        for _ in range(6_000):
+            time.sleep(0.01)
+
+    with pytest.raises(typer.Exit), interruptible("interrupted"):
+        work()
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 class Ended(Dataset[int]):
@@ -350,14 +382,15 @@ def test_what_is_no_port_is_refused(
 
 
 @pytest.mark.parametrize("server", ["torchserve", "triton"])
-def test_a_start_can_be_interrupted_by_sigterm(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_start_can_be_interrupted_by_a_signal(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str, how: signal.Signals
 ) -> None:
     ended = []
 
     def start(*_: object, **__: object) -> None:
         try:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(how)
         finally:
             ended.append(server)
 

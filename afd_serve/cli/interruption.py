@@ -1,25 +1,36 @@
 """Commands that take long end in one line when they are interrupted."""
 
 import signal
+import sys
+import threading
+from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from afd_serve.cli.options import INTERRUPTED
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 __all__ = ["interruptible"]
+
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def interruptible(message: str) -> Iterator[None]:
-    """Ctrl-C, or the SIGTERM of whoever stops a container, ends the work with one line and a status of its own.
+    """Ctrl-C, a terminal that is closed, or the SIGTERM of whoever stops a container, ends the work with one line.
 
-    So does the end of a process that loads pictures: systemd signals all of a service's, and memory may run out.
+    The status is one of its own. So it is at the end of a process that loads pictures: systemd signals all of a
+    service's, and memory may run out. Under nohup, which ignores a closed terminal, the work goes on.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with _signals_interrupt():
+            yield
     except KeyboardInterrupt:
         typer.echo(message, err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -28,5 +39,36 @@ def interruptible(message: str) -> Iterator[None]:
             raise
         typer.echo(f"{message} ({str(error).strip()})", err=True)
         raise typer.Exit(INTERRUPTED) from error
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """`_ENDING` raise KeyboardInterrupt, once: a closed terminal says it twice, and then there is work to save."""
+    ending = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal ending
+        if not ending:
+            ending = True
+            raise KeyboardInterrupt
+
+    def dropped(found: "UnraisableHookArgs") -> None:
+        # Python passes on no exception of the callbacks around a fork, as of a loader's start, nor of a destructor.
+        nonlocal ending
+        if found.exc_type is not KeyboardInterrupt:
+            before_hook(found)
+            return
+        ending = False
+        threading.Timer(0.1, interrupt_main, [signal.SIGTERM]).start()
+
+    before_hook, sys.unraisablehook = sys.unraisablehook, dropped
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = before_hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
