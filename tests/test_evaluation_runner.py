@@ -107,14 +107,17 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_picture_whose_answers_were_written_by_half_is_classified_again(
+def test_a_picture_whose_answers_were_written_by_half_is_classified_again_and_counted_once(
     pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path, kept: bool
 ) -> None:
     clean, path = replace(evaluation, protocols=("clean",)), tmp_path / RESULTS_FILE
     answers = evaluate(pipeline, pictures, clean, tmp_path)
-    first, *rows = path.read_text().splitlines(keepends=True)
-    path.write_text(first + "".join(row for row in rows if json.loads(row)["afd"] is kept))
-    assert evaluate(pipeline, pictures, clean, tmp_path) == answers
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + "".join(row for row in lines[1:] if json.loads(row)["afd"] is kept))
+    seen: list[tuple[int, int]] = []
+    assert evaluate(pipeline, pictures, clean, tmp_path, lambda done, total: seen.append((done, total))) == answers
+    assert seen[-1] == (len(answers), len(answers))
+    assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
 
 
 @pytest.mark.parametrize("left", ["", '{"evaluation": "4'])

@@ -109,7 +109,8 @@ def evaluate(
     done = sum((picture.id, c.key, afd) in known for picture in pictures for c in wanted for afd in (True, False))
     with path.open("a", encoding="utf-8") as file:
         for condition, lot in _lots(pictures, wanted, evaluation.batch_size, known):
-            fresh = _classify(pipeline, lot, condition, evaluation)
+            answers = _classify(pipeline, lot, condition, evaluation)
+            fresh = {key: answer for key, answer in answers.items() if key not in known}
             known.update(fresh)
             _append(file, fresh)
             done += len(fresh)
