@@ -1,15 +1,19 @@
 """Folders in which work goes on: by one process at a time, and with no file that is half written."""
 
+import errno
 import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from afd_serve.errors import ConfigError
 
 __all__ = ["alone_in", "write_atomically"]
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -22,12 +26,17 @@ def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         ConfigError: another run is at work there, and ``wait`` is false.
+        OSError: the work's own; of a disk that is full it names the folder, where the system names nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         _lock(handle, folder, wait)
         yield
+    except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise
     finally:
         os.close(handle)
 

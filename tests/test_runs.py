@@ -1,5 +1,6 @@
 """One process at a time in a folder, and no file that is half written."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,8 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         write_atomically(path, lambda target: target.write_bytes(bytes(2_000)))
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"before"
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    with largest_file(1_000), pytest.raises(OSError, match=re.escape(f"too large: '{tmp_path}'")), alone_in(tmp_path):
+        write_atomically(tmp_path / "file", lambda target: target.write_bytes(bytes(2_000)))
