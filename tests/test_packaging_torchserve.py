@@ -162,6 +162,12 @@ def test_a_folder_of_the_models_name_beside_other_temporary_files_stays(
     assert (tmp_path / "clocks" / "kept").exists()
 
 
+def test_a_folder_that_takes_no_file_is_a_packaging_error(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "afd.mar.partial").mkdir()  # root may write in every folder, but no more than another into this
+    with pytest.raises(PackagingError, match=r"the archive cannot be written to .*afd\.mar: "):
+        package_torchserve(exported, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["exported", "built"])
 def test_no_name_collides_with_the_folders_of_packaging(exported: Path, tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(package_torchserve(exported, tmp_path / "store", name=name)) as content:

@@ -21,6 +21,7 @@ from afd_serve.export import exported_files
 from afd_serve.mode import Mode
 from afd_serve.packaging.handlers import handlers_dir
 from afd_serve.packaging.seal import SEAL_NAME, make_seal
+from afd_serve.runs import write_atomically
 
 __all__ = ["package_torchserve"]
 
@@ -122,18 +123,19 @@ def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version
 
 def _rewrite(built: Path, target: Path) -> Path:
     """Copy the archive with its entries sorted, sealed and without times, then put it in place in one step."""
-    partial = target.with_suffix(".mar.partial")
+
+    def write(partial: Path) -> None:
+        with zipfile.ZipFile(partial, "w") as new:
+            for entry in sorted(files):
+                new.writestr(zipfile.ZipInfo(entry, _EPOCH), files[entry])
+
     try:
         with zipfile.ZipFile(built) as old:
             files = {entry: old.read(entry) for entry in old.namelist()}
         files[_MANIFEST] = _without_time(files[_MANIFEST])
         files[SEAL_NAME] = make_seal(files)
-        with zipfile.ZipFile(partial, "w") as new:
-            for entry in sorted(files):
-                new.writestr(zipfile.ZipInfo(entry, _EPOCH), files[entry])
-        partial.replace(target)
+        write_atomically(target, write)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise PackagingError(f"the archive cannot be written to {target}: {error}") from error
     return target
 
