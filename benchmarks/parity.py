@@ -21,7 +21,7 @@ from afd_serve.pipeline import Pipeline, Prediction
 from afd_serve.preprocess import stack
 from afd_serve.response import ModelInfo, prediction_to_dict
 from afd_serve.servers.quickstart import serve_torchserve
-from afd_serve.servers.torchserve import Ports, TorchServe, stop
+from afd_serve.servers.torchserve import Ports, TorchServe
 
 PORTS = Ports(18080, 18081, 18082, 17070, 17071)
 
@@ -56,7 +56,7 @@ def ask_server(model: str, items: list[bytes]) -> list[object]:
             with ThreadPoolExecutor(4) as clients:
                 return list(clients.map(lambda item: answer(server, item), track(items, "server")))
         finally:
-            stop(Path(state))
+            TorchServe.stop(Path(state))
 
 
 def answer(server: TorchServe, item: bytes) -> object:

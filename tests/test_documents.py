@@ -1,6 +1,7 @@
 """What the README and the documents show runs as it stands there."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def test_every_command_line_is_one_that_exists(
         _, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
         assert command is not None
         context = command.make_context(command.name, rest, parent=context)
+
+
+BENCHMARKS = sorted({name for page in PAGES for name in re.findall(r"benchmarks/\w+\.py", page.read_text())})
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_finds_what_it_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    assert "main" in runpy.run_path(str(ROOT / name))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
