@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, Final, Literal, cast
 
@@ -332,12 +331,10 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except UnpicklingError as error:  # its text advises to unpickle all the same
+    except Exception as error:  # the two readers' have no base class short of this, and torch's advise to unpickle
         raise BackboneError(
-            f"{path} is damaged, or holds a pickled network; unpickling that runs code, so save its state_dict() alone"
+            f"{path} is damaged, or holds more than tensors, as a pickled network does; save its state_dict() alone"
         ) from error
-    except Exception as error:  # the two readers' errors have no base class short of this one
-        raise BackboneError(f"{path} holds no plain tensors: {error}") from error
     if not isinstance(state, dict):
         raise BackboneError(f"{path} holds a {type(state).__name__}, not a network's state_dict()")
     others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
