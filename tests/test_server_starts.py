@@ -15,11 +15,12 @@ from afd_serve.errors import ConfigError, DependencyError, ServingError
 from afd_serve.runs import alone_in
 from afd_serve.servers import quickstart, torchserve, triton, triton_quickstart
 from afd_serve.servers.java import Java, find_java
-from afd_serve.servers.launch import check_installed
+from afd_serve.servers.launch import check_installed, store_archive
 from afd_serve.servers.processes import check_ports
 from afd_serve.servers.torchserve import TorchServe
 from afd_serve.servers.triton import Triton
 from afd_serve.servers.triton_environment import TritonEnvironment, find_environment
+from tests.conftest import largest_file
 
 Sleeper = Callable[..., subprocess.Popen[bytes]]
 
@@ -43,6 +44,7 @@ def sleeper() -> Iterator[Sleeper]:
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchserve, "check_installed", lambda: None)
     monkeypatch.setattr(torchserve, "find_java", lambda: Java(Path("java"), 17))
+    monkeypatch.setattr(torchserve, "store_archive", lambda *_: None)
     monkeypatch.setattr(torchserve, "write_settings", lambda *_: None)
     environment = TritonEnvironment(Path("bin"), Path("server"), "3.11", "")
     monkeypatch.setattr(triton, "find_environment", lambda _: environment)
@@ -219,6 +221,21 @@ def test_a_torchserve_goes_on_where_the_new_ones_ports_are_taken(
     with pytest.raises(ServingError, match=f"port {taken} "):
         serve_torchserve(tmp_path, replace(running_torchserve.ports, metrics=taken))
     assert TorchServe.find(tmp_path) == running_torchserve
+
+
+def test_a_torchserve_goes_on_where_the_disk_is_too_full_for_the_new_ones_archive(
+    monkeypatch: pytest.MonkeyPatch, running_torchserve: TorchServe, tmp_path: Path
+) -> None:
+    stored = tmp_path / "model_store" / "afd.mar"
+    stored.parent.mkdir()
+    stored.write_bytes(b"the running one's")
+    (tmp_path / "afd.mar").write_bytes(bytes(100_000))
+    monkeypatch.setattr(torchserve, "store_archive", store_archive)
+    monkeypatch.setattr(quickstart, "_archive", lambda *_: tmp_path / "afd.mar")
+    with largest_file(50_000), pytest.raises(ServingError, match=r"cannot be copied to .*model_store:"):
+        serve_torchserve(tmp_path, running_torchserve.ports)
+    assert TorchServe.find(tmp_path) == running_torchserve
+    assert stored.read_bytes() == b"the running one's"
 
 
 def test_a_triton_goes_on_where_the_new_ones_ports_are_taken(

@@ -13,6 +13,7 @@ from typing import Final
 
 from afd_serve.errors import DependencyError, ServingError
 from afd_serve.packaging.handlers import handlers_dir
+from afd_serve.runs import write_atomically
 from afd_serve.servers.allocator import preloaded
 from afd_serve.servers.processes import free_ports, read_log
 
@@ -22,6 +23,7 @@ __all__ = [
     "launch",
     "log_tail",
     "short_temporary_folder",
+    "store_archive",
     "write_settings",
 ]
 
@@ -51,9 +53,21 @@ def short_temporary_folder() -> str:
     return usual if len(usual) <= 40 else "/tmp"
 
 
-def write_settings(archive: Path, state_dir: Path, ports: Ports, workers: int) -> None:
+def store_archive(archive: Path, state_dir: Path) -> None:
+    """Copy an archive to where a server loads it from; one that runs has unpacked its own.
+
+    Raises:
+        ServingError: It cannot be written.
+    """
+    target = state_dir / "model_store" / archive.name
+    try:
+        write_atomically(target, lambda partial: shutil.copyfile(archive, partial))
+    except OSError as error:
+        raise ServingError(f"the archive cannot be copied to {target.parent}: {error}") from error
+
+
+def write_settings(state_dir: Path, ports: Ports, workers: int) -> None:
     """Write ``config.properties`` and its companions for one server into its state directory."""
-    shutil.copyfile(archive, state_dir / "model_store" / archive.name)
     own = {
         "inference_address": f"http://127.0.0.1:{ports.inference}",
         "management_address": f"http://127.0.0.1:{ports.management}",

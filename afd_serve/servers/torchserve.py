@@ -27,6 +27,7 @@ from afd_serve.servers.launch import (
     launch,
     log_tail,
     short_temporary_folder,
+    store_archive,
     write_settings,
 )
 from afd_serve.servers.processes import check_ports, kill_marked, read_log
@@ -151,29 +152,29 @@ def start(
         ports: Where to listen.
         workers: How many worker processes; 0 stands for one per core.
         timeout: Seconds until the start counts as failed.
-        takes_over: Whether a server that runs in ``state_dir`` is stopped, once TorchServe and Java are found and the
-            ports are free.
+        takes_over: Whether a server that runs in ``state_dir`` is stopped, once TorchServe and Java are found, the
+            ports are free and the archive is copied.
 
     Raises:
         DependencyError: Java or TorchServe is missing.
-        ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, or no answer came; with
-            the reason.
+        ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, the archive cannot be
+            copied, or no answer came; with the reason.
     """
     running = TorchServe.predecessor(state_dir, makes_way=takes_over)
     check_installed()
     java = find_java().path
     ports = ports or Ports()
     check_ports(ports, held=running.ports if running is not None else None)
+    store_archive(archive, state_dir)
     TorchServe.stop(state_dir)
     state_dir = state_dir.resolve()
     for name in ("logs", "workflow_store"):  # a workflow's archive is code, and the settings cannot forbid its API
         _remove(state_dir / name)
-    for name in ("model_store", "workflow_store", "logs"):
-        (state_dir / name).mkdir(parents=True, exist_ok=True)
+        (state_dir / name).mkdir(parents=True)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=short_temporary_folder()))
     server = TorchServe(state_dir=state_dir, fingerprint=fingerprint, model=archive.stem, scratch=scratch, ports=ports)
     try:
-        write_settings(archive, state_dir, ports, workers)
+        write_settings(state_dir, ports, workers)
         server.save()  # before there is a process that nobody but this one would know of
         server = server.launched(launch(archive, state_dir, scratch, java))
         _wait(server, probe, time.monotonic() + timeout)

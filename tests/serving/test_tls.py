@@ -17,7 +17,7 @@ from afd_serve.results import Prediction
 from afd_serve.sample import sample_picture
 from afd_serve.servers.http import ask
 from afd_serve.servers.java import find_java
-from afd_serve.servers.launch import Ports, launch, short_temporary_folder, write_settings
+from afd_serve.servers.launch import Ports, launch, short_temporary_folder, store_archive, write_settings
 from afd_serve.servers.processes import end, read_log
 
 pytest.importorskip("tritonclient.grpc")
@@ -31,10 +31,11 @@ pytestmark = pytest.mark.serving
 def encrypted(certificate: tuple[Path, Path], tiny_run: Path, tmp_path: Path) -> Iterator[tuple[Path, Ports]]:
     """A server with the settings that docs/security.md gives for TLS: its state folder and its ports."""
     state, ports = tmp_path / "state", Ports.free()
-    for name in ("model_store", "workflow_store", "logs"):
+    for name in ("workflow_store", "logs"):
         (state / name).mkdir(parents=True)
     archive = package_torchserve(tiny_run, tmp_path)
-    write_settings(archive, state, ports, workers=1)
+    store_archive(archive, state)
+    write_settings(state, ports, workers=1)
     settings = (state / "config.properties").read_text().replace("_address=http:", "_address=https:")
     settings += f"certificate_file={certificate[0]}\nprivate_key_file={certificate[1]}\nenable_grpc_ssl=true\n"
     (state / "config.properties").write_text(settings)
