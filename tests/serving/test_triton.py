@@ -12,16 +12,21 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.grpc.aio import InferenceServerClient as AsyncInferenceServerClient
+from tritonclient.utils import np_to_triton_dtype
 
 from afd_serve.cli import main
 from afd_serve.client import AsyncClient, Client, Mode, Options
 from afd_serve.errors import RequestRefusedError
+from afd_serve.models.classifier import INPUTS
 from afd_serve.pipeline import Failure, Pipeline, Prediction
 from afd_serve.request import MAX_PICTURES
 from afd_serve.response import read_result
 from afd_serve.sample import sample_picture
 from afd_serve.servers.triton import Triton
 from afd_serve.servers.triton_environment import SHARED_MEMORY
+from afd_serve.steps import PreparingStep
 from tests.serving.pictures import BAD, GOOD, drawing
 
 pytestmark = pytest.mark.serving
@@ -171,6 +176,28 @@ def test_two_hundred_requests_at_once_a_quarter_of_them_bad(triton_server: Trito
     expected = {picture: pipeline.predict([picture])[0] for picture in {*bad, *good}}
     assert answers == [expected[picture] for picture in asked]
     assert sum(isinstance(answer, Failure) and bool(answer.reason) for answer in answers) == 50
+
+
+@pytest.mark.parametrize("triton_server", ["python"], indirect=True)
+def test_a_request_without_sense_fails_none_that_it_is_batched_with(triton_server: Triton, pipeline: Pipeline) -> None:
+    inputs, (finding,) = PreparingStep(pipeline.signature.preprocessing).prepare([GOOD["sample"]])
+    arrays = {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
+    arrays |= {"gate": arrays["gate"][:, None], "finding": np.array([[finding.to_json()]], dtype=object)}
+    tensors = []
+    for name, array in arrays.items():
+        tensors.append(grpcclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
+        tensors[-1].set_data_from_numpy(array)
+
+    async def ask() -> list[Any]:
+        async with AsyncInferenceServerClient(triton_server.grpc_url.removeprefix("grpc://")) as client:
+            asked = [client.infer("afd_classifier", tensors, parameters={"top_k": top_k}) for top_k in (3, 101) * 20]
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert all("bad_option" in str(answer) for answer in answers[1::2])
+    for answer in answers[::2]:
+        said = [read_result(json.loads(text)) for text in answer.as_numpy("answer")[:, 0]]
+        assert said == pipeline.predict([GOOD["sample"]], top_k=3)
 
 
 def test_a_request_without_sense_is_refused(triton_server: Triton) -> None:
