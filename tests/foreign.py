@@ -32,6 +32,11 @@ def pooled(x: Tensor) -> Tensor:
     return reduce(lambda y, dim: y.mean(dim=dim), (3, 2), x)  # no lambda passes the TorchScript compiler
 
 
+@fx.wrap
+def pooled_by_value(x: Tensor) -> Tensor:
+    return x.mean(dim=(2, 3)) if bool(x.sum() > 0) else x.amax(dim=(2, 3))
+
+
 class Unscriptable(nn.Module):
     """Runs under `torch.fx` but not under the TorchScript compiler: it stands for third-party code."""
 
@@ -44,9 +49,22 @@ class Unscriptable(nn.Module):
         return y
 
 
+class ValueDependent(Unscriptable):
+    """As no exported graph can be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(pooled_by_value(self.blocks(self.stem(x))))
+        return y
+
+
 def unscriptable() -> Backbone:
     inner = tiny_backbone.backbone()
     return replace(inner, module=Unscriptable(inner.module).eval())
+
+
+def value_dependent() -> Backbone:
+    inner = tiny_backbone.backbone()
+    return replace(inner, module=ValueDependent(inner.module).eval())
 
 
 def normalized() -> Backbone:

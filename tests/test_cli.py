@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -267,6 +267,15 @@ def test_evaluate_an_exported_model_and_its_latency(run: Run, labelled: Path, ti
     assert (out_dir / "drift_maps.png").exists()
 
 
+@pytest.fixture
+def _terminal() -> Iterator[None]:
+    """Signals as a terminal's processes have them: the tests may run under nohup, which ignores one."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_terminal")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_a_fit_that_is_told_to_end_saves_its_state(
     picture_folder: Callable[[int], Path], tmp_path: Path, how: signal.Signals
@@ -274,12 +283,15 @@ def test_a_fit_that_is_told_to_end_saves_its_state(
     out = tmp_path / "run"
     settings = ("--images", picture_folder(4), "--out", out, "--steps", 10**6, "--batch-size", 2, "--workers", 0)
     command = [sys.executable, "-m", "afd_serve", "fit", "--backbone", f"file:{tiny_backbone.__file__}", *settings]
-    fit = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while fit.poll() is None and not (out / "log.jsonl").exists():
-        time.sleep(0.1)
-    fit.send_signal(how)
-    fit.send_signal(how)  # as a terminal that is closed does: for its shell, and for itself
-    _, err = fit.communicate(timeout=60)
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as fit:
+        try:
+            while fit.poll() is None and not (out / "log.jsonl").exists():
+                time.sleep(0.1)
+            fit.send_signal(how)
+            fit.send_signal(how)  # as a terminal that is closed does: for its shell, and for itself
+            _, err = fit.communicate(timeout=60)
+        finally:
+            fit.kill()
     last = err.splitlines()[-1]
     assert (fit.returncode, last) == (130, "interrupted; the same command goes on from the last step")
     assert (out / "state.safetensors").exists()
@@ -381,6 +393,7 @@ def test_what_is_no_port_is_refused(
             assert option in err
 
 
+@pytest.mark.usefixtures("_terminal")
 @pytest.mark.parametrize("server", ["torchserve", "triton"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_a_start_can_be_interrupted_by_a_signal(

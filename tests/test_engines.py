@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from afd_serve.checkpoint import save_afd
 from afd_serve.engines import ENGINES
 from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
 from afd_serve.export import FEATURES_NAME, eager_classifier, export_classifier, exported_files, load_deployed
+from afd_serve.models.backbones import load_backbone
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.packaging.triton import package_triton
 from afd_serve.signature import SIGNATURE_NAME
+from tests import foreign
+from tests.conftest import awakened
 from tests.test_classifier import batch
 
 CHOICES = [
@@ -70,6 +74,13 @@ def test_what_an_engine_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(ExportError, match=words):
         export_classifier(tiny_run, tmp_path, engine=engine, precision=precision)
+
+
+def test_a_classifier_that_cannot_be_a_graph_is_refused_in_one_line(tmp_path: Path) -> None:
+    afd = awakened(load_backbone(f"file:{foreign.__file__}:value_dependent"))
+    save_afd(afd, tmp_path / "afd.safetensors")
+    with pytest.raises(ExportError, match=r"^torch 2\S+ cannot write .* \(\w+: .+\); export it for torchscript$"):
+        export_classifier(tmp_path / "afd.safetensors", tmp_path / "out", engine="onnxruntime")
 
 
 @pytest.mark.parametrize("name", ENGINES["onnxruntime"].files)

@@ -68,10 +68,20 @@ def _write(module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
             f"ONNX graphs need more packages ({error}): pip install 'afd-serve[onnxruntime]'"
         ) from error
     except Exception as error:  # the exporter raises whatever third-party code makes it stumble over
-        raise ExportError(f"the classifier cannot be written as an ONNX graph: {error}") from error
+        raise ExportError(
+            f"torch {torch.__version__} cannot write the classifier as an ONNX graph ({_first_cause(error)}); "
+            "export it for torchscript"
+        ) from error
     if program is None:
         raise ExportError("the ONNX exporter gave nothing back")
     program.save(path)
+
+
+def _first_cause(error: BaseException) -> str:
+    """In one line; the exporter's own text is a page of how to have PyTorch changed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 @contextmanager
