@@ -1,7 +1,10 @@
 """Engines besides TorchScript: the same inputs and outputs, the same answers, and clear words where one is missing."""
 
+import shutil
 import sys
 import zipfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,15 +31,29 @@ CHOICES = [
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
+Exported = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def exported_for(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The folder of a model for an engine and a precision; each is exported once, as that takes seconds."""
+
+    @cache
+    def export(engine: str, precision: str = "float32") -> Path:
+        out = tmp_path_factory.mktemp(engine)
+        return export_classifier(tiny_run, out, engine=engine, precision=precision).folder
+
+    return export
+
+
 @pytest.mark.parametrize(("engine", "precision"), CHOICES)
 def test_every_engine_answers_as_the_original_whatever_the_gates(
-    tiny_run: Path, tmp_path: Path, engine: str, precision: str
+    tiny_run: Path, exported_for: Exported, engine: str, precision: str
 ) -> None:
-    exported = export_classifier(tiny_run, tmp_path, engine=engine, precision=precision)
-    assert (exported.signature.engine, exported.signature.precision) == (engine, precision)
-    inputs = batch([1.0, 0.0, 1.0])
+    deployed, inputs = load_deployed(exported_for(engine, precision)), batch([1.0, 0.0, 1.0])
+    assert (deployed.signature.engine, deployed.signature.precision) == (engine, precision)
     with torch.inference_mode():
-        logits, drift = load_deployed(tmp_path).module(*inputs)
+        logits, drift = deployed.module(*inputs)
         expected, expected_drift = eager_classifier(tiny_run)(*inputs)
     limit = TOLERANCE[precision] * float(expected.abs().max())
     torch.testing.assert_close(logits, expected, atol=limit, rtol=0)
@@ -44,25 +61,24 @@ def test_every_engine_answers_as_the_original_whatever_the_gates(
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_a_closed_gate_leaves_afd_out(tiny_run: Path, tmp_path: Path, engine: str) -> None:
-    export_classifier(tiny_run, tmp_path, engine=engine)
-    module, closed = load_deployed(tmp_path).module, batch([0.0])
+def test_a_closed_gate_leaves_afd_out(exported_for: Exported, engine: str) -> None:
+    module, closed = load_deployed(exported_for(engine)).module, batch([0.0])
     others = closed._replace(dequantized=-closed.dequantized, quant_tables=closed.quant_tables + 3)
     assert torch.equal(module(*others)[0], module(*closed)[0])
 
 
-def test_neighbours_do_not_change_a_row(tiny_run: Path, tmp_path: Path) -> None:
-    export_classifier(tiny_run, tmp_path, engine="onnxruntime")
-    module, inputs = load_deployed(tmp_path).module, batch([1.0, 0.0])
+def test_neighbours_do_not_change_a_row(exported_for: Exported) -> None:
+    module, inputs = load_deployed(exported_for("onnxruntime")).module, batch([1.0, 0.0])
     together = module(*inputs)[0]
     alone = torch.cat([module(*(tensor[k : k + 1] for tensor in inputs))[0] for k in range(2)])
     assert torch.equal(together, alone)
 
 
-def test_the_parity_found_at_export_is_recorded(tiny_run: Path, tmp_path: Path) -> None:
-    coarse = export_classifier(tiny_run, tmp_path / "coarse", precision="bfloat16").signature
-    fine = export_classifier(tiny_run, tmp_path / "fine").signature
-    assert 0 <= fine.parity < coarse.parity < 0.1
+def test_the_parity_found_at_export_is_recorded(exported_for: Exported) -> None:
+    fine, coarse = (
+        load_deployed(exported_for("torchscript", precision)).signature.parity for precision in ("float32", "bfloat16")
+    )
+    assert 0 <= fine < coarse < 0.1
 
 
 @pytest.mark.parametrize(
@@ -84,47 +100,46 @@ def test_a_classifier_that_cannot_be_a_graph_is_refused_in_one_line(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ENGINES["onnxruntime"].files)
-def test_changed_graphs_are_refused(tiny_run: Path, tmp_path: Path, name: str) -> None:
-    export_classifier(tiny_run, tmp_path, engine="onnxruntime")
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\0")
+def test_changed_graphs_are_refused(exported_for: Exported, tmp_path: Path, name: str) -> None:
+    changed = shutil.copytree(exported_for("onnxruntime"), tmp_path / "changed")
+    (changed / name).write_bytes((changed / name).read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match="export them again"):
-        load_deployed(tmp_path)
+        load_deployed(changed)
 
 
-def test_a_missing_graph_is_named(tiny_run: Path, tmp_path: Path) -> None:
-    export_classifier(tiny_run, tmp_path, engine="onnxruntime")
-    (tmp_path / "protected.onnx").unlink()
+def test_a_missing_graph_is_named(exported_for: Exported, tmp_path: Path) -> None:
+    incomplete = shutil.copytree(exported_for("onnxruntime"), tmp_path / "incomplete")
+    (incomplete / "protected.onnx").unlink()
     with pytest.raises(CheckpointError, match=r"protected\.onnx"):
-        load_deployed(tmp_path)
+        load_deployed(incomplete)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_an_engine_that_is_not_installed_is_named(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+    exported_for: Exported, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    export_classifier(tiny_run, tmp_path, engine=engine)
+    exported = exported_for(engine)
     monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(DependencyError, match=rf"afd-serve\[{engine}\]"):
-        load_deployed(tmp_path)
+        load_deployed(exported)
 
 
 def test_openvino_refuses_a_preloaded_allocator_that_would_end_the_process(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported_for: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_classifier(tiny_run, tmp_path, engine="openvino")
+    exported = exported_for("openvino")
     monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so.2")
     with pytest.raises(CheckpointError, match="without LD_PRELOAD"):
-        load_deployed(tmp_path)
+        load_deployed(exported)
 
 
-def test_graphs_run_on_the_cpu_only(tiny_run: Path, tmp_path: Path) -> None:
-    export_classifier(tiny_run, tmp_path, engine="onnxruntime")
+def test_graphs_run_on_the_cpu_only(exported_for: Exported) -> None:
     with pytest.raises(CheckpointError, match="torchscript"):
-        load_deployed(tmp_path, torch.device("meta"))
+        load_deployed(exported_for("onnxruntime"), torch.device("meta"))
 
 
-def test_archives_and_repositories_carry_the_engines_files(tiny_run: Path, tmp_path: Path) -> None:
-    exported = export_classifier(tiny_run, tmp_path / "exported", engine="onnxruntime").folder
+def test_archives_and_repositories_carry_the_engines_files(exported_for: Exported, tmp_path: Path) -> None:
+    exported = exported_for("onnxruntime")
     assert exported_files(exported) == (*ENGINES["onnxruntime"].files, FEATURES_NAME, SIGNATURE_NAME)
     files = {*ENGINES["onnxruntime"].files, SIGNATURE_NAME}
     with zipfile.ZipFile(package_torchserve(exported, tmp_path)) as archive:
