@@ -1,5 +1,6 @@
 """Starts of servers that fail or are interrupted, with sleeping processes in the servers' place."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -245,6 +246,19 @@ def test_a_triton_goes_on_where_the_new_ones_ports_are_taken(
     with pytest.raises(ServingError, match=f"port {taken} "):
         serve_triton(tmp_path, replace(running_triton.ports, metrics=taken))
     assert Triton.find(tmp_path) == running_triton
+
+
+@pytest.mark.parametrize("name", ["two words", "büro", "a'b", "$HOME", "a;b"])
+def test_a_triton_is_not_started_where_its_python_processes_would_not(
+    running_triton: Triton, tmp_path: Path, name: str
+) -> None:
+    refused = f"Triton cannot work in .*{re.escape(name)}: .* --state-dir"
+    with pytest.raises(ServingError, match=refused):
+        triton.start(tmp_path / name, tmp_path, ports=running_triton.ports, takes_over=True)
+    with pytest.raises(ServingError, match=refused):
+        serve_triton(tmp_path / name, running_triton.ports)
+    assert Triton.find(tmp_path) == running_triton
+    assert not (tmp_path / name).exists()
 
 
 def test_no_port_is_for_two_purposes() -> None:

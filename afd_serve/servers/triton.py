@@ -28,9 +28,12 @@ from afd_serve.servers.state import BackgroundServer
 from afd_serve.servers.triton_environment import SHARED_MEMORY, TritonPorts, find_environment, link_backend
 from afd_serve.triton_protocol import ENSEMBLE, PICTURE, PROBE_ID
 
-__all__ = ["Triton", "TritonPorts", "probe", "start"]
+__all__ = ["Triton", "TritonPorts", "check_paths", "probe", "start"]
 
 _PREFIX: Final = "afd_triton_"
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_@%+=:,./~#^-]+")
+"""Paths that a shell takes as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +126,8 @@ def start(
 
     Raises:
         DependencyError: The environment lacks something.
-        ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, or no answer came; with
-            the reason.
+        ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, Triton cannot work in a
+            folder of this name, or no answer came; with the reason.
     """
     running = Triton.predecessor(state_dir, makes_way=takes_over)
     server = Triton(
@@ -135,6 +138,7 @@ def start(
         prefix=f"{_PREFIX}{uuid.uuid4().hex[:12]}_",
         ports=ports or TritonPorts(),
     )
+    check_paths(server.state_dir, server.repository)
     environment = find_environment(server.python)
     check_ports(server.ports, held=running.ports if running is not None else None)
     Triton.stop(state_dir)
@@ -175,6 +179,20 @@ def probe(server: Triton, timeout: float) -> str | None:
     except (ServingError, ValueError, LookupError) as error:
         return str(error)
     return None if status == ["ok"] else f"the sample picture got the status {status}"
+
+
+def check_paths(*folders: Path) -> None:
+    """Triton starts its Python processes through a shell, without quotes, and they encode paths in ASCII.
+
+    Raises:
+        ServingError: It cannot work in one of these folders.
+    """
+    for folder in folders:
+        if not _PLAIN.fullmatch(str(folder)):
+            raise ServingError(
+                f"Triton cannot work in {folder}: its Python processes take no spaces, no quotes and only ASCII "
+                "characters in a path; choose another --state-dir"
+            )
 
 
 def _launch(server: Triton) -> Triton:

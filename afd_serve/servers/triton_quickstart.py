@@ -13,7 +13,7 @@ from afd_serve.results import Failure
 from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
-from afd_serve.servers.triton import Triton, TritonPorts, probe, start
+from afd_serve.servers.triton import Triton, TritonPorts, check_paths, probe, start
 from afd_serve.servers.triton_installation import suitable_python
 from afd_serve.triton_protocol import ENSEMBLE
 
@@ -45,9 +45,10 @@ def serve_triton(
         workers: How many classifier processes; 0 stands for one per core.
 
     Raises:
-        ServingError: The server does not start, or does not answer.
+        ServingError: Triton cannot work in ``state_dir``, does not start, or does not answer.
         DependencyError: Something is missing in one of the two environments.
     """
+    check_paths(state_dir.resolve())  # before an environment is made there
     with alone_in(state_dir, wait=True):
         ports, python = ports or TritonPorts(), python or suitable_python(state_dir)
         platform = "python" if torch.cuda.is_available() else "python_cpu"
