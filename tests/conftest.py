@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from afd_serve.checkpoint import save_afd
+from afd_serve.cli import main
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
 from afd_serve.models.presets import preset_config
@@ -71,6 +72,22 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(paths[0]), "-keyout", str(paths[1])]
     subprocess.run(command, check=True, capture_output=True)
     return paths
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return call
 
 
 @contextmanager

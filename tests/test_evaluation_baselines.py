@@ -32,7 +32,8 @@ from afd_serve.models.discovery import Sites
 from afd_serve.quality import scaled_table
 from afd_serve.training.data import CompressedPairs, find_pictures
 from afd_serve.training.fit import rate_share
-from tests.test_backbones import SMALL, SmallNet
+from tests.foreign import SmallNet
+from tests.test_backbones import SMALL
 from tests.tiny_backbone import SIZE
 
 
