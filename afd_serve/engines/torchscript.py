@@ -27,7 +27,17 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from afd_serve.errors import CheckpointError, ExportError
 
-__all__ = ["Packed", "freeze", "freeze_or", "load", "precisions", "quiet", "record", "to_bytes"]
+__all__ = [
+    "Packed",
+    "freeze",
+    "freeze_or",
+    "freeze_or_record",
+    "load",
+    "precisions",
+    "quiet",
+    "record",
+    "to_bytes",
+]
 
 _CPU: Final = torch.device("cpu")
 
@@ -65,6 +75,11 @@ def freeze_or(module: nn.Module, recorded: Callable[[], nn.Module]) -> torch.jit
     with quiet(), torch.no_grad():
         other = recorded()
     return freeze(other)
+
+
+def freeze_or_record(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
+    """Freeze a module that decides nothing by what it sees, recorded where the TorchScript compiler refuses it."""
+    return freeze_or(module, lambda: record(module, example))
 
 
 def record(module: nn.Module, example: Sequence[Tensor]) -> nn.Module:

@@ -326,7 +326,7 @@ def _frozen(module: nn.Module, example: ClassifierInputs) -> torch.jit.ScriptMod
     if isinstance(module, AfdClassifier):
         return freeze_classifier(module, example)
     if isinstance(module, BaselineClassifier):
-        return torchscript.freeze_or(module, lambda: torchscript.record(module, example))
+        return torchscript.freeze_or_record(module, example)
     return torchscript.freeze(module)  # a recorded `NormBank` would take one trunk for all pictures
 
 

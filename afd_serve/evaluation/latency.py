@@ -79,7 +79,7 @@ def deployed_forms(source: str | Path, batch: int = 1) -> Forms:
 
 
 def _compiled(bare: nn.Module, rgb: Tensor) -> torchscript.Packed:
-    return torchscript.Packed(torchscript.freeze_or(bare, lambda: torchscript.record(bare, [rgb])), [rgb])
+    return torchscript.Packed(torchscript.freeze_or_record(bare, [rgb]), [rgb])
 
 
 def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
