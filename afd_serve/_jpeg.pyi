@@ -150,6 +150,7 @@ def resample(
     instructions: Instructions = "fastest",
 ) -> NDArray[np.uint8]: ...
 def block_features(blocks: NDArray[np.int16], quant_tables: NDArray[np.uint16], orientation: int) -> BlockFeatures: ...
+def mean_magnitudes(dequantized: NDArray[np.int16]) -> NDArray[np.float32]: ...  # [N, 192] of [N, G, G, 192]
 def block_grid(
     box: _Box,
     size: int,

@@ -153,7 +153,7 @@ class Pipeline:
     ) -> Prediction:
         return make_prediction(
             logits[0].softmax(dim=0),
-            float(drift[0]),
+            drift.item(),
             labels=self.signature.labels,
             top_k=top_k,
             estimated_quality=picture.estimated_quality,
@@ -171,11 +171,11 @@ def make_prediction(
     protected: bool,
 ) -> Prediction:
     """The answer for one picture from its probabilities [K] and drift score: its ``top_k`` first classes, or all."""
-    best, indices = probabilities.topk(min(top_k, len(labels)))
+    best, classes = (values.tolist() for values in probabilities.topk(min(top_k, len(labels))))
     return Prediction(
-        indices=tuple(indices.tolist()),
-        labels=tuple(labels[index] for index in indices.tolist()),
-        probabilities=tuple(best.tolist()),
+        indices=tuple(classes),
+        labels=tuple(labels[index] for index in classes),
+        probabilities=tuple(best),
         estimated_quality=estimated_quality,
         drift=drift,
         protected=protected,

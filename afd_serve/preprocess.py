@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -79,14 +79,19 @@ class ClassifierInputs(NamedTuple):
 
 
 def stack(pictures: Sequence[PreparedPicture], gate: Sequence[bool]) -> ClassifierInputs:
-    """Make one batch; ``gate[i]`` says whether picture i is to be protected."""
+    """Make one batch; ``gate[i]`` says whether picture i is to be protected. A single picture's memory is shared."""
     return ClassifierInputs(
-        rgb=torch.from_numpy(np.stack([picture.rgb for picture in pictures])).permute(0, 3, 1, 2),
-        dequantized=torch.from_numpy(np.stack([picture.dequantized for picture in pictures])),
-        quant_tables=torch.from_numpy(np.stack([picture.quant_tables for picture in pictures])),
-        geometry=torch.from_numpy(np.stack([picture.geometry for picture in pictures])),
+        rgb=_rows([picture.rgb for picture in pictures]).permute(0, 3, 1, 2),
+        dequantized=_rows([picture.dequantized for picture in pictures]),
+        quant_tables=_rows([picture.quant_tables for picture in pictures]),
+        geometry=_rows([picture.geometry for picture in pictures]),
         gate=torch.tensor([float(is_open) for is_open in gate]),
     )
+
+
+def _rows(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    """One array per row; a single one is not copied."""
+    return torch.from_numpy(arrays[0][None] if len(arrays) == 1 else np.stack(arrays))
 
 
 def prepare(

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "orientation.h"
@@ -120,6 +121,24 @@ void orient_grid(const std::int16_t* stored, std::uint32_t side, int orientation
       }
     }
   }
+}
+
+std::array<std::uint64_t, kCellCoefficients> magnitude_sums(const std::int16_t* blocks, std::size_t cells) {
+  // Narrow sums, which vector instructions add more of at once; so many magnitudes of up to 2^15 fit.
+  constexpr std::size_t kCellsAtOnce = 1 << 16;
+  std::array<std::uint64_t, kCellCoefficients> sums{};
+  while (cells > 0) {
+    const std::size_t some = std::min(cells, kCellsAtOnce);
+    std::array<std::uint32_t, kCellCoefficients> partial{};
+    for (std::size_t cell = 0; cell < some; ++cell, blocks += kCellCoefficients) {
+      for (std::size_t i = 0; i < kCellCoefficients; ++i) {
+        partial[i] += static_cast<std::uint32_t>(std::abs(std::int32_t{blocks[i]}));
+      }
+    }
+    for (std::size_t i = 0; i < kCellCoefficients; ++i) sums[i] += partial[i];
+    cells -= some;
+  }
+  return sums;
 }
 
 }  // namespace afd

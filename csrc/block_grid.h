@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -56,5 +57,8 @@ class GridCollector final : public CoefficientSink {
 // The grid, int16 [side, side, 3, 8, 8], as the upright picture would have it under an EXIF orientation from 1 to 8:
 // mirroring a block negates its odd frequencies along that axis, and transposing it swaps the axes.
 void orient_grid(const std::int16_t* stored, std::uint32_t side, int orientation, std::int16_t* out);
+
+// For each coefficient of a cell the sum of its magnitudes over `cells` cells.
+std::array<std::uint64_t, kCellCoefficients> magnitude_sums(const std::int16_t* blocks, std::size_t cells);
 
 }  // namespace afd

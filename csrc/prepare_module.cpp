@@ -173,6 +173,21 @@ Features features_of_array(const Array<std::int16_t>& blocks, const Array<std::u
   return Features(features_of(std::move(stored), side, own, orientation));
 }
 
+py::object mean_magnitudes(const Array<std::int16_t>& grids) {
+  check_shape(grids, {-1, -1, -1, kCellCoefficients}, "grids have the shape [N, G, G, 192]");
+  const auto count = static_cast<std::size_t>(grids.shape(0));
+  const auto cells = static_cast<std::size_t>(grids.shape(1) * grids.shape(2));
+  if (cells == 0) throw py::value_error("the grids have no cells");
+  py::array_t<float> means({count, kCellCoefficients});
+  float* out = means.mutable_data();
+  for (std::size_t i = 0; i < count; ++i) {
+    for (const std::uint64_t sum : magnitude_sums(grids.data() + i * cells * kCellCoefficients, cells)) {
+      *out++ = static_cast<float>(static_cast<double>(sum) / static_cast<double>(cells));
+    }
+  }
+  return means;
+}
+
 LumaBlocks luma_of(const Array<std::int16_t>& blocks) {
   if (blocks.size() % DCTSIZE2 != 0) throw py::value_error("blocks have the shape [..., 8, 8]");
   return {blocks.data(), static_cast<std::size_t>(blocks.size()) / DCTSIZE2, DCTSIZE2};
@@ -232,6 +247,7 @@ void register_steps(py::module_& module) {
       py::arg("pixels"), py::arg("box"), py::arg("size"), py::arg("interpolation"), py::kw_only(),
       py::arg("orientation") = 1, py::arg("instructions") = "fastest");
   module.def("block_features", &features_of_array, py::arg("blocks"), py::arg("quant_tables"), py::arg("orientation"));
+  module.def("mean_magnitudes", &mean_magnitudes, py::arg("dequantized"));
   module.def("block_grid", &block_grid, py::arg("box"), py::arg("size"), py::arg("width_in_blocks"),
              py::arg("height_in_blocks"), py::arg("block_width_px"), py::arg("block_height_px"),
              py::arg("orientation"));

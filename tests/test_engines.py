@@ -14,7 +14,7 @@ from afd_serve.checkpoint import save_afd
 from afd_serve.engines import ENGINES
 from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
 from afd_serve.export import FEATURES_NAME, eager_classifier, export_classifier, exported_files, load_deployed
-from afd_serve.models.backbones import load_backbone
+from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.packaging.triton import package_triton
 from afd_serve.signature import SIGNATURE_NAME
@@ -67,6 +67,17 @@ def test_a_closed_gate_leaves_afd_out(exported_for: Exported, engine: str) -> No
     assert torch.equal(module(*others)[0], module(*closed)[0])
 
 
+def test_a_graph_sees_where_a_picture_has_drifted(tmp_path: Path, tiny: Backbone) -> None:
+    save_afd(awakened(tiny, "full"), tmp_path / "afd.safetensors")
+    exported = export_classifier(tmp_path / "afd.safetensors", tmp_path / "full", engine="onnxruntime").folder
+    inputs = batch([1.0, 0.0])
+    with torch.inference_mode():
+        logits, drift = load_deployed(exported).module(*inputs)
+        expected, expected_drift = eager_classifier(tmp_path / "afd.safetensors")(*inputs)
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE["float32"] * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(drift, expected_drift)
+
+
 def test_neighbours_do_not_change_a_row(exported_for: Exported) -> None:
     module, inputs = load_deployed(exported_for("onnxruntime")).module, batch([1.0, 0.0])
     together = module(*inputs)[0]
@@ -105,6 +116,16 @@ def test_changed_graphs_are_refused(exported_for: Exported, tmp_path: Path, name
     (changed / name).write_bytes((changed / name).read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match="export them again"):
         load_deployed(changed)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_graphs_of_another_version_are_refused(
+    exported_for: Exported, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    exported = exported_for(engine)
+    monkeypatch.setattr("afd_serve.engines.runtimes.GRAPH_INPUTS", ("rgb", "dequantized", "geometry"))
+    with pytest.raises(CheckpointError, match=r"they take pixels, .*export them again"):
+        load_deployed(exported)
 
 
 def test_a_missing_graph_is_named(exported_for: Exported, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from afd_serve.models.fde import FREQUENCIES, STATISTICS, FdeNet, picture_statistics
+from afd_serve import _jpeg
+from afd_serve.models.fde import FREQUENCIES, STATISTICS, FdeNet, picture_statistics, statistics_of
 
 
 def inputs(pictures: int = 2, grid: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -59,6 +60,13 @@ def test_statistics_are_log_magnitudes_log_steps_and_the_geometry(dtype: torch.d
     torch.testing.assert_close(steps, expected_steps)
     assert geometry.tolist() == [2.0, 1.0, 0.0]
     assert torch.equal(dequantized, before)
+
+
+def test_statistics_are_those_of_the_mean_magnitudes() -> None:
+    dequantized, tables, geometry = inputs()
+    magnitudes = torch.from_numpy(_jpeg.mean_magnitudes(dequantized.numpy()))
+    expected = picture_statistics(dequantized, tables, geometry)
+    torch.testing.assert_close(statistics_of(magnitudes, tables, geometry), expected)
 
 
 def test_what_is_far_from_all_that_calibration_saw_counts_as_four_deviations() -> None:

@@ -376,3 +376,12 @@ def test_stack_makes_the_classifiers_inputs() -> None:
     kinds = [torch.uint8, torch.int16, torch.int32, torch.float32, torch.float32]
     assert [tensor.dtype for tensor in inputs] == kinds
     assert inputs.gate.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_a_single_picture_is_stacked_without_a_copy() -> None:
+    picture = prepare(encoded(scene(), quality=20), PREPROCESSING)
+    rgb, dequantized, quant_tables, geometry, _ = stack([picture], [True])
+    arrays = (picture.rgb, picture.dequantized, picture.quant_tables, picture.geometry)
+    for tensor, array in zip((rgb.permute(0, 2, 3, 1), dequantized, quant_tables, geometry), arrays, strict=True):
+        assert np.shares_memory(tensor.numpy(), array)
+        assert np.array_equal(tensor[0].numpy(), array)

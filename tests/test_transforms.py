@@ -149,12 +149,22 @@ LIMITS = jpeg.native_limits(jpeg.DEFAULT_LIMITS)
         (lambda: _jpeg.block_features(BLOCKS[:1], TABLES, 1), "square"),
         (lambda: _jpeg.block_features(BLOCKS, TABLES[:2], 1), "tables"),
         (lambda: _jpeg.block_features(BLOCKS[0], TABLES, 1), "blocks"),
+        (lambda: _jpeg.mean_magnitudes(BLOCKS), "192"),
+        (lambda: _jpeg.mean_magnitudes(np.zeros((1, 0, 4, 192), np.int16)), "no cells"),
         (lambda: _jpeg.scaled_table(101, False), "quality"),
     ],
 )
 def test_arguments_are_checked(call: Callable[[], object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         call()
+
+
+def test_magnitudes_are_averaged_over_the_cells_of_each_grid() -> None:
+    grids = np.random.default_rng(0).integers(-32768, 32768, (3, 5, 7, 192)).astype(np.int16)
+    means = _jpeg.mean_magnitudes(grids)
+    assert means.dtype == np.float32
+    np.testing.assert_allclose(means, np.abs(grids.astype(float)).mean(axis=(1, 2)), rtol=1e-6)
+    assert _jpeg.mean_magnitudes(grids[:0]).shape == (0, 192)
 
 
 def test_arguments_may_be_as_large_as_is_said() -> None:

@@ -1,6 +1,8 @@
 """The classifier as two ONNX graphs for one picture: one for a closed gate and one for an open one.
 
 Each has its own trunk and the estimate of the drift. Engines optimize a plain graph better than one with a condition.
+The coefficients' mean magnitudes are worked out before, exactly and in a tenth of the time: an engine makes a float of
+every coefficient first.
 """
 
 import logging
@@ -8,20 +10,34 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from afd_serve import _jpeg
 from afd_serve.engines import ENGINES
 from afd_serve.errors import DependencyError, ExportError
-from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier
+from afd_serve.models.classifier import OUTPUTS, AfdClassifier
+from afd_serve.models.fde import statistics_of
 from afd_serve.preprocess import ClassifierInputs
 
-__all__ = ["GRAPH_INPUTS", "write_graphs"]
+__all__ = ["GRAPH_INPUTS", "graph_inputs", "write_graphs"]
 
-GRAPH_INPUTS: Final = INPUTS[:-1]
-"""A graph takes what the classifier takes, but for the gate: the gate chooses the graph."""
+GRAPH_INPUTS: Final = ("pixels", "dequantized", "magnitudes", "quant_tables", "geometry")
+"""What a graph takes, see `graph_inputs`. There is no gate: it chooses the graph."""
+
+
+def graph_inputs(rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> tuple[NDArray[Any], ...]:
+    """Make a graph's inputs of the classifier's, which `AfdClassifier.forward` describes.
+
+    Returns:
+        Pixels as they were decoded, uint8 [N, S, S, 3]; the dequantized coefficients; the mean magnitude of each
+        frequency, float32 [N, 192]; quantization tables and geometry.
+    """
+    pixels, coefficients = rgb.permute(0, 2, 3, 1).contiguous().numpy(), dequantized.numpy()
+    return pixels, coefficients, _jpeg.mean_magnitudes(coefficients), quant_tables.numpy(), geometry.numpy()
 
 
 class _Graph(nn.Module):
@@ -33,10 +49,13 @@ class _Graph(nn.Module):
         self.is_open = is_open
 
     def forward(
-        self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor
+        self, pixels: Tensor, dequantized: Tensor, magnitudes: Tensor, quant_tables: Tensor, geometry: Tensor
     ) -> tuple[Tensor, Tensor]:
-        run = self.classifier.opened if self.is_open else self.classifier.closed
-        return run(rgb, dequantized, quant_tables, geometry)
+        x, statistics = self.classifier.normalize.rows(pixels), statistics_of(magnitudes, quant_tables, geometry)
+        descriptor = self.classifier.afd.fde.summarize(statistics)
+        if self.is_open:
+            return self.classifier.opened(x, dequantized, descriptor)
+        return self.classifier.closed(x, descriptor)
 
 
 def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: Path) -> None:
@@ -52,9 +71,10 @@ def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: P
         ExportError: The classifier cannot be written as a graph.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    inputs = tuple(torch.from_numpy(array) for array in graph_inputs(*example[:-1]))
     for is_open, name in enumerate(ENGINES["onnxruntime"].files):
         module = _Graph(classifier, is_open=bool(is_open))
-        _write(module.eval(), tuple(example)[: len(GRAPH_INPUTS)], folder / name)
+        _write(module.eval(), inputs, folder / name)
 
 
 def _write(module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:

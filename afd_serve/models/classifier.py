@@ -103,6 +103,17 @@ class Normalize(nn.Module):
         """Normalize to float32 (x - mean) / std, in channels-last order in memory."""
         return ((rgb.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
+    @torch.jit.unused
+    def rows(self, pixels: Tensor) -> Tensor:
+        """The same, [N, 3, S, S], from pixels as they were decoded, [N, S, S, 3].
+
+        Row by row, because engines are slow at arrays whose last axis has three values, and transposed last, because
+        that is where their convolutions want the channels.
+        """
+        size = pixels.shape[2]
+        mean, std = self.mean.flatten().repeat(size), self.std.flatten().repeat(size)
+        return ((pixels.flatten(2).float() - mean) / std).view(pixels.shape).permute(0, 3, 1, 2)
+
 
 class AfdClassifier(nn.Module):
     """Normalization, AFD and the frozen backbone as one module.
@@ -146,16 +157,19 @@ class AfdClassifier(nn.Module):
         return logits.float(), self.afd.drift_score(descriptor).float()
 
     @torch.jit.unused
-    def closed(self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` where every gate is closed, without a condition."""
-        descriptor = self.afd.describe(dequantized, quant_tables, geometry)
-        return self._leave(self.normalize(rgb)).float(), self.afd.drift_score(descriptor).float()
+    def closed(self, x: Tensor, descriptor: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` where every gate is closed, without a condition.
+
+        Args:
+            x: Normalized pictures, float32 [N, 3, S, S].
+            descriptor: Their drift descriptors, [N, D].
+        """
+        return self._leave(x).float(), self.afd.drift_score(descriptor).float()
 
     @torch.jit.unused
-    def opened(self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` where every gate is open, without a condition."""
-        descriptor = self.afd.describe(dequantized, quant_tables, geometry)
-        logits = self._protect(self.normalize(rgb), dequantized, descriptor)
+    def opened(self, x: Tensor, dequantized: Tensor, descriptor: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` where every gate is open, without a condition; arguments as in `forward` and `closed`."""
+        logits = self._protect(x, dequantized, descriptor)
         return logits.float(), self.afd.drift_score(descriptor).float()
 
     def _classify(self, x: Tensor, dequantized: Tensor, descriptor: Tensor, opened: Tensor) -> Tensor:

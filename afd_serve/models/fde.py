@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["COMPONENTS", "FREQUENCIES", "GEOMETRY", "STATISTICS", "FdeNet", "picture_statistics"]
+__all__ = ["COMPONENTS", "FREQUENCIES", "GEOMETRY", "STATISTICS", "FdeNet", "picture_statistics", "statistics_of"]
 
 COMPONENTS: Final = 3
 """Y, Cb, Cr."""
@@ -38,9 +38,14 @@ def picture_statistics(dequantized: Tensor, quant_tables: Tensor, geometry: Tens
         float32 [N, `STATISTICS`]: log mean magnitude of each frequency, log2 of each table entry, geometry.
     """
     cells = dequantized.shape[1] * dequantized.shape[2]
-    magnitude = dequantized.to(torch.float32, copy=True).abs_().sum(dim=(1, 2)) / cells
+    magnitudes = dequantized.to(torch.float32, copy=True).abs_().sum(dim=(1, 2)) / cells
+    return statistics_of(magnitudes, quant_tables, geometry)
+
+
+def statistics_of(magnitudes: Tensor, quant_tables: Tensor, geometry: Tensor) -> Tensor:
+    """`picture_statistics` from the mean magnitude of each frequency, [N, 192]."""
     tables = torch.log2(quant_tables.float()).flatten(1)
-    return torch.cat((torch.log(magnitude + 1e-3), tables / 4 - 1, geometry.float()), dim=1)
+    return torch.cat((torch.log(magnitudes + 1e-3), tables / 4 - 1, geometry.float()), dim=1)
 
 
 _LIMIT: Final = 4.0
@@ -104,7 +109,10 @@ class FdeNet(nn.Module):
 
     def describe(self, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> Tensor:
         """The drift descriptor, float [N, descriptor]; arguments as in `picture_statistics`."""
-        statistics = picture_statistics(dequantized, quant_tables, geometry)
+        return self.summarize(picture_statistics(dequantized, quant_tables, geometry))
+
+    def summarize(self, statistics: Tensor) -> Tensor:
+        """The drift descriptor, float [N, descriptor], from `picture_statistics` [N, `STATISTICS`]."""
         normalized = (statistics - self.statistics_mean) / self.statistics_std
         out: Tensor = self.descriptor(normalized.clamp(-self.limit, self.limit))
         return out

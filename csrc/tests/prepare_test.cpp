@@ -263,6 +263,18 @@ void turning_back_gives_the_stored_grid() {
   }
 }
 
+void magnitudes_are_summed_without_overflow() {
+  constexpr std::size_t kCells = (1 << 17) + 3;
+  std::vector<std::int16_t> blocks(kCells * afd::kCellCoefficients);
+  for (std::size_t cell = 0; cell < kCells; ++cell) {
+    blocks[cell * afd::kCellCoefficients] = -32768;
+    blocks[cell * afd::kCellCoefficients + 191] = cell % 2 == 0 ? 3 : -3;
+  }
+  const auto sums = afd::magnitude_sums(blocks.data(), kCells);
+  CHECK(sums[0] == std::uint64_t{32768} * kCells && sums[1] == 0 && sums[191] == 3 * kCells);
+  CHECK(afd::magnitude_sums(blocks.data(), 0)[0] == 0);
+}
+
 void vector_and_portable_histories_are_equal() {
   std::minstd_rand random(6);
   for (int i = 0; i < 200; ++i) {
@@ -314,6 +326,7 @@ int main(int argc, char** argv) {
           {"cells_of_a_mirrored_axis_are_the_upright_ones", cells_of_a_mirrored_axis_are_the_upright_ones},
           {"values_that_no_picture_needs_saturate", values_that_no_picture_needs_saturate},
           {"turning_back_gives_the_stored_grid", turning_back_gives_the_stored_grid},
+          {"magnitudes_are_summed_without_overflow", magnitudes_are_summed_without_overflow},
           {"vector_and_portable_histories_are_equal", vector_and_portable_histories_are_equal},
           {"every_quality_is_estimated_from_its_table", every_quality_is_estimated_from_its_table},
           {"crops_are_centred_squares", crops_are_centred_squares},

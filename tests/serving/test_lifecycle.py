@@ -52,6 +52,9 @@ def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, dam
         built = archive.stat().st_mtime_ns
         assert serve_torchserve(exported, tmp_path, ports=ports, workers=1) == first
         assert archive.stat().st_mtime_ns == built
+        (described,) = first.get("management", f"/models/{first.model}").json()
+        # TorchServe takes some values, such as a delay of 0, for its own defaults without a word.
+        assert (described["batchSize"], described["maxBatchDelay"]) == (2, 1)
 
         for model, reason in (("misspelt", "misspelt"), (damaged, "not the files that were exported")):
             with pytest.raises(CheckpointError, match=reason):
