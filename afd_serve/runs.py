@@ -11,7 +11,7 @@ from typing import Final
 
 from afd_serve.errors import ConfigError
 
-__all__ = ["alone_in", "write_atomically"]
+__all__ = ["alone_in", "write_atomically", "write_text"]
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -54,6 +54,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, as `write_atomically` does."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _lock(handle: int, folder: Path, wait: bool) -> None:

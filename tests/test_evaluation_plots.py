@@ -69,6 +69,13 @@ def test_there_is_a_plot_for_all_that_was_found_and_for_nothing_else(tmp_path: P
     }
 
 
+def test_an_earlier_reports_plots_do_not_stay_beside_a_new_one(tmp_path: Path) -> None:
+    plotted(report_of("clean", "A"), tmp_path, (example(),))
+    (tmp_path / "notes.png").touch()
+    assert plotted(report_of("clean"), tmp_path) == {"reliability.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"reliability.png", "notes.png"}
+
+
 def test_examples_without_any_drift_can_be_drawn(tmp_path: Path) -> None:
     assert "drift_maps.png" in plotted(report_of("clean"), tmp_path, (example(0.0),))
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from afd_serve.checkpoint import load_afd
 from afd_serve.config import FitConfig
 from afd_serve.errors import BackboneError, CheckpointError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, load_backbone
+from afd_serve.models.sharpness import Sharpness
 from afd_serve.training import fit as fit_module
 from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
 from afd_serve.training.fit import Trainer, _spread, fit, rate_share, training_sizes
@@ -55,8 +56,22 @@ def test_a_fit_brings_the_loss_down_and_leaves_a_usable_run(config: FitConfig) -
     assert FitConfig.from_json((config.out / "config.json").read_text()) == fitted
     assert len(losses(config.out)) == 12
     afd = load_afd(after.weights, load_backbone(config.backbone))
-    assert afd.sharpness.weight.any()
     assert drift(afd, config, 5) > 2 * drift(afd, config, 100) > 0
+
+
+def test_the_sharpness_is_fitted_last(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    def record(sharpness: Sharpness, logits: Tensor, descriptor: Tensor, clean: Tensor) -> None:
+        shapes.append([tensor.shape[0] for tensor in (logits, descriptor, clean)])
+        nn.init.constant_(sharpness.bias, 0.5)  # the tiny classifier is so unsure that a scale changes next to nothing
+
+    monkeypatch.setattr(Sharpness, "fit", record)
+    afd = load_afd(fit(replace(config, steps=1)).weights, load_backbone(config.backbone))
+    ((logits, *others),) = shapes
+    assert others == [logits, logits]
+    assert logits > 100
+    assert afd.sharpness.bias.item() == 0.5
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.preprocess import UNREADABLE, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.progress import task
-from afd_serve.runs import alone_in, write_atomically
+from afd_serve.runs import alone_in, write_atomically, write_text
 from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import fit
 
@@ -187,8 +187,7 @@ class _Comparison:
         self.fitting = replace(_fit_config(config), exclude=tuple(picture.path for picture in everything))
         self.unlabelled = find_pictures(self.fitting.images, self.fitting.exclude)
         self.ours = {read_config(find_weights(model)).preset: model for model in ours}
-        text = config.to_json(self.backbone.fingerprint)
-        write_atomically(config.out / _CONFIG_NAME, lambda path: path.write_text(text))
+        write_text(config.out / _CONFIG_NAME, config.to_json(self.backbone.fingerprint))
 
     def row(self, name: str) -> Row:
         """Read a row, or compute it."""
@@ -204,8 +203,7 @@ class _Comparison:
             row = Row(name, weights, parameters, (macs(module, size), macs(plain, size)), self._hits(name, module))
         if self.config.rounds:
             row = replace(row, latency=self._latency(plain, module))
-        text = row.to_json()
-        write_atomically(path, lambda target: target.write_text(text))
+        write_text(path, row.to_json())
         return row
 
     def _build(self, name: str) -> tuple[nn.Module, int]:

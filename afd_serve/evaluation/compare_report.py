@@ -16,6 +16,7 @@ from afd_serve.errors import ConfigError
 from afd_serve.evaluation.compare import CONDITIONS, FITTED_HERE, GATED_CLEAN, ROWS, CompareConfig, Row
 from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import Floats, Interval, bootstrap_means, interval, recovered_share
+from afd_serve.runs import write_text
 
 __all__ = ["Comparison", "Method", "print_comparison", "summarize_rows", "write_comparison"]
 
@@ -188,12 +189,12 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
         The files written.
     """
     json_file, markdown_file, plot_file = out / "report.json", out / "report.md", out / "comparison.png"
-    json_file.write_text(json.dumps(_finite(asdict(comparison)), indent=2) + "\n", encoding="utf-8")
+    write_text(json_file, json.dumps(_finite(asdict(comparison)), indent=2) + "\n")
     plotted = len(comparison.methods) > 1 and importlib.util.find_spec("matplotlib") is not None
     if plotted:
         _plot(comparison, plot_file)
     lines = list(_markdown(comparison, plot_file.name if plotted else None))
-    markdown_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(markdown_file, "\n".join(lines) + "\n")
     return [json_file, markdown_file, *([plot_file] if plotted else [])]
 
 

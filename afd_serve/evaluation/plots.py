@@ -37,7 +37,7 @@ class Plot:
 
 
 def draw_plots(report: Report, out: Path, examples: Sequence[DriftExample] = ()) -> list[Plot]:
-    """Write the plots that a report has figures for, as PNG.
+    """Write the plots that a report has figures for, as PNG; those that an earlier report left go.
 
     Args:
         report: what to draw.
@@ -46,17 +46,21 @@ def draw_plots(report: Report, out: Path, examples: Sequence[DriftExample] = ())
     """
     by_quality = [protocol for protocol in report.protocols if protocol.name in ("A", "B", "webp", "avif")]
     changed = any(gain.gain for gain in report.classes)
+    accuracy, reliability, classes, maps = (out / f"{name}.png" for name in _NAMES)
+    for path in (accuracy, reliability, classes, maps):
+        path.unlink(missing_ok=True)
     plots = []
     if by_quality:
-        plots.append(_save(_accuracy(report, by_quality), out / "accuracy.png", "Accuracy against quality", _ACCURACY))
-    plots.append(_save(_reliability(report.protocols), out / "reliability.png", "Reliability", _RELIABILITY))
+        plots.append(_save(_accuracy(report, by_quality), accuracy, "Accuracy against quality", _ACCURACY))
+    plots.append(_save(_reliability(report.protocols), reliability, "Reliability", _RELIABILITY))
     if changed:
-        plots.append(_save(_classes(report.classes), out / "classes.png", "Classes gained and lost", _GAINS))
+        plots.append(_save(_classes(report.classes), classes, "Classes gained and lost", _GAINS))
     if examples:
-        plots.append(_save(_drift_maps(examples), out / "drift_maps.png", "Drift maps", _MAPS))
+        plots.append(_save(_drift_maps(examples), maps, "Drift maps", _MAPS))
     return plots
 
 
+_NAMES: Final = ("accuracy", "reliability", "classes", "drift_maps")
 _ACCURACY: Final = "Top-1 with 95% bootstrap intervals over pictures."
 _RELIABILITY: Final = (
     "How often the first class is right, for pictures of like confidence, all conditions of a protocol together; below "

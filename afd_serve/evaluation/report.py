@@ -17,6 +17,7 @@ from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import Interval
 from afd_serve.evaluation.protocols import RESAVED, SAVED_ONCE, TITLES
 from afd_serve.evaluation.summary import ConditionReport, ProtocolReport, Report
+from afd_serve.runs import write_text
 
 if TYPE_CHECKING:
     from afd_serve.evaluation.plots import Plot
@@ -59,7 +60,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def write_report(report: Report, out: Path, examples: Sequence[DriftExample] = ()) -> list[Path]:
-    """Write ``report.json``, ``report.md`` and, where matplotlib is installed, the plots.
+    """Write ``report.json``, ``report.md`` and, where matplotlib is installed, the plots; an earlier report's go.
 
     Args:
         report: what to write; shares in the JSON are 0..1, and null where they are not defined.
@@ -70,13 +71,13 @@ def write_report(report: Report, out: Path, examples: Sequence[DriftExample] = (
         The files written.
     """
     json_file, markdown_file = out / "report.json", out / "report.md"
-    json_file.write_text(json.dumps(_finite(asdict(report)), indent=2) + "\n", encoding="utf-8")
+    write_text(json_file, json.dumps(_finite(asdict(report)), indent=2) + "\n")
     plots: list[Plot] = []
     if importlib.util.find_spec("matplotlib") is not None:
         from afd_serve.evaluation.plots import draw_plots  # noqa: PLC0415 (optional, and slow to import)
 
         plots = draw_plots(report, out, examples)
-    markdown_file.write_text(_markdown(report, plots), encoding="utf-8")
+    write_text(markdown_file, _markdown(report, plots))
     return [json_file, markdown_file, *(plot.path for plot in plots)]
 
 

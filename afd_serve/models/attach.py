@@ -118,8 +118,9 @@ def trace(backbone: nn.Module) -> Trace:
         graph = tracer.trace(backbone)
         constants = {name: value for name, value in vars(backbone).items() if isinstance(value, Tensor)}
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]  # older versions of torch go on for lines
         raise AttachError(
-            f"{type(backbone).__name__} cannot be recorded as a graph ({error}); its forward must not branch on the "
+            f"{type(backbone).__name__} cannot be recorded as a graph ({reason}); its forward must not branch on the "
             "values or sizes of tensors"
         ) from error
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Self, get_type_hints
 
 from afd_serve.errors import ServingError
-from afd_serve.runs import write_atomically
+from afd_serve.runs import write_text
 from afd_serve.servers.processes import end, runs, started_at
 
 __all__ = ["BackgroundServer"]
@@ -93,8 +93,7 @@ class BackgroundServer(ABC):
 
     def save(self) -> None:
         """Write ``server.json``."""
-        text = json.dumps(asdict(self), indent=2, default=str)
-        write_atomically(self.state_dir / _FILE, lambda path: path.write_text(text))
+        write_text(self.state_dir / _FILE, json.dumps(asdict(self), indent=2, default=str))
 
     def launched(self, pid: int) -> Self:
         """The same server once its process is known, saved.

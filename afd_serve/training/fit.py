@@ -21,7 +21,7 @@ from afd_serve.models.fde import picture_statistics
 from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
 from afd_serve.progress import task
-from afd_serve.runs import alone_in, write_atomically
+from afd_serve.runs import alone_in, write_text
 from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
 from afd_serve.training.losses import FeatureLoss
 from afd_serve.training.precision import autocast_to_bfloat16, strided_depthwise_in_float32
@@ -193,7 +193,7 @@ class Trainer:
         Returns:
             The mean loss of the last steps; that of the log where all steps were done before.
         """
-        write_atomically(self.config.out / _CONFIG_NAME, lambda path: path.write_text(self.config.to_json()))
+        write_text(self.config.out / _CONFIG_NAME, self.config.to_json())
         recent = self._logged_loss()
         with task("fitting") as report:
             try:
@@ -314,7 +314,7 @@ class Trainer:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         if kept != lines:
-            write_atomically(path, lambda target: target.write_text("".join(kept)))
+            write_text(path, "".join(kept))
 
 
 def _channel_moments(teacher: fx.GraphModule, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
