@@ -78,6 +78,16 @@ def test_a_graph_sees_where_a_picture_has_drifted(tmp_path: Path, tiny: Backbone
     torch.testing.assert_close(drift, expected_drift)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_inputs_may_lie_in_memory_in_any_order(exported_for: Exported, engine: str) -> None:
+    module, inputs = load_deployed(exported_for(engine)).module, batch([1.0, 0.0])
+    backwards = (tensor.permute(*range(tensor.dim())[::-1]).contiguous() for tensor in inputs)
+    same = [tensor.permute(*range(tensor.dim())[::-1]) for tensor in backwards]
+    assert not same[1].is_contiguous()
+    for ours, theirs in zip(module(*same), module(*inputs), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_neighbours_do_not_change_a_row(exported_for: Exported) -> None:
     module, inputs = load_deployed(exported_for("onnxruntime")).module, batch([1.0, 0.0])
     together = module(*inputs)[0]

@@ -36,8 +36,10 @@ def graph_inputs(rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometr
         Pixels as they were decoded, uint8 [N, S, S, 3]; the dequantized coefficients; the mean magnitude of each
         frequency, float32 [N, 192]; quantization tables and geometry.
     """
-    pixels, coefficients = rgb.permute(0, 2, 3, 1).contiguous().numpy(), dequantized.numpy()
-    return pixels, coefficients, _jpeg.mean_magnitudes(coefficients), quant_tables.numpy(), geometry.numpy()
+    pixels, coefficients, *others = (
+        tensor.contiguous().numpy() for tensor in (rgb.permute(0, 2, 3, 1), dequantized, quant_tables, geometry)
+    )
+    return pixels, coefficients, _jpeg.mean_magnitudes(coefficients), *others
 
 
 class _Graph(nn.Module):
