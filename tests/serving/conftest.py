@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from afd_serve.client.regions import Region
 from afd_serve.export import export_classifier
 from afd_serve.packaging.seal import SEAL_NAME, make_seal
 from afd_serve.packaging.torchserve import package_torchserve
@@ -67,6 +68,20 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     running = torchserve.start(archive, state, probe=sample_picture(), ports=torchserve.Ports.free(), workers=1)
     yield running
     torchserve.TorchServe.stop(state)
+
+
+@pytest.fixture
+def regions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The names of this test's clients' shared memory; clients of other tests are at work at the same time."""
+    made = []
+
+    class Noted(Region):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            made.append(SHARED_MEMORY / self.name)
+
+    monkeypatch.setattr("afd_serve.client.regions.Region", Noted)
+    return made
 
 
 @pytest.fixture(scope="session")

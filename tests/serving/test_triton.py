@@ -25,7 +25,6 @@ from afd_serve.request import MAX_PICTURES
 from afd_serve.response import read_result
 from afd_serve.sample import sample_picture
 from afd_serve.servers.triton import Triton
-from afd_serve.servers.triton_environment import SHARED_MEMORY
 from afd_serve.steps import PreparingStep
 from tests.serving.pictures import BAD, GOOD, drawing
 
@@ -116,7 +115,12 @@ def test_the_client_gets_the_pipelines_answers(
 @pytest.mark.parametrize("shared_memory", [False, True])
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 def test_the_asyncio_client_gets_the_pipelines_answers(
-    triton_server: Triton, pictures: list[bytes], expected: list[Result], transport: str, shared_memory: bool
+    triton_server: Triton,
+    pictures: list[bytes],
+    expected: list[Result],
+    regions: list[Path],
+    transport: str,
+    shared_memory: bool,
 ) -> None:
     async def ask() -> list[Result]:
         url = triton_server.url if transport == "http" else triton_server.grpc_url
@@ -127,7 +131,8 @@ def test_the_asyncio_client_gets_the_pipelines_answers(
             return [result for results in await asyncio.gather(*asked) for result in results]
 
     assert asyncio.run(ask()) == expected
-    assert not list(SHARED_MEMORY.glob("afd_client_*"))
+    assert bool(regions) is shared_memory
+    assert not [region for region in regions if region.exists()]
 
 
 def test_more_pictures_than_fit_into_one_request(triton_server: Triton, pipeline: Pipeline) -> None:
