@@ -1,10 +1,9 @@
 """Show a comparison: a table for the terminal, ``report.md``, ``report.json`` and a plot."""
 
 import importlib.util
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from afd_serve.errors import ConfigError
 from afd_serve.evaluation.compare import CONDITIONS, FITTED_HERE, GATED_CLEAN, ROWS, CompareConfig, Row
 from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import Floats, Interval, bootstrap_means, interval, recovered_share
+from afd_serve.evaluation.report_json import write_json
 from afd_serve.runs import write_text
 
 __all__ = ["Comparison", "Method", "print_comparison", "summarize_rows", "write_comparison"]
@@ -189,22 +189,13 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
         The files written.
     """
     json_file, markdown_file, plot_file = out / "report.json", out / "report.md", out / "comparison.png"
-    write_text(json_file, json.dumps(_finite(asdict(comparison)), indent=2) + "\n")
+    write_json(json_file, comparison)
     plotted = len(comparison.methods) > 1 and importlib.util.find_spec("matplotlib") is not None
     if plotted:
         _plot(comparison, plot_file)
     lines = list(_markdown(comparison, plot_file.name if plotted else None))
     write_text(markdown_file, "\n".join(lines) + "\n")
     return [json_file, markdown_file, *([plot_file] if plotted else [])]
-
-
-def _finite(value: object) -> object:
-    """Replace NaN, which is no JSON, by null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _footer(comparison: Comparison) -> str:

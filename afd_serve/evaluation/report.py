@@ -1,12 +1,10 @@
 """Show an evaluation's figures: a table for the terminal, ``report.json``, ``report.md`` and plots."""
 
 import importlib.util
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,6 +14,7 @@ from afd_serve.evaluation.drift_maps import DriftExample
 from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import Interval
 from afd_serve.evaluation.protocols import RESAVED, SAVED_ONCE, TITLES
+from afd_serve.evaluation.report_json import write_json
 from afd_serve.evaluation.summary import ConditionReport, ProtocolReport, Report
 from afd_serve.runs import write_text
 
@@ -71,7 +70,7 @@ def write_report(report: Report, out: Path, examples: Sequence[DriftExample] = (
         The files written.
     """
     json_file, markdown_file = out / "report.json", out / "report.md"
-    write_text(json_file, json.dumps(_finite(asdict(report)), indent=2) + "\n")
+    write_json(json_file, report)
     plots: list[Plot] = []
     if importlib.util.find_spec("matplotlib") is not None:
         from afd_serve.evaluation.plots import draw_plots  # noqa: PLC0415 (optional, and slow to import)
@@ -165,12 +164,3 @@ def _markdown(report: Report, plots: "Sequence[Plot]") -> str:
 
 def _markdown_row(cells: tuple[str, ...] | list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN, which is no JSON, by null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
