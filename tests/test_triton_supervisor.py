@@ -9,6 +9,8 @@ import os, subprocess, sys, time
 ended = subprocess.Popen([sys.executable, "-c", ""])
 os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
 stub = subprocess.Popen(["triton_python_backend_stub", "600"], executable="/bin/sleep")
+while not open(f"/proc/{stub.pid}/cmdline", "rb").read():  # for a moment Linux has started it, but not yet named it
+    time.sleep(0.001)
 print(stub.pid, flush=True)
 time.sleep(600)
 """
