@@ -217,6 +217,20 @@ AFD_TARGET_AVX512 void resize_rows_avx512(const WideGroups& wide, std::uint32_t 
   }
 }
 
+// The 16-bit halves of the weights of two rows, as one lane of what is multiplied holds them.
+struct WeightPair {
+  explicit WeightPair(std::int32_t first, std::int32_t second)
+      : high(lane(first >> kLowBits, second >> kLowBits)), low(lane(first & kLowMask, second & kLowMask)) {}
+
+  static std::int32_t lane(std::int32_t first, std::int32_t second) {
+    return static_cast<std::int32_t>((static_cast<std::uint32_t>(first) & 0xFFFF) | static_cast<std::uint32_t>(second)
+                                                                                        << 16);
+  }
+
+  std::int32_t high;
+  std::int32_t low;
+};
+
 AFD_TARGET_AVX2 AFD_ALWAYS_INLINE __m256i whole_sums(__m256i high, __m256i low) {
   const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(high, kLowBits), low);
   return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(kHalf)), kFractionBits);
@@ -239,14 +253,11 @@ AFD_TARGET_AVX2 void blend_row_avx2(const std::uint8_t* rows, std::size_t stride
     __m256i low[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (std::uint32_t k = 0; k < count; k += 2) {
       const std::uint8_t* first = rows + k * stride + i;
-      const std::int32_t second_weight = k + 1 < count ? weights[k + 1] : 0;
+      const WeightPair pair(weights[k], k + 1 < count ? weights[k + 1] : 0);
       __m256i upper;
       const __m256i lower = interleaved(first, k + 1 < count ? first + stride : first, &upper);
-      const auto high_pair = static_cast<std::int32_t>(static_cast<std::uint32_t>(weights[k] >> kLowBits) & 0xFFFF) |
-                             static_cast<std::int32_t>(static_cast<std::uint32_t>(second_weight >> kLowBits) << 16);
-      const std::int32_t low_pair = (weights[k] & kLowMask) | (second_weight & kLowMask) << 16;
-      const __m256i high_weights = _mm256_set1_epi32(high_pair);
-      const __m256i low_weights = _mm256_set1_epi32(low_pair);
+      const __m256i high_weights = _mm256_set1_epi32(pair.high);
+      const __m256i low_weights = _mm256_set1_epi32(pair.low);
       high[0] = _mm256_add_epi32(high[0], _mm256_madd_epi16(lower, high_weights));
       high[1] = _mm256_add_epi32(high[1], _mm256_madd_epi16(upper, high_weights));
       low[0] = _mm256_add_epi32(low[0], _mm256_madd_epi16(lower, low_weights));
@@ -258,6 +269,57 @@ AFD_TARGET_AVX2 void blend_row_avx2(const std::uint8_t* rows, std::size_t stride
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), packed);
   }
   blend_row(rows + in_vectors, stride, weights, count, bytes - in_vectors, out + in_vectors);
+}
+
+// As `blend_row`.
+AFD_TARGET_AVX512 void blend_row_avx512(const std::uint8_t* rows, std::size_t stride, const std::int32_t* weights,
+                                        std::uint32_t count, std::size_t bytes, std::uint8_t* out) {
+  // The forms with a mask, because GCC 12 takes the others' unused operand for an uninitialized variable.
+  constexpr __mmask16 kAll = 0xFFFF;
+  constexpr __mmask32 kAllWords = 0xFFFFFFFF;
+  constexpr std::size_t kAtOnce = 32;  // bytes
+  constexpr int kParts = 2;            // of so many bytes, for which each pair of weights is made once
+  for (std::size_t i = 0; i < bytes; i += kParts * kAtOnce) {
+    __mmask32 masks[kParts];
+    __m512i high[kParts][2];
+    __m512i low[kParts][2];
+    for (int part = 0; part < kParts; ++part) {
+      const std::size_t begin = i + part * kAtOnce;
+      const std::size_t left = bytes - std::min(begin, bytes);
+      masks[part] = left < kAtOnce ? (__mmask32{1} << left) - 1 : kAllWords;
+      high[part][0] = high[part][1] = low[part][0] = low[part][1] = _mm512_setzero_si512();
+    }
+    for (std::uint32_t k = 0; k < count; k += 2) {
+      const bool paired = k + 1 < count;
+      const WeightPair pair(weights[k], paired ? weights[k + 1] : 0);
+      const __m512i high_weights = _mm512_set1_epi32(pair.high);
+      const __m512i low_weights = _mm512_set1_epi32(pair.low);
+      const std::uint8_t* first = rows + k * stride + i;
+      const std::uint8_t* second = paired ? first + stride : first;
+      for (int part = 0; part < kParts; ++part, first += kAtOnce, second += kAtOnce) {
+        const __m512i a = _mm512_maskz_cvtepu8_epi16(kAllWords, _mm256_maskz_loadu_epi8(masks[part], first));
+        const __m512i b = _mm512_maskz_cvtepu8_epi16(kAllWords, _mm256_maskz_loadu_epi8(masks[part], second));
+        const __m512i lower = _mm512_maskz_unpacklo_epi16(kAllWords, a, b);
+        const __m512i upper = _mm512_maskz_unpackhi_epi16(kAllWords, a, b);
+        high[part][0] = _mm512_dpwssd_epi32(high[part][0], lower, high_weights);
+        high[part][1] = _mm512_dpwssd_epi32(high[part][1], upper, high_weights);
+        low[part][0] = _mm512_dpwssd_epi32(low[part][0], lower, low_weights);
+        low[part][1] = _mm512_dpwssd_epi32(low[part][1], upper, low_weights);
+      }
+    }
+    for (int part = 0; part < kParts; ++part) {
+      __m512i sums[2];
+      for (int side = 0; side < 2; ++side) {
+        const __m512i scaled = _mm512_maskz_slli_epi32(kAll, high[part][side], kLowBits);
+        const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(scaled, low[part][side]), _mm512_set1_epi32(kHalf));
+        sums[side] = _mm512_maskz_srai_epi32(kAll, sum, kFractionBits);
+      }
+      // Packing undoes what unpacking did to the order.
+      const __m512i words = _mm512_maskz_packs_epi32(kAllWords, sums[0], sums[1]);
+      const __m512i clipped = _mm512_maskz_max_epi16(kAllWords, words, _mm512_setzero_si512());
+      _mm256_mask_storeu_epi8(out + i + part * kAtOnce, masks[part], _mm512_maskz_cvtusepi16_epi8(kAllWords, clipped));
+    }
+  }
 }
 
 #endif
@@ -307,7 +369,9 @@ void blend_rows(const SourceRows& rows, std::uint32_t first_row, const Axis& axi
   const Kernel kernel(axis);
   auto* blend = blend_row;
 #ifdef AFD_HAS_AVX2
-  if (use_avx2(instructions) && fits_halves(kernel)) blend = blend_row_avx2;
+  if (use_avx2(instructions) && fits_halves(kernel)) {
+    blend = use_avx512(instructions) ? blend_row_avx512 : blend_row_avx2;
+  }
 #endif
   (void)instructions;
   for (std::uint32_t i = 0; i < axis.size(); ++i, out += bytes) {

@@ -5,6 +5,8 @@ there, a client's ``describe`` header would answer all its neighbours with the m
 """
 
 import json
+import logging
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
@@ -25,6 +27,7 @@ from afd_serve.response import ModelInfo, Reply
 from afd_serve.sample import sample_picture
 from afd_serve.service import Call, Service
 from afd_serve.telemetry import METRICS, Metric, Series, Tally
+from afd_serve.worker_log import hold_back
 
 
 class AfdHandler:
@@ -48,6 +51,7 @@ class AfdHandler:
         (reply,) = self._service.answer([Call({"body": sample_picture()}, {})]).replies
         if reply.status is not HTTPStatus.OK:
             raise RuntimeError(f"the model cannot classify the sample picture: {reply.body.decode()}")
+        hold_back(logging.getLogger(), sys.stdout)
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """One body per request, each with its own status."""

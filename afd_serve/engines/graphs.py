@@ -5,6 +5,7 @@ The coefficients' mean magnitudes are worked out before, exactly and in a tenth 
 every coefficient first.
 """
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -19,14 +20,20 @@ from torch import Tensor, nn
 from afd_serve import _jpeg
 from afd_serve.engines import ENGINES
 from afd_serve.errors import DependencyError, ExportError
+from afd_serve.models.attach import attach
 from afd_serve.models.classifier import OUTPUTS, AfdClassifier
 from afd_serve.models.fde import statistics_of
+from afd_serve.models.folding import fold_norms
+from afd_serve.models.widening import widened
 from afd_serve.preprocess import ClassifierInputs
 
 __all__ = ["GRAPH_INPUTS", "graph_inputs", "write_graphs"]
 
 GRAPH_INPUTS: Final = ("pixels", "dequantized", "magnitudes", "quant_tables", "geometry")
 """What a graph takes, see `graph_inputs`. There is no gate: it chooses the graph."""
+
+_TILE: Final = 32
+"""Numbers of bfloat16 in a row of what AMX multiplies."""
 
 
 def graph_inputs(rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor) -> tuple[NDArray[Any], ...]:
@@ -60,13 +67,15 @@ class _Graph(nn.Module):
         return self.classifier.closed(x, descriptor)
 
 
-def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: Path) -> None:
+def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: Path, precision: str) -> None:
     """Write both graphs.
 
     Args:
         classifier: In evaluation mode and reparameterized.
         example: Inputs of one picture.
         folder: For the files, which `ENGINES` names.
+        precision: In which they will run. In bfloat16 they are made for what the processor at hand multiplies; another
+            runs them as well, if not as fast.
 
     Raises:
         DependencyError: ONNX's packages are not installed.
@@ -74,9 +83,18 @@ def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: P
     """
     folder.mkdir(parents=True, exist_ok=True)
     inputs = tuple(torch.from_numpy(array) for array in graph_inputs(*example[:-1]))
+    if precision == "bfloat16" and torch.cpu._is_amx_tile_supported():  # noqa: SLF001 (no public name tells)
+        classifier = _widened(classifier)
     for is_open, name in enumerate(ENGINES["onnxruntime"].files):
         module = _Graph(classifier, is_open=bool(is_open))
         _write(module.eval(), inputs, folder / name)
+
+
+def _widened(classifier: AfdClassifier) -> AfdClassifier:
+    wide = copy.deepcopy(classifier)
+    wide.bare = widened(attach(fold_norms(wide.bare)), _TILE)
+    wide.protected = widened(wide.protected, _TILE)
+    return wide
 
 
 def _write(module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:

@@ -16,7 +16,7 @@ from afd_serve.models.adapters import KernelAdapter
 from afd_serve.models.attach import KernelChange, has_hooks, owns_kernel, trace
 from afd_serve.models.gates import ChannelGate
 
-__all__ = ["GateParts", "GatedActivation", "GatedConv", "fold_gates", "fold_kernels", "fold_norms"]
+__all__ = ["PARTS", "GateParts", "GatedActivation", "GatedConv", "fold_gates", "fold_kernels", "fold_norms", "uses"]
 
 
 def fold_norms(backbone: nn.Module) -> nn.Module:
@@ -29,16 +29,16 @@ def fold_norms(backbone: nn.Module) -> nn.Module:
     folded = copy.deepcopy(backbone)
     modules = dict(folded.named_modules())
     graph = trace(folded).graph
-    uses = _uses(graph)
+    counts = uses(graph)
     for node in graph.nodes:
-        pair = _convolution_and_norm(node, modules, uses)
+        pair = _convolution_and_norm(node, modules, counts)
         if pair is not None:
             _fold_norm(*pair)
             _replace(folded, pair[1], nn.Identity())
     return folded
 
 
-def _uses(graph: fx.Graph) -> Counter[str]:
+def uses(graph: fx.Graph) -> Counter[str]:
     """How often a graph calls each module or reads a tensor of it; keyed by the module's first name."""
     calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     reads = [str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"]
@@ -46,7 +46,7 @@ def _uses(graph: fx.Graph) -> Counter[str]:
 
 
 def _convolution_and_norm(
-    node: fx.Node, modules: dict[str, nn.Module], uses: Counter[str]
+    node: fx.Node, modules: dict[str, nn.Module], counts: Counter[str]
 ) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
     """A convolution and the norm behind it that a node calls, if nothing else would notice that they become one."""
     before = node.args[0] if node.op == "call_module" and node.args else None
@@ -55,7 +55,7 @@ def _convolution_and_norm(
     conv, norm = modules[str(before.target)], modules[str(node.target)]
     if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
         return None
-    alone = uses[str(before.target)] == uses[str(node.target)] == 1
+    alone = counts[str(before.target)] == counts[str(node.target)] == 1
     plain = owns_kernel(conv) and norm.running_mean is not None and not has_hooks(norm)
     return (conv, norm) if alone and plain else None
 
@@ -118,7 +118,7 @@ class GatedConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.kernel = conv.weight
+        self.weight = conv.weight
         self.bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
         self.stride, self.dilation, self.groups = list(conv.stride), list(conv.dilation), conv.groups
         self.padding = [int(side) for side in conv.padding]
@@ -130,7 +130,7 @@ class GatedConv(nn.Module):
 
     def convolve(self, x: Tensor, bias: Tensor) -> Tensor:
         """The convolution alone."""
-        return F.conv2d(x, self.kernel, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class GatedActivation(nn.Module):
@@ -153,7 +153,8 @@ class GatedActivation(nn.Module):
         return several
 
 
-_PARTS: Final = "afd_parts"
+PARTS: Final = "afd_parts"
+"""The name of a trunk's `GateParts`, each of which a call of ``getitem`` hands to a gated convolution."""
 
 
 def fold_gates(trunk: fx.GraphModule, gates: Sequence[ChannelGate]) -> None:
@@ -186,9 +187,9 @@ def fold_gates(trunk: fx.GraphModule, gates: Sequence[ChannelGate]) -> None:
 
 
 def _cut_shifts(trunk: fx.GraphModule, shift: Argument, parts: GateParts) -> fx.Node:
-    trunk.add_module(_PARTS, parts)
+    trunk.add_module(PARTS, parts)
     with trunk.graph.inserting_before(next(node for node in trunk.graph.nodes if node.op != "placeholder")):
-        return trunk.graph.call_module(_PARTS, (shift,))
+        return trunk.graph.call_module(PARTS, (shift,))
 
 
 def _take_activation(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
