@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -58,6 +59,24 @@ def test_every_engine_answers_as_the_original_whatever_the_gates(
     limit = TOLERANCE[precision] * float(expected.abs().max())
     torch.testing.assert_close(logits, expected, atol=limit, rtol=0)
     torch.testing.assert_close(drift, expected_drift, atol=limit, rtol=1e-2)
+
+
+@pytest.mark.parametrize("has_tiles", [True, False])
+def test_graphs_in_bfloat16_answer_alike_on_every_processor(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tiles: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_tiles)
+    monkeypatch.setattr("afd_serve.engines.graphs._TILE", 8)  # the tiny classifier has 8, 12 and 16 channels
+    exported = export_classifier(tiny_run, tmp_path, engine="openvino", precision="bfloat16").folder
+    wide = {(16, 8, 3, 3), (16, 16, 3, 3)}
+    for name in ENGINES["openvino"].files:
+        kernels = {tuple(value.dims) for value in onnx.load(exported / name).graph.initializer}
+        assert wide <= kernels if has_tiles else not wide <= kernels
+    inputs = batch([1.0, 0.0, 1.0])
+    with torch.inference_mode():
+        expected = eager_classifier(tiny_run)(*inputs)[0]
+    limit = TOLERANCE["bfloat16"] * float(expected.abs().max())
+    torch.testing.assert_close(load_deployed(exported).module(*inputs)[0], expected, atol=limit, rtol=0)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])

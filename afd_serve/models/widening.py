@@ -112,7 +112,7 @@ def _convolutions(modules: _Modules, counts: Counter[str]) -> dict[fx.Node, _Con
 
 
 def _is_depthwise(conv: _Conv) -> bool:
-    return conv.groups > 1 and conv.groups == conv.weight.shape[0] and conv.weight.shape[1] == 1
+    return conv.groups > 1 and conv.weight.shape[:2] == (conv.groups, 1)
 
 
 def _maps_with(start: fx.Node, modules: _Modules, convs: _Convs) -> _Maps | None:
@@ -141,7 +141,7 @@ def _maps_with(start: fx.Node, modules: _Modules, convs: _Convs) -> _Maps | None
 
 def _is_channelwise(node: fx.Node, modules: _Modules) -> bool:
     if node.op == "call_function":
-        return node.target in _SUMS and len(node.args) == len(node.all_input_nodes) and not node.kwargs
+        return node.target in _SUMS
     return isinstance(modules.get(node), _CHANNELWISE)
 
 
