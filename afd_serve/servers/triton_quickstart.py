@@ -1,7 +1,9 @@
 """From a classifier's name to a Triton that has answered, doing only what is not done yet."""
 
 import os
+import shutil
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -18,6 +20,8 @@ from afd_serve.servers.triton_installation import suitable_python
 from afd_serve.triton_protocol import ENSEMBLE
 
 __all__ = ["serve_triton", "show"]
+
+_REPOSITORY: Final = "model_repository"
 
 
 def serve_triton(
@@ -59,8 +63,18 @@ def serve_triton(
             return running
         classifiers = workers or os.cpu_count() or 1
         limits = TritonLimits(decoders=classifiers, classifiers=classifiers)
-        repository = package_triton(source, state_dir / "model_repository", platform=platform, limits=limits, mode=mode)
-        return start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports, takes_over=True)
+        # In a folder of its own: should the running server crash before it is replaced, it finds its models unchanged.
+        repository = state_dir / f"{_REPOSITORY}-{fingerprint[:12]}"
+        package_triton(source, repository, platform=platform, limits=limits, mode=mode)
+        server = start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports, takes_over=True)
+        _remove_others(repository)
+        return server
+
+
+def _remove_others(repository: Path) -> None:
+    for other in repository.parent.glob(f"{_REPOSITORY}*"):
+        if other != repository:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def show(server: Triton) -> str:

@@ -4,8 +4,10 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -111,6 +113,10 @@ def test_a_client_with_shared_memory_survives_a_restart(triton_server: Triton, r
     assert not [region for region in regions if region.exists()]
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
 def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
     exported: Path, damaged: Path, triton_python: Path, tmp_path: Path
 ) -> None:
@@ -132,7 +138,16 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
         for model, reason in (("misspelt", "misspelt"), (damaged, "not the files that were exported")):
             with pytest.raises(CheckpointError, match=reason):
                 serve_triton(model, tmp_path, python=triton_python, ports=ports, workers=1)
+        before = contents(first.repository)
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            taken = replace(ports, http=other.getsockname()[1])
+            with pytest.raises(ServingError, match="port"):
+                serve_triton(exported, tmp_path, mode=Mode.OFF, python=triton_python, ports=taken, workers=1)
+        assert contents(first.repository) == before, "a crash now would start it with the other one's models"
         assert triton.probe(first, timeout=10) is None
+        second = serve_triton(exported, tmp_path, mode=Mode.OFF, python=triton_python, ports=ports, workers=1)
+        assert list(tmp_path.glob("model_repository*")) == [second.repository]
+        first = second
         family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
         assert list(SHARED_MEMORY.glob(f"{first.prefix}*"))
         os.kill(first.pid, signal.SIGKILL)
