@@ -238,6 +238,15 @@ def test_the_report_is_written_and_printed(config: CompareConfig, tmp_path: Path
     assert "50.0" in (tmp_path / "console.txt").read_text()
 
 
+def test_a_comparison_of_one_row_leaves_no_plot_of_an_earlier_one(config: CompareConfig, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    write_comparison(summarize_rows(known_rows(), config), tmp_path)
+    assert (tmp_path / "comparison.png").is_file()
+    write_comparison(summarize_rows(known_rows()[:1], config), tmp_path)
+    assert not (tmp_path / "comparison.png").exists()
+    assert "comparison.png" not in (tmp_path / "report.md").read_text()
+
+
 def test_no_readable_picture_is_an_error(config: CompareConfig) -> None:
     rows = [replace(row, hits={key: [-1] for key in row.hits}) for row in known_rows()]
     with pytest.raises(ConfigError, match="could be classified"):

@@ -179,7 +179,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
-    """Write ``report.json``, ``report.md`` and, where matplotlib is installed, ``comparison.png``.
+    """Write ``report.json``, ``report.md`` and, of several rows where matplotlib is installed, ``comparison.png``.
 
     Args:
         comparison: What to write; in the JSON, what is not defined is null.
@@ -191,6 +191,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     json_file, markdown_file, plot_file = out / "report.json", out / "report.md", out / "comparison.png"
     write_json(json_file, comparison)
     plotted = len(comparison.methods) > 1 and importlib.util.find_spec("matplotlib") is not None
+    plot_file.unlink(missing_ok=True)  # an earlier comparison's
     if plotted:
         _plot(comparison, plot_file)
     lines = list(_markdown(comparison, plot_file.name if plotted else None))
