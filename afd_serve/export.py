@@ -116,7 +116,7 @@ def _write_graphs(
     source: str | Path, backbone: Backbone, afd: AfdNet, out: Path, engine: str, precision: str
 ) -> Signature:
     classifier = AfdClassifier(backbone, afd).eval()
-    write_graphs(classifier, example_inputs(backbone.preprocessing.size, 1), out, precision)
+    write_graphs(classifier, example_inputs(backbone.preprocessing.size, 1), out, engine, precision)
     parity = _check_pictures(classifier, open_graphs(out, engine, precision), backbone.preprocessing, precision)
     signature = _signature(source, backbone, afd.config.preset, precision)
     return replace(signature, engine=engine, parity=parity)

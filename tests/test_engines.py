@@ -79,6 +79,16 @@ def test_graphs_in_bfloat16_answer_alike_on_every_processor(
     torch.testing.assert_close(load_deployed(exported).module(*inputs)[0], expected, atol=limit, rtol=0)
 
 
+@pytest.mark.parametrize(("engine", "computed"), [("onnxruntime", 0), ("openvino", 4)])
+def test_a_shift_is_a_computed_bias_where_the_engine_has_fast_convolutions_for_that(
+    exported_for: Exported, engine: str, computed: int
+) -> None:
+    graph = onnx.load(exported_for(engine) / "protected.onnx").graph
+    known = {value.name for value in graph.initializer}
+    biases = [node.input[2] for node in graph.node if node.op_type == "Conv" and len(node.input) > 2]
+    assert len([name for name in biases if name not in known]) == computed
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_closed_gate_leaves_afd_out(exported_for: Exported, engine: str) -> None:
     module, closed = load_deployed(exported_for(engine)).module, batch([0.0])

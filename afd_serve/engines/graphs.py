@@ -23,7 +23,7 @@ from afd_serve.errors import DependencyError, ExportError
 from afd_serve.models.attach import attach
 from afd_serve.models.classifier import OUTPUTS, AfdClassifier
 from afd_serve.models.fde import statistics_of
-from afd_serve.models.folding import fold_norms
+from afd_serve.models.folding import GatedActivation, GatedConv, fold_norms
 from afd_serve.models.widening import widened
 from afd_serve.preprocess import ClassifierInputs
 
@@ -67,15 +67,17 @@ class _Graph(nn.Module):
         return self.classifier.closed(x, descriptor)
 
 
-def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: Path, precision: str) -> None:
+def write_graphs(
+    classifier: AfdClassifier, example: ClassifierInputs, folder: Path, engine: str, precision: str
+) -> None:
     """Write both graphs.
 
     Args:
         classifier: In evaluation mode and reparameterized.
         example: Inputs of one picture.
         folder: For the files, which `ENGINES` names.
-        precision: In which they will run. In bfloat16 they are made for what the processor at hand multiplies; another
-            runs them as well, if not as fast.
+        engine: What they are for; the others run them as well, if not as fast.
+        precision: In which they will run. In bfloat16 they are made for what the processor at hand multiplies.
 
     Raises:
         DependencyError: ONNX's packages are not installed.
@@ -83,11 +85,37 @@ def write_graphs(classifier: AfdClassifier, example: ClassifierInputs, folder: P
     """
     folder.mkdir(parents=True, exist_ok=True)
     inputs = tuple(torch.from_numpy(array) for array in graph_inputs(*example[:-1]))
+    if engine == "onnxruntime":
+        classifier = _with_shifts_apart(classifier)
     if precision == "bfloat16" and torch.cpu._is_amx_tile_supported():  # noqa: SLF001 (no public name tells)
         classifier = _widened(classifier)
     for is_open, name in enumerate(ENGINES["onnxruntime"].files):
         module = _Graph(classifier, is_open=bool(is_open))
         _write(module.eval(), inputs, folder / name)
+
+
+def _with_shifts_apart(classifier: AfdClassifier) -> AfdClassifier:
+    apart = copy.deepcopy(classifier)
+    for name, module in list(apart.protected.named_children()):
+        if isinstance(module, (GatedConv, GatedActivation)):
+            setattr(apart.protected, name, _ShiftApart(module))
+    return apart
+
+
+class _ShiftApart(nn.Module):
+    """A convolution, and the shift behind it instead of a bias that is computed, which ONNX Runtime's fastest lack."""
+
+    def __init__(self, gated: GatedConv | GatedActivation) -> None:
+        super().__init__()
+        self.conv, self.activation = (
+            (gated.conv, gated.activation) if isinstance(gated, GatedActivation) else (gated, nn.Identity())
+        )
+
+    def forward(self, x: Tensor, part: Tensor) -> Tensor:
+        """As that of what it takes the place of, for a single picture."""
+        shifted = self.conv.convolve(x, None) + part[:, None, None]
+        out: Tensor = self.activation(shifted)
+        return out
 
 
 def _widened(classifier: AfdClassifier) -> AfdClassifier:

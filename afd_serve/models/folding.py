@@ -128,7 +128,7 @@ class GatedConv(nn.Module):
         y = self.convolve(x, part if part.dim() == 1 else self.bias)
         return y if part.dim() == 1 else y + part
 
-    def convolve(self, x: Tensor, bias: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution alone."""
         return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
