@@ -147,6 +147,7 @@ UNTOUCHED: dict[str, Callable[[], nn.Module]] = {
     "product": lambda: Around(lambda x: x * x),
     "softmax": lambda: Around(nn.Softmax(dim=1)),
     "hook": lambda: Around(nn.Identity()),
+    "hook between": lambda: Around(nn.ReLU()),
     "tied": Tied,
     "twice": Twice,
     "one and many": OneAndMany,
@@ -157,8 +158,9 @@ UNTOUCHED: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("kind", UNTOUCHED)
 def test_other_maps_keep_their_channels(kind: str) -> None:
     network = UNTOUCHED[kind]()
-    if kind == "hook":
-        network.get_submodule("first").register_forward_hook(lambda _, __, output: output.flip(1))
+    hooked = {"hook": "first", "hook between": "between"}
+    if kind in hooked:
+        network.get_submodule(hooked[kind]).register_forward_hook(lambda _, __, output: output.flip(1))
     trunk = made(network if kind != "output" else nn.Sequential(network))
     wide = widened(trunk, 8)
     assert channels(wide) == channels(trunk)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from afd_serve.models.attach import owns_kernel
+from afd_serve.models.attach import has_hooks, owns_kernel
 from afd_serve.models.folding import PARTS, GatedActivation, GatedConv, GateParts, uses
 
 __all__ = ["widened"]
@@ -142,7 +142,8 @@ def _maps_with(start: fx.Node, modules: _Modules, convs: _Convs) -> _Maps | None
 def _is_channelwise(node: fx.Node, modules: _Modules) -> bool:
     if node.op == "call_function":
         return node.target in _SUMS
-    return isinstance(modules.get(node), _CHANNELWISE)
+    module = modules.get(node)
+    return isinstance(module, _CHANNELWISE) and not has_hooks(module)
 
 
 def _widen(maps: _Maps, convs: _Convs, multiple: int) -> dict[int, int]:
