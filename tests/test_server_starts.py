@@ -50,7 +50,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = TritonEnvironment(Path("bin"), Path("server"), "3.11", "")
     monkeypatch.setattr(triton, "find_environment", lambda _: environment)
     for module in (quickstart, triton_quickstart):
-        monkeypatch.setattr(module, "fingerprint_of", lambda *_: "what is wanted")
+        monkeypatch.setattr(module, "fingerprint_of", lambda *_: "wanted")
     monkeypatch.setattr(quickstart, "_archive", lambda *_: Path("afd.mar"))
     monkeypatch.setattr(triton_quickstart, "package_triton", lambda *_, **__: Path("repository"))
 
