@@ -174,6 +174,14 @@ AFD_TARGET_AVX2 void resize_row_avx2(const Kernel& kernel, const std::int16_t* g
   }
 }
 
+// In what follows intrinsics have the forms with a mask, because GCC 12 takes the others' unused operand for an
+// uninitialized variable.
+AFD_TARGET_AVX512 AFD_ALWAYS_INLINE __m512i whole_sums(__m512i high, __m512i low) {
+  constexpr __mmask16 kAll = 0xFFFF;
+  const __m512i sum = _mm512_add_epi32(_mm512_maskz_slli_epi32(kAll, high, kLowBits), low);
+  return _mm512_maskz_srai_epi32(kAll, _mm512_add_epi32(sum, _mm512_set1_epi32(kHalf)), kFractionBits);
+}
+
 // `kRows` rows of the horizontal pass, `stride` bytes apart; reads up to RowResizer::kSlack bytes beyond their ends.
 template <int kRows, typename WideGroups>
 AFD_TARGET_AVX512 void resize_rows_avx512(const WideGroups& wide, std::uint32_t size, const std::uint8_t* rows,
@@ -205,10 +213,7 @@ AFD_TARGET_AVX512 void resize_rows_avx512(const WideGroups& wide, std::uint32_t 
     const std::uint32_t results = std::min(kWide, size - done);
     const auto mask = static_cast<__mmask16>((1U << (3 * results)) - 1);
     for (int r = 0; r < kRows; ++r) {
-      // The forms with a mask, because GCC 12 takes the others' unused operand for an uninitialized variable.
-      __m512i sum = _mm512_add_epi32(_mm512_maskz_slli_epi32(kAll, high[r], kLowBits), low[r]);
-      sum = _mm512_maskz_srai_epi32(kAll, _mm512_add_epi32(sum, _mm512_set1_epi32(kHalf)), kFractionBits);
-      const __m512i clipped = _mm512_maskz_max_epi32(kAll, sum, _mm512_setzero_si512());
+      const __m512i clipped = _mm512_maskz_max_epi32(kAll, whole_sums(high[r], low[r]), _mm512_setzero_si512());
       const __m128i bytes = _mm512_maskz_cvtusepi32_epi8(kAll, clipped);
       std::uint8_t* target = out + std::size_t{3} * (static_cast<std::size_t>(r) * size + done);
       _mm_mask_storeu_epi8(target, mask, _mm_shuffle_epi8(bytes, rgb));
@@ -274,8 +279,6 @@ AFD_TARGET_AVX2 void blend_row_avx2(const std::uint8_t* rows, std::size_t stride
 // As `blend_row`.
 AFD_TARGET_AVX512 void blend_row_avx512(const std::uint8_t* rows, std::size_t stride, const std::int32_t* weights,
                                         std::uint32_t count, std::size_t bytes, std::uint8_t* out) {
-  // The forms with a mask, because GCC 12 takes the others' unused operand for an uninitialized variable.
-  constexpr __mmask16 kAll = 0xFFFF;
   constexpr __mmask32 kAllWords = 0xFFFFFFFF;
   constexpr std::size_t kAtOnce = 32;  // bytes
   constexpr int kParts = 2;            // of so many bytes, for which each pair of weights is made once
@@ -308,14 +311,9 @@ AFD_TARGET_AVX512 void blend_row_avx512(const std::uint8_t* rows, std::size_t st
       }
     }
     for (int part = 0; part < kParts; ++part) {
-      __m512i sums[2];
-      for (int side = 0; side < 2; ++side) {
-        const __m512i scaled = _mm512_maskz_slli_epi32(kAll, high[part][side], kLowBits);
-        const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(scaled, low[part][side]), _mm512_set1_epi32(kHalf));
-        sums[side] = _mm512_maskz_srai_epi32(kAll, sum, kFractionBits);
-      }
       // Packing undoes what unpacking did to the order.
-      const __m512i words = _mm512_maskz_packs_epi32(kAllWords, sums[0], sums[1]);
+      const __m512i words = _mm512_maskz_packs_epi32(kAllWords, whole_sums(high[part][0], low[part][0]),
+                                                     whole_sums(high[part][1], low[part][1]));
       const __m512i clipped = _mm512_maskz_max_epi16(kAllWords, words, _mm512_setzero_si512());
       _mm256_mask_storeu_epi8(out + i + part * kAtOnce, masks[part], _mm512_maskz_cvtusepi16_epi8(kAllWords, clipped));
     }
