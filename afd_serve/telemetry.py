@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+from afd_serve.later import Later
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.results import Shadow
 
@@ -68,9 +69,8 @@ class Tally:
     def __init__(self, pass_on: Callable[[Series, float], None]) -> None:
         self._pass_on = pass_on
         self._sums: dict[Series, float] = defaultdict(float)
-        self._lock, self._news, self._closed = threading.Lock(), threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._later = Later(self._pass_sums_on)
 
     def record(self, samples: Iterable[Sample]) -> None:
         """Add samples."""
@@ -79,27 +79,18 @@ class Tally:
                 for name in sample.metric.series:
                     value = 1 if name.endswith(_COUNT) else sample.value
                     self._sums[Series(name, sample.metric, sample.labels)] += value
-        self._news.set()
+        self._later.ask()
 
     def close(self) -> None:
         """Pass on what is left; nothing may be recorded afterwards."""
-        self._closed.set()
-        self._news.set()
-        self._thread.join()
+        self._later.close()
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            self._news.wait()
-            self._closed.wait(_EVERY)
-            self._news.clear()
-            with self._lock:
-                sums, self._sums = self._sums, defaultdict(float)
-            for series, value in sums.items():
-                self._pass_on(series, value)
+    def _pass_sums_on(self) -> None:
+        with self._lock:
+            sums, self._sums = self._sums, defaultdict(float)
+        for series, value in sums.items():
+            self._pass_on(series, value)
 
-
-_EVERY: Final = 0.5
-"""Seconds."""
 
 REQUESTS: Final = Metric("afd_requests_total", "counter", "count", ("mode",))
 UNREAD: Final = "none"

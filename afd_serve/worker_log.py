@@ -5,14 +5,12 @@ batch prints two: one by one they cost three per cent of all CPU time.
 """
 
 import logging
-import threading
 from logging.handlers import MemoryHandler
 from typing import Final, TextIO
 
-__all__ = ["hold_back"]
+from afd_serve.later import Later
 
-_EVERY: Final = 0.5
-"""Seconds."""
+__all__ = ["hold_back"]
 
 _MOST: Final = 1000
 """Lines."""
@@ -35,17 +33,8 @@ class _Patient(MemoryHandler):
 
     def __init__(self, target: logging.Handler) -> None:
         super().__init__(_MOST, logging.WARNING, target)
-        self._news = threading.Event()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._later = Later(self.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
-        self._news.set()
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            self._news.wait()
-            pause.wait(_EVERY)
-            self._news.clear()
-            self.flush()
+        self._later.ask()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from afd_serve import telemetry
+from afd_serve import later
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.results import Shadow
 from afd_serve.telemetry import DRIFT, FAILURES, PICTURES, Sample, Series, Tally, quality_bucket, samples_of
@@ -104,7 +104,7 @@ def test_a_tally_passes_sums_on_and_loses_nothing() -> None:
 def test_what_comes_shortly_after_is_passed_on_together_and_closing_does_not_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(telemetry, "_EVERY", 3600.0)
+    monkeypatch.setattr(later, "_EVERY", 3600.0)
     values: list[float] = []
     tally = Tally(lambda _, value: values.append(value))
     for _ in range(3):

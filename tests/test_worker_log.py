@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from afd_serve import worker_log
+from afd_serve import later, worker_log
 from afd_serve.worker_log import hold_back
 
 WAIT = 30.0
@@ -45,7 +45,7 @@ def log(request: pytest.FixtureRequest) -> Iterator[Log]:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines wait longer than any test."""
-    monkeypatch.setattr(worker_log, "_EVERY", 10 * WAIT)
+    monkeypatch.setattr(later, "_EVERY", 10 * WAIT)
 
 
 @pytest.mark.usefixtures("patience")
