@@ -163,7 +163,7 @@ def test_graphs_of_another_version_are_refused(
 ) -> None:
     exported = exported_for(engine)
     monkeypatch.setattr("afd_serve.engines.runtimes.GRAPH_INPUTS", ("rgb", "dequantized", "geometry"))
-    with pytest.raises(CheckpointError, match=r"they take pixels, .*export them again"):
+    with pytest.raises(CheckpointError, match=r"take pixels, .*export them again"):
         load_deployed(exported)
 
 

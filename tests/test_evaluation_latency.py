@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from afd_serve.engines import ENGINES
 from afd_serve.errors import ConfigError
-from afd_serve.evaluation.latency import Forms, bfloat16_forms, deployed_forms, measure, time_forms
-from afd_serve.export import eager_classifier, example_inputs, export_classifier
+from afd_serve.evaluation.latency import Forms, deployed_forms, exported_forms, measure, time_forms
+from afd_serve.export import eager_classifier, example_inputs
 from afd_serve.models.precision import with_trunks_in
 from tests.tiny_backbone import SIZE
+
+CHOICES = [
+    (engine, precision)
+    for engine, facts in ENGINES.items()
+    for precision in facts.precisions
+    if precision != "float16"  # which is for a GPU
+]
 
 
 class Clock:
@@ -83,13 +91,24 @@ def test_no_rounds_are_refused() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_forms_are_the_deployed_classifier_and_its_backbone(tiny_run: Path, tmp_path: Path, batch: int) -> None:
-    for source in (tiny_run, export_classifier(tiny_run, tmp_path).folder):
-        forms = deployed_forms(source, batch)
-        bare, (closed, _), (opened, _) = forms.bare(), forms.closed(), forms.opened()
-        assert bare.shape == (batch, 10)
-        assert torch.equal(bare, closed)
-        assert not torch.allclose(bare, opened)
+def test_the_forms_of_fitted_weights_are_the_deployed_classifier_and_its_backbone(tiny_run: Path, batch: int) -> None:
+    check(deployed_forms(tiny_run, batch), batch)
+
+
+@pytest.mark.parametrize(("engine", "precision"), CHOICES)
+def test_the_bare_backbone_runs_in_the_engine_and_precision_of_the_classifier(
+    tiny_run: Path, engine: str, precision: str
+) -> None:
+    check(exported_forms(tiny_run, engine, precision, batch=2), 2)
+
+
+def check(forms: Forms, batch: int) -> None:
+    """A closed gate gives the backbone's own logits, which another engine or precision would only come near."""
+    (closed, _), (opened, _) = forms.closed(), forms.opened()
+    bare = torch.as_tensor(forms.bare())
+    assert bare.shape == (batch, 10)
+    assert torch.equal(bare, closed)
+    assert not torch.allclose(bare, opened)
 
 
 def test_in_bfloat16_both_trunks_are_and_nothing_else(tiny_run: Path) -> None:
@@ -105,10 +124,3 @@ def test_in_bfloat16_both_trunks_are_and_nothing_else(tiny_run: Path) -> None:
     assert logits.dtype == torch.float32
     assert torch.equal(drift, expected_drift)
     torch.testing.assert_close(logits, expected, rtol=0.1, atol=0.1)
-
-
-def test_bfloat16_forms_answer_alike(tiny_run: Path) -> None:
-    forms = bfloat16_forms(tiny_run)
-    bare, (closed, _), (opened, _) = forms.bare(), forms.closed(), forms.opened()
-    assert torch.equal(bare, closed)
-    assert not torch.equal(bare, opened)

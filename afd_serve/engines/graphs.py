@@ -8,26 +8,28 @@ every coefficient first.
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from afd_serve import _jpeg
 from afd_serve.engines import ENGINES
 from afd_serve.errors import DependencyError, ExportError
 from afd_serve.models.attach import attach
-from afd_serve.models.classifier import OUTPUTS, AfdClassifier
+from afd_serve.models.backbones import Backbone, Preprocessing
+from afd_serve.models.classifier import OUTPUTS, AfdClassifier, Normalize
 from afd_serve.models.fde import statistics_of
 from afd_serve.models.folding import GatedActivation, GatedConv, fold_norms
 from afd_serve.models.widening import widened
 from afd_serve.preprocess import ClassifierInputs
 
-__all__ = ["GRAPH_INPUTS", "graph_inputs", "write_graphs"]
+__all__ = ["GRAPH_INPUTS", "graph_inputs", "graph_pixels", "write_bare_graph", "write_graphs"]
 
 GRAPH_INPUTS: Final = ("pixels", "dequantized", "magnitudes", "quant_tables", "geometry")
 """What a graph takes, see `graph_inputs`. There is no gate: it chooses the graph."""
@@ -43,10 +45,14 @@ def graph_inputs(rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometr
         Pixels as they were decoded, uint8 [N, S, S, 3]; the dequantized coefficients; the mean magnitude of each
         frequency, float32 [N, 192]; quantization tables and geometry.
     """
-    pixels, coefficients, *others = (
-        tensor.contiguous().numpy() for tensor in (rgb.permute(0, 2, 3, 1), dequantized, quant_tables, geometry)
-    )
-    return pixels, coefficients, _jpeg.mean_magnitudes(coefficients), *others
+    coefficients, *others = (tensor.contiguous().numpy() for tensor in (dequantized, quant_tables, geometry))
+    return graph_pixels(rgb), coefficients, _jpeg.mean_magnitudes(coefficients), *others
+
+
+def graph_pixels(rgb: Tensor) -> NDArray[np.uint8]:
+    """Pixels as they were decoded, [N, S, S, 3], of the classifier's, uint8 [N, 3, S, S]."""
+    pixels: NDArray[np.uint8] = rgb.permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
 
 
 class _Graph(nn.Module):
@@ -65,6 +71,19 @@ class _Graph(nn.Module):
         if self.is_open:
             return self.classifier.opened(x, dequantized, descriptor)
         return self.classifier.closed(x, descriptor)
+
+
+class _BareGraph(nn.Module):
+    """A classifier without AFD."""
+
+    def __init__(self, trunk: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.normalize = Normalize(preprocessing)
+        self.trunk = trunk
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.trunk(self.normalize.rows(pixels))
+        return logits
 
 
 def write_graphs(
@@ -87,11 +106,25 @@ def write_graphs(
     inputs = tuple(torch.from_numpy(array) for array in graph_inputs(*example[:-1]))
     if engine == "onnxruntime":
         classifier = _with_shifts_apart(classifier)
-    if precision == "bfloat16" and torch.cpu._is_amx_tile_supported():  # noqa: SLF001 (no public name tells)
+    if _widens(precision):
         classifier = _widened(classifier)
     for is_open, name in enumerate(ENGINES["onnxruntime"].files):
         module = _Graph(classifier, is_open=bool(is_open))
-        _write(module.eval(), inputs, folder / name)
+        _write(module.eval(), inputs, folder / name, GRAPH_INPUTS, OUTPUTS)
+
+
+def write_bare_graph(backbone: Backbone, example: Tensor, path: Path, precision: str) -> None:
+    """Write the backbone alone, as it would be deployed without AFD.
+
+    Args:
+        backbone: The classifier.
+        example: Pixels of one picture, uint8 [1, 3, S, S].
+        path: The file.
+        precision: As of `write_graphs`; errors as well.
+    """
+    bare = _widened_trunk(backbone.module) if _widens(precision) else backbone.module
+    module = _BareGraph(bare, backbone.preprocessing).eval()
+    _write(module, (torch.from_numpy(graph_pixels(example)),), path, GRAPH_INPUTS[:1], OUTPUTS[:1])
 
 
 def _with_shifts_apart(classifier: AfdClassifier) -> AfdClassifier:
@@ -118,18 +151,28 @@ class _ShiftApart(nn.Module):
         return out
 
 
+def _widens(precision: str) -> bool:
+    return precision == "bfloat16" and torch.cpu._is_amx_tile_supported()  # noqa: SLF001 (no public name tells)
+
+
 def _widened(classifier: AfdClassifier) -> AfdClassifier:
     wide = copy.deepcopy(classifier)
-    wide.bare = widened(attach(fold_norms(wide.bare)), _TILE)
+    wide.bare = _widened_trunk(wide.bare)
     wide.protected = widened(wide.protected, _TILE)
     return wide
 
 
-def _write(module: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
+def _widened_trunk(bare: nn.Module) -> fx.GraphModule:
+    return widened(attach(fold_norms(bare)), _TILE)
+
+
+def _write(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: Sequence[str], outputs: Sequence[str]
+) -> None:
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                module, example, dynamo=True, verbose=False, input_names=GRAPH_INPUTS, output_names=OUTPUTS
+                module, example, dynamo=True, verbose=False, input_names=inputs, output_names=outputs
             )
     except ImportError as error:
         raise DependencyError(

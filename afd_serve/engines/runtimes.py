@@ -1,12 +1,11 @@
-"""Engines that run the two ONNX graphs on the CPU."""
+"""Engines that run ONNX graphs on the CPU."""
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,30 +15,33 @@ from torch import Tensor
 from afd_serve.engines import ENGINES
 from afd_serve.engines.graphs import GRAPH_INPUTS, graph_inputs
 from afd_serve.errors import CheckpointError, DependencyError
-from afd_serve.models.classifier import OUTPUTS
 
-__all__ = ["GraphEngine", "OnnxRuntime", "OpenVino", "open_graphs"]
+__all__ = ["Graph", "GraphEngine", "open_graph", "open_graphs"]
 
 
-class GraphEngine(ABC):
+class Graph(Protocol):
+    """A graph that an engine has loaded, for as many threads as torch had.
+
+    Attributes:
+        inputs: Their names, in order.
+    """
+
+    inputs: tuple[str, ...]
+
+    def __call__(self, arrays: Sequence[NDArray[Any]], /) -> list[NDArray[np.float32]]:
+        """The outputs for the inputs of one picture."""
+
+
+class GraphEngine:
     """Runs pictures one by one through the graph that their gates choose, see Note [One picture at a time].
 
     Args:
-        folder: Holds the graphs.
-        precision: One of the engine's own.
+        closed: The graph for a closed gate; both take `GRAPH_INPUTS` and give `OUTPUTS`.
+        opened: The graph for an open one.
     """
 
-    def __init__(self, folder: Path, precision: str) -> None:
-        self._precision = precision
-        self._graphs = [self._open(folder / name) for name in ENGINES["onnxruntime"].files]
-
-    @abstractmethod
-    def _open(self, path: Path) -> Any:
-        """Load a graph for as many threads as torch has."""
-
-    @abstractmethod
-    def _run(self, graph: Any, inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
-        """Logits [1, K] and drift score [1] of one picture; its inputs in the order of `GRAPH_INPUTS`."""
+    def __init__(self, closed: Graph, opened: Graph) -> None:
+        self._graphs = (closed, opened)
 
     def __call__(
         self, rgb: Tensor, dequantized: Tensor, quant_tables: Tensor, geometry: Tensor, gate: Tensor
@@ -47,46 +49,35 @@ class GraphEngine(ABC):
         """As `AfdClassifier.forward`; tensors on the CPU."""
         inputs = graph_inputs(rgb, dequantized, quant_tables, geometry)
         rows = [
-            self._run(self._graphs[one > 0], [array[index : index + 1] for array in inputs])
+            self._graphs[one > 0]([array[index : index + 1] for array in inputs])
             for index, one in enumerate(gate.tolist())
         ]
         logits, drift = (torch.from_numpy(np.concatenate(column)) for column in zip(*rows, strict=True))
         return logits, drift
 
 
-def _check_inputs(names: Sequence[str]) -> None:
-    if tuple(names) != GRAPH_INPUTS:
-        raise ValueError(
-            f"they take {', '.join(names)}, as another version of afd-serve writes them; export them again"
-        )
+class _OnnxRuntime:
+    """In ONNX Runtime's own kernels."""
 
-
-class OnnxRuntime(GraphEngine):
-    """ONNX Runtime's own kernels."""
-
-    def _open(self, path: Path) -> Any:
+    def __init__(self, path: Path, precision: str) -> None:
+        del precision  # it has one
         onnxruntime = import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        _check_inputs([value.name for value in session.get_inputs()])
-        return session
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
 
-    def _run(self, graph: Any, inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
-        outputs: list[NDArray[np.float32]] = graph.run(None, dict(zip(GRAPH_INPUTS, inputs, strict=True)))
+    def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+        outputs: list[NDArray[np.float32]] = self._session.run(None, dict(zip(self.inputs, arrays, strict=True)))
         return outputs
 
 
-class OpenVino(GraphEngine):
-    """OpenVINO's CPU plug-in. A request holds one picture at a time, so threads take turns."""
+class _OpenVino:
+    """In OpenVINO's CPU plug-in. A request holds one picture at a time, so threads take turns."""
 
-    def __init__(self, folder: Path, precision: str) -> None:
-        self._running = Lock()
-        super().__init__(folder, precision)
-
-    def _open(self, path: Path) -> Any:
+    def __init__(self, path: Path, precision: str) -> None:
         if "malloc" in os.environ.get("LD_PRELOAD", ""):  # this is no error of OpenVINO's: it would end the process
             raise RuntimeError("it does not run with a preloaded allocator; start this process without LD_PRELOAD")
         os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
@@ -96,36 +87,51 @@ class OpenVino(GraphEngine):
             "NUM_STREAMS": 1,
             # Pinned, the workers of a server would all sit on the first core: each process counts from there.
             "ENABLE_CPU_PINNING": False,
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[self._precision],
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         }
-        self._tensor = openvino.Tensor
         core = openvino.Core()
         model = core.read_model(path)
-        _check_inputs([value.any_name for value in model.inputs])
-        return core.compile_model(model, "CPU", settings).create_infer_request()
+        self.inputs = tuple(value.any_name for value in model.inputs)
+        self._outputs = range(len(model.outputs))
+        self._tensor = openvino.Tensor
+        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        self._running = Lock()
 
-    def _run(self, graph: Any, inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+    def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+        request = self._request
         with self._running:
-            for index, array in enumerate(inputs):
-                graph.set_input_tensor(index, self._tensor(array, shared_memory=True))
-            graph.infer(share_outputs=True)  # on this thread; starting it for another one and waiting takes longer
+            for index, array in enumerate(arrays):
+                request.set_input_tensor(index, self._tensor(array, shared_memory=True))
+            request.infer(share_outputs=True)  # on this thread; starting it for another one and waiting takes longer
             # The request's own memory is written again by its next call.
-            return [np.array(graph.get_output_tensor(index).data) for index in range(len(OUTPUTS))]
+            return [np.array(request.get_output_tensor(index).data) for index in self._outputs]
 
 
-_RUNTIMES: dict[str, type[GraphEngine]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+_RUNTIMES: dict[str, Callable[[Path, str], Graph]] = {"onnxruntime": _OnnxRuntime, "openvino": _OpenVino}
 
 
-def open_graphs(folder: Path, engine: str, precision: str) -> GraphEngine:
-    """Load the graphs in a folder into the engine of this name.
+def open_graph(path: Path, engine: str, precision: str) -> Graph:
+    """Load a graph into the engine of this name.
 
     Raises:
         DependencyError: The engine is not installed.
-        CheckpointError: It refuses the graphs.
+        CheckpointError: It refuses the graph.
     """
     try:
-        return _RUNTIMES[engine](folder, precision)
+        return _RUNTIMES[engine](path, precision)
     except ImportError as error:
         raise DependencyError(f"this model runs in {engine} ({error}): pip install 'afd-serve[{engine}]'") from error
     except Exception as error:  # both raise errors of their own, which have no common base
-        raise CheckpointError(f"{engine} cannot load the graphs in {folder}: {error}") from error
+        raise CheckpointError(f"{engine} cannot load {path}: {error}") from error
+
+
+def open_graphs(folder: Path, engine: str, precision: str) -> GraphEngine:
+    """Load the two graphs of a classifier; errors as of `open_graph`, and where they are another version's."""
+    closed, opened = (open_graph(folder / name, engine, precision) for name in ENGINES[engine].files)
+    for graph in (closed, opened):
+        if graph.inputs != GRAPH_INPUTS:
+            raise CheckpointError(
+                f"the graphs in {folder} take {', '.join(graph.inputs)}, as another version of afd-serve writes them; "
+                "export them again"
+            )
+    return GraphEngine(closed, opened)

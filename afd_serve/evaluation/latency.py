@@ -9,23 +9,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from afd_serve.checkpoint import find_weights, read_config
-from afd_serve.engines import Engine, torchscript
+from afd_serve.engines import torchscript
+from afd_serve.engines.graphs import graph_pixels, write_bare_graph
+from afd_serve.engines.runtimes import open_graph
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.metrics import Floats, Interval, interval
-from afd_serve.export import eager_classifier, example_inputs, freeze_classifier, load_deployed
-from afd_serve.models.backbones import load_backbone
+from afd_serve.export import example_inputs, export_classifier, load_deployed
+from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import Normalize
-from afd_serve.models.precision import with_trunks_in
-from afd_serve.preprocess import ClassifierInputs
+from afd_serve.models.precision import bare_in
+from afd_serve.signature import Signature
 
-__all__ = ["Forms", "Latency", "bfloat16_forms", "deployed_forms", "measure", "time_forms"]
+__all__ = ["Forms", "Latency", "deployed_forms", "exported_forms", "measure", "time_forms"]
 
 _WARM_UP: Final = 5
 _RESAMPLES: Final = 2000
@@ -61,7 +63,7 @@ class Latency:
 
 
 def deployed_forms(source: str | Path, batch: int = 1) -> Forms:
-    """The forms of a classifier as it is deployed, in float32.
+    """The forms of a classifier as it is deployed; its bare backbone runs in the same engine and precision.
 
     Args:
         source: A shipped model's name, a run's folder or an exported model's folder.
@@ -70,41 +72,45 @@ def deployed_forms(source: str | Path, batch: int = 1) -> Forms:
     Raises:
         CheckpointError: There is no such model.
         BackboneError: The backbone that it was made from cannot be loaded.
+        DependencyError: The engine is not installed.
     """
-    deployed = load_deployed(source)
-    backbone = load_backbone(deployed.signature.backbone)
-    inputs = example_inputs(backbone.preprocessing.size, batch)
-    bare = nn.Sequential(Normalize(backbone.preprocessing), backbone.module)
-    return _forms(_compiled(bare, inputs.rgb), deployed.module, inputs)
+    with _one_thread():  # engines other than TorchScript are loaded for a number of threads
+        deployed = load_deployed(source)
+        backbone = load_backbone(deployed.signature.backbone)
+        inputs = example_inputs(backbone.preprocessing.size, batch)
+        inputs = inputs._replace(rgb=inputs.rgb.contiguous(memory_format=torch.channels_last))  # as `stack` leaves it
+        bare = _bare(backbone, deployed.signature, inputs.rgb)
+    closed, opened = (inputs._replace(gate=torch.full((batch,), gate)) for gate in (0.0, 1.0))
+    return Forms(lambda: bare(inputs.rgb), lambda: deployed.module(*closed), lambda: deployed.module(*opened), batch)
 
 
-def _compiled(bare: nn.Module, rgb: Tensor) -> torchscript.Packed:
-    return torchscript.Packed(torchscript.freeze_or_record(bare, [rgb]), [rgb])
-
-
-def bfloat16_forms(source: str | Path, batch: int = 1) -> Forms:
-    """The forms of fitted weights with every trunk, the bare one too, in bfloat16.
+def exported_forms(source: str | Path, engine: str, precision: str, batch: int = 1) -> Forms:
+    """As `deployed_forms`, of fitted weights that are exported first.
 
     Args:
         source: A shipped model's name or a run's folder.
+        engine: One of `ENGINES`.
+        precision: One of the engine's.
         batch: Pictures per call.
 
     Raises:
-        CheckpointError: There are no such weights.
+        AfdError: See `export_classifier`.
     """
-    backbone = load_backbone(read_config(find_weights(source)).backbone)
-    classifier = with_trunks_in(eager_classifier(source), torch.bfloat16)
-    size = backbone.preprocessing.size
-    inputs = example_inputs(size, batch)
-    bare = _compiled(nn.Sequential(classifier.normalize, classifier.bare), inputs.rgb)
-    example = example_inputs(size)
-    return _forms(bare, torchscript.Packed(freeze_classifier(classifier, example), example), inputs)
+    with TemporaryDirectory() as folder:
+        return deployed_forms(export_classifier(source, Path(folder), engine=engine, precision=precision).folder, batch)
 
 
-def _forms(bare: Callable[[Tensor], object], classifier: Engine, inputs: ClassifierInputs) -> Forms:
-    batch = len(inputs.rgb)
-    closed, opened = (inputs._replace(gate=torch.full((batch,), gate)) for gate in (0.0, 1.0))
-    return Forms(lambda: bare(inputs.rgb), lambda: classifier(*closed), lambda: classifier(*opened), batch)
+def _bare(backbone: Backbone, signature: Signature, rgb: Tensor) -> Callable[[Tensor], object]:
+    if signature.engine == "torchscript":
+        short = signature.precision != "float32"
+        trunk = bare_in(backbone.module, getattr(torch, signature.precision)) if short else backbone.module
+        bare = nn.Sequential(Normalize(backbone.preprocessing), trunk)
+        return torchscript.Packed(torchscript.freeze_or_record(bare, [rgb]), [rgb])
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "bare.onnx"
+        write_bare_graph(backbone, rgb[:1], path, signature.precision)
+        graph = open_graph(path, signature.engine, signature.precision)
+    return lambda rgb: np.concatenate([graph([picture[None]])[0] for picture in graph_pixels(rgb)])
 
 
 def measure(forms: Forms, rounds: int = 100, clock: Callable[[], float] = time.perf_counter) -> Latency:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from afd_serve.models.classifier import AfdClassifier
 
-__all__ = ["with_trunks_in"]
+__all__ = ["bare_in", "with_trunks_in"]
 
 
 def with_trunks_in(classifier: AfdClassifier, dtype: torch.dtype) -> AfdClassifier:
@@ -17,6 +17,11 @@ def with_trunks_in(classifier: AfdClassifier, dtype: torch.dtype) -> AfdClassifi
     short.register_module("bare", _ShortBare(short.bare, dtype))
     short.register_module("protected", _ShortProtected(short.protected, dtype))
     return short
+
+
+def bare_in(trunk: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a classifier without AFD in ``dtype``; inputs and outputs stay as they are."""
+    return _ShortBare(copy.deepcopy(trunk), dtype)
 
 
 class _ShortBare(nn.Module):
