@@ -7,8 +7,8 @@ Each answer is compared with what `Pipeline` says in this process for the same b
 its own refusal. "right", "refused" (bad input, as it should be), "WRONG", "failed" (good input, by HTTP status) and
 "lost" (no answer) are numbers of requests; "recovery" is the time in seconds from the last fault until all workers are
 ready and answer right; "MiB" says how far the memory of the server's processes rose (proportional set size). Requests
-come from 4 connections in a closed loop. One server is asked in all scenarios, except for the update, which starts its
-own, and the full disk, which needs none.
+come from 4 connections in a closed loop. One server is asked in all scenarios, but for the update and the logs, which
+start their own, and the full disk, which needs none.
 
 Ends with status 1 if an answer was wrong, a request was lost, a server did not recover, or what a scenario promises did
 not hold. Writes ``faults.json`` and the soak's plot. Needs Linux, and the extras ``torchserve`` and ``plots``.
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from fault_scenarios.bench import Bench, Outcome
 from fault_scenarios.clients import idle_connections, poisoned_mix, queue_overflow, slow_clients
-from fault_scenarios.disk import full_disk
+from fault_scenarios.disk import full_disk, full_logs
 from fault_scenarios.questions import endpoint_of
 from fault_scenarios.soak import soak
 from fault_scenarios.traffic import under_load
@@ -58,6 +58,7 @@ SCENARIOS: dict[str, Callable[[Bench], Awaitable[Outcome]]] = {
     "soak": soak,
     "update": update_and_roll_back,
     "disk": full_disk,
+    "logs": full_logs,
 }
 
 Row = dict[str, object]

@@ -1,5 +1,6 @@
 """Engines besides TorchScript: the same inputs and outputs, the same answers, and clear words where one is missing."""
 
+import logging
 import shutil
 import sys
 import zipfile
@@ -13,6 +14,7 @@ import torch
 
 from afd_serve.checkpoint import save_afd
 from afd_serve.engines import ENGINES
+from afd_serve.engines.graphs import write_bare_graph
 from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
 from afd_serve.export import FEATURES_NAME, eager_classifier, export_classifier, exported_files, load_deployed
 from afd_serve.models.backbones import Backbone, load_backbone
@@ -77,6 +79,17 @@ def test_graphs_in_bfloat16_answer_alike_on_every_processor(
         expected = eager_classifier(tiny_run)(*inputs)[0]
     limit = TOLERANCE["bfloat16"] * float(expected.abs().max())
     torch.testing.assert_close(load_deployed(exported).module(*inputs)[0], expected, atol=limit, rtol=0)
+
+
+@pytest.mark.parametrize("has_tiles", [True, False])
+def test_the_bare_backbone_that_costs_are_measured_against_is_as_wide_as_the_deployed_one(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tiles: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_tiles)
+    monkeypatch.setattr("afd_serve.engines.graphs._TILE", 8)
+    write_bare_graph(tiny, batch([0.0]).rgb, tmp_path / "bare.onnx", "bfloat16")
+    kernels = {tuple(value.dims) for value in onnx.load(tmp_path / "bare.onnx").graph.initializer}
+    assert ((16, 8, 3, 3) in kernels) == has_tiles
 
 
 @pytest.mark.parametrize(("engine", "computed"), [("onnxruntime", 0), ("openvino", 4)])
@@ -145,8 +158,13 @@ def test_what_an_engine_cannot_do_is_refused(
 def test_a_classifier_that_cannot_be_a_graph_is_refused_in_one_line(tmp_path: Path) -> None:
     afd = awakened(load_backbone(f"file:{foreign.__file__}:value_dependent"))
     save_afd(afd, tmp_path / "afd.safetensors")
-    with pytest.raises(ExportError, match=r"^torch 2\S+ cannot write .* \(\w+: .+\); export it for torchscript$"):
+    level = logging.getLogger("torch.onnx").level
+    with pytest.raises(
+        ExportError, match=r"^torch 2\S+ cannot write .* \(\w+: .+\); export it for torchscript$"
+    ) as caught:
         export_classifier(tmp_path / "afd.safetensors", tmp_path / "out", engine="onnxruntime")
+    assert "data-dependent" in str(caught.value)  # the first cause; the last error is that the export has failed
+    assert logging.getLogger("torch.onnx").level == level
 
 
 @pytest.mark.parametrize("name", ENGINES["onnxruntime"].files)

@@ -120,6 +120,20 @@ def test_the_archivers_refusal_is_passed_on(exported: Path, tmp_path: Path) -> N
         package_torchserve(exported, tmp_path, name="no/slash")
 
 
+def test_of_an_error_in_the_archiver_its_words_are_passed_on_without_a_traceback(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model_archiver").mkdir()
+    (tmp_path / "model_archiver" / "__init__.py").touch()  # comes before the one that is installed
+    (tmp_path / "model_archiver" / "model_packaging.py").write_text(
+        "try:\n    int('x')\nexcept ValueError:\n    raise OSError(28, 'No space left on device', 'model.pt')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    with pytest.raises(PackagingError) as caught:
+        package_torchserve(exported, tmp_path)
+    assert str(caught.value) == "torch-model-archiver failed: OSError: [Errno 28] No space left on device: 'model.pt'"
+
+
 def test_where_the_archiver_is_not_installed_that_is_said(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ Note [Exporting in a process of its own]
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,8 +118,14 @@ def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version
     if "No module named" in done.stderr and "model_archiver" in done.stderr:
         raise DependencyError("packaging needs torch-model-archiver: pip install 'afd-serve[torchserve]'")
     if done.returncode != 0:
-        words = (done.stderr or done.stdout).rpartition("ModelArchiverError: ")[2]  # they come behind a traceback
-        raise PackagingError(f"torch-model-archiver failed: {' '.join(words.split())[-2000:]}")
+        raise PackagingError(f"torch-model-archiver failed: {_error_in(done.stderr or done.stdout)}")
+
+
+def _error_in(output: str) -> str:
+    """What comes behind a traceback, if there is one, in one line; the archiver's own errors without their name."""
+    raised = list(re.finditer(r"^[\w.]+(?:Error|Exception): ", output, re.MULTILINE))
+    words = output[raised[-1].start() :] if raised else output
+    return " ".join(words.rpartition("ModelArchiverError: ")[2].split())[-2000:]
 
 
 def _rewrite(built: Path, target: Path) -> Path:

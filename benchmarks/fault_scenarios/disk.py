@@ -1,26 +1,77 @@
-"""A disk that is full when a model is exported or packaged."""
+"""A disk that is full when a model is exported or packaged, and one that fills up under a server."""
 
 import asyncio
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from afd_serve.sample import sample_picture
+from afd_serve.servers import torchserve
 from fault_scenarios.bench import Bench, Outcome
-from fault_scenarios.traffic import Tally
+from fault_scenarios.questions import Endpoint, endpoint_of
+from fault_scenarios.traffic import Tally, ready_workers, recovered, under_load
 
-__all__ = ["full_disk"]
+__all__ = ["full_disk", "full_logs"]
 
 ROOM = 8 << 20
 """Bytes that are free beside what lies there already: too few for a second one."""
 
 TYPED = 2
 """The exit status of the command line for errors with a message of their own."""
+
+
+IN_HAND = 2
+"""Requests that a worker may have, and lose, when it is killed."""
+
+
+async def full_logs(bench: Bench) -> Outcome:
+    """A server whose logs' disk fills up, where a worker is killed meanwhile; then there is room again."""
+    size = ROOM + 2 * bench.archive.stat().st_size
+    with _small_disk(Path(tempfile.mkdtemp(dir=bench.scratch)), size) as (folder, limited):
+        if limited:
+            return Outcome(Tally(), 0.0, {"left out": "only root may mount a small disk"}, shared=False)
+        ports = torchserve.Ports.free()
+        try:
+            server = await asyncio.to_thread(
+                torchserve.start, bench.archive, folder, probe=sample_picture(), ports=ports, workers=bench.workers
+            )
+            return await _fill_and_free(bench, endpoint_of(server, bench.pipeline), folder)
+        finally:
+            await asyncio.to_thread(torchserve.TorchServe.stop, folder)
+
+
+async def _fill_and_free(bench: Bench, endpoint: Endpoint, folder: Path) -> Outcome:
+    log, rest = folder / "logs" / "access_log.log", folder / "rest"
+    async with under_load(endpoint, bad_share=0.05) as traffic:
+        await bench.wait(2, "load")
+        _fill(rest)
+        await bench.wait(bench.seconds / 3, "no room for logs")
+        full = log.stat().st_size
+        killed = min(await ready_workers(endpoint.server))
+        os.kill(killed, signal.SIGKILL)
+        await bench.wait(bench.seconds / 3, "no room for logs, and a worker killed")
+        recovery = await recovered(endpoint, bench.workers, [killed])
+        blocked = log.stat().st_size
+        rest.unlink()
+        await bench.wait(bench.seconds / 3, "room again")
+    written = log.stat().st_size - blocked
+    figures = {"access log while full, bytes": blocked - full, "access log with room again, bytes": written}
+    complaints = [f"{traffic.tally.failed.total()} failed"] if traffic.tally.failed.total() > IN_HAND else []
+    complaints += [] if written else ["nothing was logged when there was room again"]
+    return Outcome(traffic.tally, recovery, figures, complaints, shared=False)
+
+
+def _fill(path: Path) -> None:
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
 
 
 async def full_disk(bench: Bench) -> Outcome:
