@@ -8,10 +8,13 @@ third is patient, because a picture may wait behind others.
 
 A first start that fails ends the supervisor, whose caller waits for it and tells the reason; one that crashes is tried
 once more.
+
+A full disk is nobody's end: what cannot be written to the log is left out. Nor does the log fill one: it is cut.
 """
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +36,8 @@ _PROBE_EVERY: Final = 5.0
 _PROBE_TIMEOUT: Final = 15.0
 _START_TIMEOUT: Final = 120.0
 _LONGEST_PAUSE: Final = 30.0
+_LONGEST_LOG: Final = 20 << 20
+"""Bytes; as many again are kept of what was before."""
 _PR_SET_PDEATHSIG: Final = 1
 
 Process = tuple[int, str]  # id, and since when it runs
@@ -98,7 +103,8 @@ class Supervisor:
             reason = probe(self._server, timeout=5)
             if reason is None:
                 self._stubs = _find_stubs(process)
-                self._server.ready_file.touch()
+                with suppress(OSError):  # who waits for the first start; later there may be no room, nor need, for it
+                    self._server.ready_file.touch()
                 _say(f"tritonserver answers after {time.monotonic() - start:.1f} s")
                 return None
             time.sleep(0.1)
@@ -117,6 +123,7 @@ class Supervisor:
                 return f"its Python process {dead[0]} has died"
             if time.monotonic() < next_probe:
                 continue
+            _cut(self._server.log)
             reason = probe(self._server, timeout=_PROBE_TIMEOUT)
             failures = failures + 1 if reason else 0
             if failures >= 2:
@@ -146,8 +153,18 @@ def _die_with_parent() -> None:
 
 
 def _say(text: str) -> None:
-    # Standard output is the server's log.
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} supervisor: {text}", flush=True)
+    # Standard output is the server's log. What a full disk has no room for may follow later.
+    with suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} supervisor: {text}", flush=True)
+
+
+def _cut(log: Path) -> None:
+    """Begin a log that has grown long anew; its writers append, so that they need not know."""
+    with suppress(OSError):  # somebody may have removed it
+        if log.stat().st_size > _LONGEST_LOG:
+            with suppress(OSError):  # rather no earlier log than a full disk
+                shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            os.truncate(log, 0)
 
 
 def _exit(*_: object) -> NoReturn:
