@@ -1,10 +1,12 @@
 """Engines besides TorchScript: the same inputs and outputs, the same answers, and clear words where one is missing."""
 
 import logging
+import os
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import pytest
 import torch
 
 from afd_serve.checkpoint import save_afd
-from afd_serve.engines import ENGINES
+from afd_serve.engines import ENGINES, torchscript
 from afd_serve.engines.graphs import write_bare_graph
+from afd_serve.engines.runtimes import open_graphs
 from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
 from afd_serve.export import FEATURES_NAME, eager_classifier, export_classifier, exported_files, load_deployed
 from afd_serve.models.backbones import Backbone, load_backbone
@@ -102,6 +105,35 @@ def test_a_shift_is_a_computed_bias_where_the_engine_has_fast_convolutions_for_t
     assert len([name for name in biases if name not in known]) == computed
 
 
+def test_engines_run_as_many_threads_as_torch_and_where_the_system_puts_them(exported_for: Exported) -> None:
+    folders = [exported_for("onnxruntime"), exported_for("openvino"), exported_for("openvino", "bfloat16")]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        own, *others = [load_deployed(folder).module._graphs for folder in folders]
+    finally:
+        torch.set_num_threads(before)
+    for graph in own:
+        assert graph._session.get_session_options().intra_op_num_threads == 1
+    for graphs, precision in zip(others, ("f32", "bf16"), strict=True):
+        for graph in graphs:
+            compiled = graph._request.get_compiled_model()
+            assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+            assert not compiled.get_property("ENABLE_CPU_PINNING")
+            hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            assert hint == precision or torch.bfloat16 not in torchscript.precisions()
+    assert os.environ["OPENVINO_TELEMETRY_OPT_OUT"] == "1"
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_threads_may_ask_at_once(exported_for: Exported, engine: str) -> None:
+    classifier, inputs = load_deployed(exported_for(engine)).module, batch([1.0, 0.0, 1.0])
+    expected = classifier(*inputs)[0]
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(lambda _: classifier(*inputs)[0], range(40)))
+    assert all(torch.equal(logits, expected) for logits in said)
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_closed_gate_leaves_afd_out(exported_for: Exported, engine: str) -> None:
     module, closed = load_deployed(exported_for(engine)).module, batch([0.0])
@@ -167,6 +199,15 @@ def test_a_classifier_that_cannot_be_a_graph_is_refused_in_one_line(tmp_path: Pa
     assert logging.getLogger("torch.onnx").level == level
 
 
+def test_what_the_exporter_lacks_is_named(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript'")
+
+    monkeypatch.setattr("torch.onnx.export", export)
+    with pytest.raises(DependencyError, match=r"onnxscript.*afd-serve\[onnxruntime\]"):
+        export_classifier(tiny_run, tmp_path, engine="onnxruntime")
+
+
 @pytest.mark.parametrize("name", ENGINES["onnxruntime"].files)
 def test_changed_graphs_are_refused(exported_for: Exported, tmp_path: Path, name: str) -> None:
     changed = shutil.copytree(exported_for("onnxruntime"), tmp_path / "changed")
@@ -175,14 +216,15 @@ def test_changed_graphs_are_refused(exported_for: Exported, tmp_path: Path, name
         load_deployed(changed)
 
 
+@pytest.mark.parametrize("name", ENGINES["openvino"].files)
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_graphs_of_another_version_are_refused(
-    exported_for: Exported, monkeypatch: pytest.MonkeyPatch, engine: str
+    exported_for: Exported, tiny: Backbone, tmp_path: Path, engine: str, name: str
 ) -> None:
-    exported = exported_for(engine)
-    monkeypatch.setattr("afd_serve.engines.runtimes.GRAPH_INPUTS", ("rgb", "dequantized", "geometry"))
+    mixed = shutil.copytree(exported_for(engine), tmp_path / "mixed")
+    write_bare_graph(tiny, batch([0.0]).rgb, mixed / name, "float32")
     with pytest.raises(CheckpointError, match=r"take pixels, .*export them again"):
-        load_deployed(exported)
+        open_graphs(mixed, engine, "float32")
 
 
 def test_a_missing_graph_is_named(exported_for: Exported, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from afd_serve.engines import Engine
 from afd_serve.errors import CheckpointError, ExportError
 from afd_serve.evaluation.latency import deployed_forms
 from afd_serve.export import (
+    _TOLERANCE,
     FEATURES_NAME,
     MODEL_NAME,
     _check_parity,
@@ -213,6 +214,14 @@ def test_a_compiled_classifier_that_says_something_else_of_noise_is_refused(off:
     _check_parity([expected], [expected], 1e-4)
     with pytest.raises(ExportError, match=r"of the scripted classifier is off by"):
         _check_parity([expected, expected], [expected, (said[0], said[1])], 1e-4)
+
+
+def test_every_compiled_classifier_is_held_against_the_original(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_TOLERANCE, "float32", -1.0)  # nothing is as near as that
+    with pytest.raises(ExportError, match=r"of the scripted classifier is off by"):
+        deploy(tiny_run)
 
 
 @pytest.mark.parametrize("name", [MODEL_NAME, SIGNATURE_NAME])

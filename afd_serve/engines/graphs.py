@@ -94,7 +94,7 @@ def write_graphs(
     Args:
         classifier: In evaluation mode and reparameterized.
         example: Inputs of one picture.
-        folder: For the files, which `ENGINES` names.
+        folder: Where the files go, which `ENGINES` names.
         engine: What they are for; the others run them as well, if not as fast.
         precision: In which they will run. In bfloat16 they are made for what the processor at hand multiplies.
 
@@ -102,7 +102,6 @@ def write_graphs(
         DependencyError: ONNX's packages are not installed.
         ExportError: The classifier cannot be written as a graph.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     inputs = tuple(torch.from_numpy(array) for array in graph_inputs(*example[:-1]))
     if engine == "onnxruntime":
         classifier = _with_shifts_apart(classifier)

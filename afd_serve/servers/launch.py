@@ -77,7 +77,7 @@ def write_settings(state_dir: Path, ports: Ports, workers: int) -> None:
         "default_workers_per_model": workers,
         "metrics_config": state_dir / "metrics.yaml",
     }
-    for name in ("metrics.yaml", _LOG_SETTINGS):
+    for name in ("metrics.yaml", _LOG_SETTINGS, "logging.properties"):
         shutil.copyfile(handlers_dir() / name, state_dir / name)
     template = (handlers_dir() / "config.properties").read_text().splitlines()
     kept = [line for line in template if line.partition("=")[0] not in own]
@@ -141,13 +141,12 @@ def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
 
 
 def log_tail(state_dir: Path) -> str:
-    """What the logs say: the first traceback of a worker, or else the end of the console or of the frontend's log."""
-    name = "model_log.log"
+    """What the logs say: the first traceback of a worker, or else the ends of the console and of the frontend's log."""
     # Each line carries time, level, thread and logger before the worker's own text.
     lines = [line.partition(" MODEL_LOG - ")[2] for line in read_log(state_dir).splitlines()]
     start = next((index for index, line in enumerate(lines) if line.startswith("Traceback")), None)
-    if start is None:
-        name = "console.log" if read_log(state_dir, "console.log") else "ts_log.log"
-        lines = read_log(state_dir, name).splitlines()[-30:]
-        start = 0
-    return f"{state_dir / 'logs' / name} says:\n" + "\n".join(lines[start : start + 40])
+    if start is not None:
+        said = {"model_log.log": lines[start : start + 40]}
+    else:
+        said = {name: read_log(state_dir, name).splitlines()[-30:] for name in ("console.log", "ts_log.log")}
+    return "\n".join(f"{state_dir / 'logs' / name} says:\n" + "\n".join(lines) for name, lines in said.items() if lines)
