@@ -19,7 +19,14 @@ from afd_serve.engines import ENGINES, torchscript
 from afd_serve.engines.graphs import write_bare_graph
 from afd_serve.engines.runtimes import open_graphs
 from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
-from afd_serve.export import FEATURES_NAME, eager_classifier, export_classifier, exported_files, load_deployed
+from afd_serve.export import (
+    _PICTURE_TOLERANCE,
+    FEATURES_NAME,
+    eager_classifier,
+    export_classifier,
+    exported_files,
+    load_deployed,
+)
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.packaging.triton import package_triton
@@ -176,6 +183,16 @@ def test_the_parity_found_at_export_is_recorded(exported_for: Exported) -> None:
     assert 0 <= fine < coarse < 0.1
 
 
+def test_what_answers_otherwise_than_the_original_is_not_exported(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_PICTURE_TOLERANCE, "float32", -1.0)  # nothing is as near as that
+    for engine in ENGINES:
+        with pytest.raises(ExportError, match="a probability of a real picture is off"):
+            export_classifier(tiny_run, tmp_path, engine=engine)
+        assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("engine", "precision", "words"),
     [("tensorrt", "float32", "torchscript, onnxruntime, openvino"), ("onnxruntime", "bfloat16", "one of float32,")],
@@ -212,8 +229,9 @@ def test_what_the_exporter_lacks_is_named(tiny_run: Path, tmp_path: Path, monkey
 def test_changed_graphs_are_refused(exported_for: Exported, tmp_path: Path, name: str) -> None:
     changed = shutil.copytree(exported_for("onnxruntime"), tmp_path / "changed")
     (changed / name).write_bytes((changed / name).read_bytes() + b"\0")
-    with pytest.raises(CheckpointError, match="export them again"):
-        load_deployed(changed)
+    for look_at in (load_deployed, exported_files):
+        with pytest.raises(CheckpointError, match="export them again"):
+            look_at(changed)
 
 
 @pytest.mark.parametrize("name", ENGINES["openvino"].files)
