@@ -26,6 +26,7 @@ from afd_serve.export import (
     export_classifier,
     exported_files,
     load_deployed,
+    load_features,
 )
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.packaging.torchserve import package_torchserve
@@ -230,6 +231,14 @@ def test_changed_graphs_are_refused(exported_for: Exported, tmp_path: Path, name
     changed = shutil.copytree(exported_for("onnxruntime"), tmp_path / "changed")
     (changed / name).write_bytes((changed / name).read_bytes() + b"\0")
     for look_at in (load_deployed, exported_files):
+        with pytest.raises(CheckpointError, match="export them again"):
+            look_at(changed)
+
+
+def test_changed_features_are_refused(exported_for: Exported, tmp_path: Path) -> None:
+    changed = shutil.copytree(exported_for("onnxruntime"), tmp_path / "changed")
+    (changed / FEATURES_NAME).write_bytes((changed / FEATURES_NAME).read_bytes() + b"\0")
+    for look_at in (load_features, exported_files):
         with pytest.raises(CheckpointError, match="export them again"):
             look_at(changed)
 
