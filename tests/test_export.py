@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
 from afd_serve.config import PRESETS, SERVED_PRESET
@@ -19,12 +19,14 @@ from afd_serve.export import (
     _check_parity,
     _check_pictures,
     deploy,
+    eager_classifier,
     example_inputs,
     export_classifier,
     load_deployed,
 )
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
+from afd_serve.models.repconv import RepConv
 from afd_serve.signature import SIGNATURE_NAME, Signature
 from tests import foreign
 from tests.conftest import awakened, largest_file
@@ -140,6 +142,16 @@ def test_the_shipped_model_deploys_and_agrees_with_eager() -> None:
             eager = AfdClassifier(backbone, afd).eval()(*inputs)
             for ours, theirs in zip(module(*inputs), eager, strict=True):
                 torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["paper", "full"])
+def test_what_is_deployed_has_no_branches(tiny: Backbone, tmp_path: Path, preset: str) -> None:
+    save_afd(awakened(tiny, preset), tmp_path / "afd.safetensors")
+    blocks = [
+        module for module in eager_classifier(tmp_path / "afd.safetensors").modules() if isinstance(module, RepConv)
+    ]
+    assert blocks
+    assert all(isinstance(block.body, nn.Conv2d) for block in blocks)
 
 
 @pytest.mark.parametrize("function", foreign.NOT_FOR_THE_COMPILER)
