@@ -11,7 +11,7 @@ import torch
 from afd_serve.engines import ENGINES
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.latency import Forms, deployed_forms, exported_forms, measure, time_forms
-from afd_serve.export import eager_classifier, example_inputs
+from afd_serve.export import eager_classifier, example_inputs, export_classifier
 from afd_serve.models.precision import with_trunks_in
 from tests.tiny_backbone import SIZE
 
@@ -91,8 +91,9 @@ def test_no_rounds_are_refused() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_forms_of_fitted_weights_are_the_deployed_classifier_and_its_backbone(tiny_run: Path, batch: int) -> None:
-    check(deployed_forms(tiny_run, batch), batch)
+def test_the_forms_are_the_deployed_classifier_and_its_backbone(tiny_run: Path, tmp_path: Path, batch: int) -> None:
+    for source in (tiny_run, export_classifier(tiny_run, tmp_path).folder):
+        check(deployed_forms(source, batch), batch)
 
 
 @pytest.mark.parametrize(("engine", "precision"), CHOICES)

@@ -103,7 +103,7 @@ class Supervisor:
             reason = probe(self._server, timeout=5)
             if reason is None:
                 self._stubs = _find_stubs(process)
-                with suppress(OSError):  # who waits for the first start; later there may be no room, nor need, for it
+                with suppress(OSError):  # a full disk; only the caller of the first start needs it
                     self._server.ready_file.touch()
                 _say(f"tritonserver answers after {time.monotonic() - start:.1f} s")
                 return None

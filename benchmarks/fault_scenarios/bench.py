@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from afd_serve.pipeline import Pipeline
-from fault_scenarios.questions import Endpoint
+from afd_serve.sample import sample_picture
+from afd_serve.servers import torchserve
+from fault_scenarios.questions import Endpoint, endpoint_of
 from fault_scenarios.traffic import Tally
 
 __all__ = ["Bench", "Outcome"]
@@ -39,6 +41,14 @@ class Bench:
     seconds: float
     soak_seconds: float
     say: Callable[[str], None]
+
+    async def start(self, archive: Path, state_dir: Path, version: str = "1.0") -> Endpoint:
+        """Another server; it has answered a request when this returns."""
+        ports = torchserve.Ports.free()
+        server = await asyncio.to_thread(
+            torchserve.start, archive, state_dir, probe=sample_picture(), ports=ports, workers=self.workers
+        )
+        return await asyncio.to_thread(endpoint_of, server, self.pipeline, version)
 
     async def wait(self, seconds: float, what: str) -> None:
         """Let time pass and show how much is left."""

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from afd_serve.sample import sample_picture
 from afd_serve.servers import torchserve
 from fault_scenarios.bench import Bench, Outcome
-from fault_scenarios.questions import Endpoint, endpoint_of
+from fault_scenarios.questions import Endpoint
 from fault_scenarios.traffic import Tally, ready_workers, recovered, under_load
 
 __all__ = ["full_disk", "full_logs"]
@@ -37,12 +36,8 @@ async def full_logs(bench: Bench) -> Outcome:
     with _small_disk(Path(tempfile.mkdtemp(dir=bench.scratch)), size) as (folder, limited):
         if limited:
             return Outcome(Tally(), 0.0, {"left out": "only root may mount a small disk"}, shared=False)
-        ports = torchserve.Ports.free()
         try:
-            server = await asyncio.to_thread(
-                torchserve.start, bench.archive, folder, probe=sample_picture(), ports=ports, workers=bench.workers
-            )
-            return await _fill_and_free(bench, endpoint_of(server, bench.pipeline), folder)
+            return await _fill_and_free(bench, await bench.start(bench.archive, folder), folder)
         finally:
             await asyncio.to_thread(torchserve.TorchServe.stop, folder)
 

@@ -5,10 +5,9 @@ import time
 from contextlib import suppress
 
 from afd_serve.packaging.torchserve import package_torchserve
-from afd_serve.sample import sample_picture
 from afd_serve.servers import torchserve
 from fault_scenarios.bench import Bench, Outcome
-from fault_scenarios.questions import Endpoint, endpoint_of
+from fault_scenarios.questions import Endpoint
 from fault_scenarios.traffic import Traffic, recovered, under_load
 
 __all__ = ["update_and_roll_back"]
@@ -50,11 +49,7 @@ async def _start(bench: Bench, version: str) -> Endpoint:
     """A server from an archive of this version; it has answered a request when this returns."""
     folder = bench.scratch / version
     archive = await asyncio.to_thread(package_torchserve, bench.exported, folder, version=version)
-    ports = torchserve.Ports.free()
-    server = await asyncio.to_thread(
-        torchserve.start, archive, folder / "state", probe=sample_picture(), ports=ports, workers=bench.workers
-    )
-    return await asyncio.to_thread(endpoint_of, server, bench.pipeline, version)
+    return await bench.start(archive, folder / "state", version)
 
 
 def _stop_all(bench: Bench) -> None:
