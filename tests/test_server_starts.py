@@ -1,10 +1,14 @@
 """Starts of servers that fail or are interrupted, with sleeping processes in the servers' place."""
 
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +182,41 @@ def test_a_server_is_found_where_its_state_directory_was_moved_to(running_triton
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert Triton.find(moved) == replace(running_triton, state_dir=moved)
     assert TorchServe.find(moved) is None
+
+
+@pytest.fixture
+def staying(running_torchserve: TorchServe) -> Iterator[Future[None]]:
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(running_torchserve.stay)
+        yield future
+        running_torchserve.end()
+
+
+def test_who_stays_with_a_server_returns_when_it_is_stopped(staying: Future[None], tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        assert not staying.done()
+        assert TorchServe.stop(tmp_path)
+        time.sleep(1)
+        assert not staying.done(), "whoever stops it may have more to remove"
+    staying.result(timeout=30)
+
+
+def test_a_server_that_is_killed_is_an_error_for_who_stays_with_it(
+    staying: Future[None], running_torchserve: TorchServe, tmp_path: Path
+) -> None:
+    os.kill(running_torchserve.pid, signal.SIGKILL)
+    with pytest.raises(ServingError, match=f"ended of itself; its logs lie in {tmp_path / 'logs'}"):
+        staying.result(timeout=30)
+    assert TorchServe.load(tmp_path) is None
+
+
+def test_who_stays_with_a_server_leaves_its_successor_alone(
+    staying: Future[None], running_torchserve: TorchServe, sleeper: Sleeper, tmp_path: Path
+) -> None:
+    successor = replace(running_torchserve, scratch=tmp_path / "afd-ts-successor").launched(sleeper().pid)
+    os.kill(running_torchserve.pid, signal.SIGKILL)
+    staying.result(timeout=30)
+    assert TorchServe.find(tmp_path) == successor
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 # ruff: noqa: PLC0415
 """Commands that bring a classifier to a server: export, package, serve, stop, doctor."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.models import OptionInfo
@@ -10,6 +11,9 @@ from typer.models import OptionInfo
 from afd_serve.cli.interruption import interruptible
 from afd_serve.cli.options import DEFAULT_MODEL, FAILED, ModelOption
 from afd_serve.mode import Mode
+
+if TYPE_CHECKING:
+    from afd_serve.servers.state import BackgroundServer
 
 __all__ = ["app"]
 
@@ -23,6 +27,12 @@ DefaultModeOption = Annotated[
     Mode, typer.Option("--mode", help="For requests that name none: AFD answers, is off, or runs for the metrics only.")
 ]
 StateDirOption = Annotated[Path, typer.Option("--state-dir", help="Where the server's settings and logs lie.")]
+ForegroundOption = Annotated[
+    bool,
+    typer.Option(
+        "--foreground", help="Stay until the server ends, and stop it when told to end: for systemd and containers."
+    ),
+]
 
 
 def _port(purpose: str) -> OptionInfo:
@@ -94,6 +104,7 @@ def serve_torchserve(
     metrics_port: Annotated[int, _port("For metrics.")] = 8082,
     grpc_port: Annotated[int, _port("For predictions over gRPC.")] = 7070,
     grpc_management_port: Annotated[int, _port("For management over gRPC.")] = 7071,
+    foreground: ForegroundOption = False,
 ) -> None:
     """Serve a classifier on TorchServe in the background, on loopback, and classify a sample picture."""
     from afd_serve.servers import quickstart
@@ -102,7 +113,10 @@ def serve_torchserve(
     ports = Ports(port, management_port, metrics_port, grpc_port, grpc_management_port)
     with interruptible(_START_ENDED):
         server = quickstart.serve_torchserve(model, state_dir, name=name, mode=mode, ports=ports, workers=workers)
-    typer.echo(quickstart.show(server))
+        if foreground:
+            _stay_with(server, lambda: quickstart.show(server))
+    if not foreground:
+        typer.echo(quickstart.show(server))
 
 
 @serve_app.command("triton")
@@ -117,6 +131,7 @@ def serve_triton(
     port: Annotated[int, _port("For HTTP.")] = 8000,
     grpc_port: Annotated[int, _port("For gRPC.")] = 8001,
     metrics_port: Annotated[int, _port("For metrics.")] = 8002,
+    foreground: ForegroundOption = False,
 ) -> None:
     """Serve a classifier on Triton in the background, on loopback, and classify a sample picture."""
     from afd_serve.servers import triton_quickstart
@@ -127,7 +142,22 @@ def serve_triton(
         server = triton_quickstart.serve_triton(
             model, state_dir, mode=mode, python=python, ports=ports, workers=workers
         )
-    typer.echo(triton_quickstart.show(server))
+        if foreground:
+            _stay_with(server, lambda: triton_quickstart.show(server))
+    if not foreground:
+        typer.echo(triton_quickstart.show(server))
+
+
+def _stay_with(server: "BackgroundServer", words: Callable[[], str]) -> None:
+    """Say that a server answers, and stay until it is stopped or this process is told to end, which stops it."""
+    try:
+        typer.echo(words())
+        server.stay()
+    except KeyboardInterrupt:
+        typer.echo("stopping")
+    finally:
+        server.end()
+    typer.echo("stopped")
 
 
 @app.command()

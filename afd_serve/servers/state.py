@@ -1,13 +1,14 @@
 """A server in the background, as its state directory describes it to the calls that come later."""
 
 import json
+import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self, get_type_hints
 
 from afd_serve.errors import ServingError
-from afd_serve.runs import write_text
+from afd_serve.runs import alone_in, write_text
 from afd_serve.servers.processes import end, runs, started_at
 
 __all__ = ["BackgroundServer"]
@@ -105,17 +106,34 @@ class BackgroundServer(ABC):
         server.save()
         return server
 
+    def stay(self) -> None:
+        """Return once this server has been stopped, or another has taken its place.
+
+        Raises:
+            ServingError: It ended of itself, or was killed; what it left is removed.
+        """
+        while self.alive():
+            time.sleep(0.5)
+        with alone_in(self.state_dir, wait=True):  # whoever stops it holds the folder until all is removed
+            if self._is_last():
+                self.end()
+                raise ServingError(f"the server has ended of itself; its logs lie in {self.state_dir / 'logs'}")
+
     def end(self, timeout: float = 30) -> bool:
         """Stop this server and remove its files, not those of one that took its place; False where it had ended."""
         running = self.alive()
         if running:
             end(self.pid, timeout)
         self.clean_up()
-        last = self.load(self.state_dir)
-        if last is not None and last.mark == self.mark:
+        if self._is_last():
             for path in (*self.files, self.state_dir / _FILE):
                 path.unlink(missing_ok=True)
         return running
+
+    def _is_last(self) -> bool:
+        """Whether ``server.json`` is still about this server."""
+        last = self.load(self.state_dir)
+        return last is not None and last.mark == self.mark
 
 
 def _restored(kind: Any, value: Any) -> Any:

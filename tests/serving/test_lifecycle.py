@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -80,6 +82,57 @@ def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, dam
     wait_until_gone(family)
     with pytest.raises(ServingError):
         second.post(sample_picture())
+
+
+@pytest.fixture
+def stay(exported: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Start ``serve torchserve --foreground``, which has answered when this returns."""
+    with ExitStack() as stack:
+
+        def start() -> subprocess.Popen[str]:
+            ports = [
+                word for pair in zip(_PORTS, asdict(torchserve.Ports.free()).values(), strict=True) for word in pair
+            ]
+            words = ["--model", exported, "--state-dir", tmp_path, "--workers", 1, "--foreground", *ports]
+            command = [sys.executable, "-m", "afd_serve", "serve", "torchserve", *words]
+            staying = subprocess.Popen(
+                list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            stack.enter_context(staying)
+            stack.callback(staying.kill)
+            assert staying.stdout is not None
+            assert any("bare classifier" in line for line in staying.stdout), "it ended before it answered"
+            return staying
+
+        yield start
+    torchserve.TorchServe.stop(tmp_path)
+
+
+_PORTS = ("--port", "--management-port", "--metrics-port", "--grpc-port", "--grpc-management-port")
+
+
+def test_a_server_in_the_foreground_ends_with_its_command_and_the_command_with_it(
+    stay: Callable[[], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    staying = stay()
+    server = torchserve.TorchServe.find(tmp_path)
+    assert server is not None
+    family = processes_of(server)
+    staying.send_signal(signal.SIGTERM)
+    out, err = staying.communicate(timeout=60)
+    assert (staying.returncode, out.splitlines(), err) == (0, ["stopping", "stopped"], "")
+    wait_until_gone(family)
+    assert torchserve.TorchServe.load(tmp_path) is None
+
+    staying = stay()
+    server = torchserve.TorchServe.find(tmp_path)
+    assert server is not None
+    family = processes_of(server)
+    os.kill(server.pid, signal.SIGKILL)
+    out, err = staying.communicate(timeout=60)
+    assert (staying.returncode, out) == (2, "")
+    assert err == f"error: the server has ended of itself; its logs lie in {tmp_path / 'logs'}\n"
+    wait_until_gone(family)
 
 
 def test_an_interrupted_start_leaves_no_process(

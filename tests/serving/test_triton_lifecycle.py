@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -158,6 +160,26 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert not list(SHARED_MEMORY.glob(f"{first.prefix}*"))
+
+
+def test_a_server_in_the_foreground_ends_with_its_command(exported: Path, triton_python: Path, tmp_path: Path) -> None:
+    free = TritonPorts.free()
+    ports = ["--port", free.http, "--grpc-port", free.grpc, "--metrics-port", free.metrics]
+    words = ["--model", exported, "--state-dir", tmp_path, "--python", triton_python, "--workers", 1, *ports]
+    command = [sys.executable, "-m", "afd_serve", "serve", "triton", *words, "--foreground"]
+    try:
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as staying:
+            assert staying.stdout is not None
+            assert any("bare classifier" in line for line in staying.stdout), "it ended before it answered"
+            server = Triton.find(tmp_path)
+            assert server is not None
+            staying.send_signal(signal.SIGTERM)
+            out, _ = staying.communicate(timeout=60)
+        assert (staying.returncode, out.splitlines()) == (0, ["stopping", "stopped"])
+        assert not server.alive()
+        assert not list(SHARED_MEMORY.glob(f"{server.prefix}*"))
+    finally:
+        Triton.stop(tmp_path)
 
 
 def test_an_interrupted_start_leaves_no_supervisor(
