@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from afd_serve import classification
 from afd_serve.errors import ConfigError
 from afd_serve.export import export_classifier
 from afd_serve.mode import Mode
 from afd_serve.pipeline import Pipeline, Prediction
+from afd_serve.request import Options
 from afd_serve.results import Shadow
 from afd_serve.runs import alone_in
 from tests import tiny_backbone
@@ -190,6 +192,29 @@ def test_classify_names_the_bad_picture_and_answers_for_the_good_one(
     assert status == 1
     assert f"{damaged}: truncated_jpeg" in err
     assert f"{picture}: estimated quality 10" in out
+
+
+def test_classify_answers_for_many_pictures_as_it_goes(
+    run: Run, picture: Path, damaged: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = [tmp_path / f"{index:02}.jpg" for index in range(70)]
+    for index, path in enumerate(names):
+        path.write_bytes((damaged if index in (31, 69) else picture).read_bytes())
+    arguments = ("classify", *names, "--model", tiny_run, "--top-k", 1)
+    answers = json.loads(run(*arguments, "--json")[1])
+    assert ["error" in answer for answer in answers] == [index in (31, 69) for index in range(70)]
+
+    classify = classification.Here.classify
+
+    def disturbed(self: classification.Here, pictures: Sequence[bytes], options: Options) -> object:
+        names[40].unlink(missing_ok=True)
+        return classify(self, pictures, options)
+
+    monkeypatch.setattr(classification.Here, "classify", disturbed)
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert [line.partition(":")[0] for line in out.splitlines()[::2]] == list(map(str, names[:31]))
+    assert [line.split(":")[0] for line in err.splitlines()] == [str(names[31]), "error"]
 
 
 def test_wrong_settings_are_explained(run: Run, picture: Path, tiny_run: Path, tmp_path: Path) -> None:

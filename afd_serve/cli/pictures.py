@@ -3,7 +3,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer()
+
+# Answers appear as they come, memory stays as it is, and a server's deadline is for so many, however many there are.
+_AT_ONCE: Final = 32
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -73,26 +76,30 @@ def classify(
     mode = _chosen_mode(mode, afd)
     if explain and (mode not in (None, Mode.PROTECT) or len(pictures) > 1):
         raise ConfigError("--explain draws one picture, with AFD on")
-    data, options = [path.read_bytes() for path in pictures], Options(mode, top_k, crop)
+    options = Options(mode, top_k, crop)
     _check_where(model, server, name)
     chosen: classification.Model = (
         classification.There(server, name, token, ca) if server else classification.Here(model or DEFAULT_MODEL)
     )
     if explain:
         chosen.check_draws()
-    results, model_info = chosen.classify(data, options)
-    failed = any(isinstance(result, Failure) for result in results)
-    drawing, words = chosen.draw(data[0], options) if explain and not failed else (b"", "")
-    if explain and drawing:
+    failed, answers = False, []
+    for start in range(0, len(pictures), _AT_ONCE):
+        some = pictures[start : start + _AT_ONCE]
+        results, model_info = chosen.classify([path.read_bytes() for path in some], options)
+        failed |= any(isinstance(result, Failure) for result in results)
+        if as_json:
+            answers += classification.wire_format(results, model_info)
+        else:
+            for path, result in zip(some, results, strict=True):
+                _print_result(path, result)
+    if explain and not failed:
+        drawing, words = chosen.draw(pictures[0].read_bytes(), options)
         explain.write_bytes(drawing)
-    if as_json:
-        answers = classification.wire_format(results, model_info)
-        _print_json(answers[0] if len(pictures) == 1 else answers)
-    else:
-        for path, result in zip(pictures, results, strict=True):
-            _print_result(path, result)
-        if drawing:
+        if not as_json:
             typer.echo(f"{words}wrote {explain}")
+    if as_json:
+        _print_json(answers[0] if len(pictures) == 1 else answers)
     if failed:
         raise typer.Exit(BAD_INPUT)
 
