@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
@@ -363,6 +365,16 @@ def test_a_users_file(tmp_path: Path) -> None:
         load_backbone(f"file:{tmp_path / 'none.py'}")
     with pytest.raises(BackboneError, match=f"no Python file mine.py in {Path.cwd()}"):
         load_backbone("file:mine.py")
+
+
+def test_a_users_file_may_import_torchvision(tmp_path: Path) -> None:
+    """In a process of its own: once the project has imported torchvision, anybody can."""
+    needs("torchvision")
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(USER_FILE) + "import torchvision\n")
+    code = f"from afd_serve.models.backbones import load_backbone; print(load_backbone('file:{path}').labels)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "('cat', 'dog')\n"), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,11 @@ from afd_serve.errors import AfdError, AttachError, BackboneError
 from afd_serve.labels import imagenet_labels
 from afd_serve.models.discovery import Sites, find_sites
 from afd_serve.models.efficientnet_lite import VARIANTS, load_pretrained
-from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models
+from afd_serve.models.torchvision_compat import (
+    import_timm,
+    import_torchvision_models,
+    make_torchvision_importable,
+)
 
 __all__ = ["Backbone", "Interpolation", "Preprocessing", "Triple", "load_backbone", "make_backbone"]
 
@@ -374,6 +378,7 @@ def _run_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and torch.jit.script look their module up here
     loader = module_spec.loader
+    make_torchvision_importable()
     _guarded(path, lambda: loader.exec_module(module))
     return module
 

@@ -15,7 +15,7 @@ import torch
 
 from afd_serve.errors import DependencyError
 
-__all__ = ["import_timm", "import_torchvision_models"]
+__all__ = ["import_timm", "import_torchvision_models", "make_torchvision_importable"]
 
 _ARGUMENTS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
@@ -36,6 +36,12 @@ def import_timm() -> ModuleType:
         DependencyError: timm or torchvision is not installed or does not fit the installed torch.
     """
     return _import("timm", "timm")
+
+
+def make_torchvision_importable() -> None:
+    """Let code that is not ours import torchvision, or what needs it, as well; nothing to do where there is none."""
+    if importlib.util.find_spec("torchvision") is not None:
+        _define_operators(_find("torchvision"))
 
 
 def _import(module: str, package: str) -> ModuleType:
