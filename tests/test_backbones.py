@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import subprocess
 import sys
 import textwrap
@@ -378,18 +379,21 @@ def test_a_users_file_may_import_torchvision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "reason"),
     [
-        {"size": 7},
-        {"crop_fraction": 0.0},
-        {"crop_fraction": 1.5},
-        {"interpolation": "nearest"},
-        {"std": (1.0, 0.0, 1.0)},
-        {"mean": (1.0, 2.0)},
+        ({"size": 7}, "at least 8"),
+        ({"crop_fraction": 0.0}, "crop_fraction"),
+        ({"crop_fraction": 1.5}, "crop_fraction"),
+        ({"interpolation": "nearest"}, "bicubic or bilinear"),
+        ({"std": (1.0, 0.0, 1.0)}, "must be positive"),
+        ({"mean": (1.0, 2.0)}, "three values"),
+        ({"mean": (1.0, 2.0, math.nan)}, "finite"),
+        ({"std": (1.0, 2.0, math.inf)}, "finite"),
+        ({"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}, "multiply both by 255"),
     ],
 )
-def test_impossible_preprocessing_is_rejected(values: dict[str, object]) -> None:
-    with pytest.raises(BackboneError):
+def test_impossible_preprocessing_is_rejected(values: dict[str, object], reason: str) -> None:
+    with pytest.raises(BackboneError, match=reason):
         replace(SMALL, **values)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class Preprocessing:
             raise BackboneError(f"interpolation must be bicubic or bilinear, not {self.interpolation!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
             raise BackboneError("mean and std must have three values (R, G, B), and std must be positive")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise BackboneError(f"mean and std must be finite, not {self.mean} and {self.std}")
+        if max(self.mean) <= 1 and max(self.std) < 1:
+            raise BackboneError(f"mean {self.mean} and std {self.std} are in units of 0..1: multiply both by 255")
 
 
 @dataclass(frozen=True)
