@@ -110,6 +110,11 @@ class There:
             raise RequestRefusedError(f"{drawing.code}: {drawing.reason}")
         return drawing, ""
 
+    def probe(self, timeout: float) -> Prediction:
+        """What the server makes of the sample picture; see `Client.probe`."""
+        with self._connect() as client:
+            return client.probe(timeout=timeout)
+
     def _connect(self) -> "Client":
         from afd_serve.client import Client
 

@@ -1,5 +1,5 @@
 # ruff: noqa: PLC0415
-"""Commands that bring a classifier to a server: export, package, serve, stop, doctor."""
+"""Commands that bring a classifier to a server: export, package, serve, stop, health, doctor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +13,7 @@ from afd_serve.cli.options import DEFAULT_MODEL, FAILED, ModelOption
 from afd_serve.mode import Mode
 
 if TYPE_CHECKING:
+    from afd_serve.classification import There
     from afd_serve.servers.state import BackgroundServer
 
 __all__ = ["app"]
@@ -174,6 +175,31 @@ def _stop(state_dir: Path) -> bool:
     with alone_in(state_dir, wait=True):
         # Each knows its own state files only.
         return TorchServe.stop(state_dir) or Triton.stop(state_dir)
+
+
+@app.command()
+def health(
+    state_dir: StateDirOption = _DEFAULT_STATE,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 5,
+) -> None:
+    """Let the server that `serve` started classify the sample picture; the status is 0 if it does."""
+    prediction = _server_in(state_dir).probe(timeout)
+    typer.echo(prediction.summary())
+
+
+def _server_in(state_dir: Path) -> "There":
+    from afd_serve.classification import There
+    from afd_serve.errors import ServingError
+    from afd_serve.servers.torchserve import TorchServe
+    from afd_serve.servers.triton import Triton
+
+    torchserve = TorchServe.find(state_dir)
+    if torchserve is not None:
+        return There(f"http://127.0.0.1:{torchserve.ports.inference}", torchserve.model, torchserve.token())
+    triton = Triton.find(state_dir)
+    if triton is not None:
+        return There(triton.url)
+    raise ServingError(f"no server runs in {state_dir}; `afd-serve serve` starts one")
 
 
 @app.command()

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from afd_serve.client.channels import Reply, open_async_channel, open_channel
 from afd_serve.client.conversation import Conversation, Exchange, Pause, Settings, Talk, identify
-from afd_serve.errors import ClientClosedError, ClientError
+from afd_serve.errors import BadAnswerError, ClientClosedError, ClientError
 from afd_serve.mode import Mode
 from afd_serve.request import Options
 from afd_serve.results import Failure, Prediction
@@ -101,13 +101,22 @@ class Client:
         """
         self._talk.check_explains()
 
-    def healthy(self, *, timeout: float = _HEALTH_TIMEOUT) -> bool:
-        """Whether the server classifies: a sample picture is the question, because readiness proves nothing."""
+    def probe(self, *, timeout: float = _HEALTH_TIMEOUT) -> Prediction:
+        """Let the server classify the sample picture: that a server calls itself ready proves nothing.
+
+        Raises:
+            ClientError: It does not, as of `classify_many`.
+        """
         talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)
+        return _probed(_carry_out(talk, self._exchange)[0])
+
+    def healthy(self, *, timeout: float = _HEALTH_TIMEOUT) -> bool:
+        """Whether `probe` finds nothing wrong."""
         try:
-            return isinstance(_carry_out(talk, self._exchange)[0], Prediction)
+            self.probe(timeout=timeout)
         except ClientError:
             return False
+        return True
 
     def close(self) -> None:
         """End all connections and give shared memory back; those of a process that this one was forked from stay."""
@@ -164,13 +173,18 @@ class AsyncClient:
         """See `Client.explain`."""
         return await _carry_out_async(self._talk.explain(picture, options or Options(), timeout), self._exchange)
 
+    async def probe(self, *, timeout: float = _HEALTH_TIMEOUT) -> Prediction:
+        """See `Client.probe`."""
+        talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)
+        return _probed((await _carry_out_async(talk, self._exchange))[0])
+
     async def healthy(self, *, timeout: float = _HEALTH_TIMEOUT) -> bool:
         """See `Client.healthy`."""
-        talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)
         try:
-            return isinstance((await _carry_out_async(talk, self._exchange))[0], Prediction)
+            await self.probe(timeout=timeout)
         except ClientError:
             return False
+        return True
 
     async def close(self) -> None:
         """See `Client.close`."""
@@ -198,6 +212,12 @@ class AsyncClient:
             if self._closed and not _is_cancelled():
                 raise ClientClosedError(_CLOSED) from error
             raise
+
+
+def _probed(result: Result) -> Prediction:
+    if isinstance(result, Failure):
+        raise BadAnswerError(f"the sample picture was answered {result.code}: {result.reason}")
+    return result
 
 
 def _is_cancelled() -> bool:

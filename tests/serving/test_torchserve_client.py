@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from afd_serve.cli import main
@@ -13,6 +14,7 @@ from afd_serve.overlay import render
 from afd_serve.pipeline import Pipeline
 from afd_serve.results import Failure, Prediction
 from afd_serve.servers.torchserve import TorchServe
+from tests.conftest import Run
 from tests.serving.pictures import BAD, GOOD
 
 pytest.importorskip("tritonclient.grpc")
@@ -43,6 +45,26 @@ def test_the_clients_get_the_pipelines_answers(server: TorchServe, pipeline: Pip
             return await asyncio.gather(*(asking.classify(picture) for picture in MIXED))
 
     assert asyncio.run(ask()) == pipeline.predict(MIXED)
+
+
+def test_health_is_an_answer_not_what_the_server_says_of_itself(server: TorchServe, run: Run) -> None:
+    status, out, err = run("health", "--state-dir", server.state_dir, "--timeout", 30)
+    assert (status, out.startswith("wall clock ")) == (0, True), err
+    (worker,) = (psutil.Process(worker["pid"]) for worker in server.workers())
+    worker.suspend()
+    try:
+        assert server.get("inference", "/ping").json() == {"status": "Healthy"}
+        status, out, err = run("health", "--state-dir", server.state_dir, "--timeout", 1)
+    finally:
+        worker.resume()
+    assert (status, out, err.startswith("error: ")) == (2, "", True)
+    with Client(url_of(server, "http"), server="torchserve", token=server.token()) as client:
+        assert client.healthy(timeout=30)
+
+
+def test_a_server_that_does_not_run_is_not_healthy(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("health", "--state-dir", tmp_path)
+    assert (status, err) == (2, f"error: no server runs in {tmp_path}; `afd-serve serve` starts one\n")
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])

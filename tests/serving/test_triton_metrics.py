@@ -15,6 +15,7 @@ from afd_serve.results import Shadow
 from afd_serve.servers import triton
 from afd_serve.servers.triton import Triton, TritonPorts
 from afd_serve.triton_protocol import ENSEMBLE
+from tests.conftest import Run
 from tests.monitoring import TRITON_METRICS
 from tests.serving import prometheus
 from tests.serving.pictures import BAD, GOOD
@@ -23,12 +24,13 @@ from tests.serving.scrape import counted, names, settled, total
 pytestmark = pytest.mark.serving
 
 
-def test_metrics_have_the_catalogues_names_and_leave_probes_out(triton_server: Triton) -> None:
+def test_metrics_have_the_catalogues_names_and_leave_probes_out(triton_server: Triton, run: Run) -> None:
     with Client(triton_server.grpc_url) as client:
         pictures, failures = counted(triton_server, "afd_pictures_total"), counted(triton_server, "afd_failures_total")
         client.classify_many([GOOD["sample"], BAD["truncated"]])
         client.classify(BAD["truncated"])
         assert client.healthy(timeout=30)
+        assert run("health", "--state-dir", triton_server.state_dir, "--timeout", 30)[0] == 0
         with pytest.raises(RequestRefusedError):
             client.classify(GOOD["sample"], Options(top_k=0))
     assert counted(triton_server, "afd_pictures_total") == pictures + 3
