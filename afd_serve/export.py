@@ -27,13 +27,14 @@ from afd_serve.engines.graphs import write_graphs
 from afd_serve.engines.runtimes import open_graphs
 from afd_serve.errors import CheckpointError, ExportError, NotExplainableError
 from afd_serve.models.afd import AfdNet
-from afd_serve.models.backbones import Backbone, Preprocessing, load_backbone
+from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier, map_site
 from afd_serve.models.fde import FREQUENCIES, GEOMETRY
 from afd_serve.models.precision import with_trunks_in
 from afd_serve.preprocess import ClassifierInputs, prepare, stack
 from afd_serve.sample import sample_variants
 from afd_serve.signature import FORMAT, SIGNATURE_NAME, Signature, TensorSpec
+from afd_serve.transforms import Preprocessing
 
 __all__ = [
     "FEATURES_NAME",

@@ -18,9 +18,8 @@ from afd_serve import _jpeg, jpeg
 from afd_serve.dct import BLOCK, LEVEL_SHIFT, dct_matrix
 from afd_serve.errors import EmptyInputError, NotAnImageError, PictureTooLargeError
 from afd_serve.jpeg import JpegLimits
-from afd_serve.models.backbones import Preprocessing
 from afd_serve.quality import CompressionHistory, is_starved
-from afd_serve.transforms import Box, block_grid, crop_box
+from afd_serve.transforms import Box, Preprocessing, block_grid, crop_box
 
 __all__ = ["UNREADABLE", "ClassifierInputs", "PreparedPicture", "as_rgb", "prepare", "stack"]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from afd_serve.errors import CheckpointError
-from afd_serve.models.backbones import Preprocessing
+from afd_serve.transforms import Preprocessing
 
 __all__ = ["FORMAT", "SIGNATURE_NAME", "Signature", "TensorSpec"]
 

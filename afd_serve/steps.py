@@ -24,7 +24,6 @@ from afd_serve.errors import InputError
 from afd_serve.export import Deployed
 from afd_serve.jpeg import JpegLimits
 from afd_serve.mode import Mode
-from afd_serve.models.backbones import Preprocessing
 from afd_serve.models.fde import FREQUENCIES, GEOMETRY
 from afd_serve.pipeline import Failure, Prediction, make_prediction
 from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
@@ -32,6 +31,7 @@ from afd_serve.quality import CompressionHistory
 from afd_serve.response import ModelInfo, encode, failure_to_dict, prediction_to_dict
 from afd_serve.results import Shadow
 from afd_serve.shadow import look
+from afd_serve.transforms import Preprocessing
 
 __all__ = ["Answered", "ClassifierStep", "Finding", "PreparedBatch", "PreparingStep", "make_answers"]
 

@@ -3,15 +3,55 @@
 A *box* is ``(left, top, right, bottom)`` in pixels of the picture, right and bottom exclusive.
 """
 
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
 from afd_serve import _jpeg
-from afd_serve.models.backbones import Interpolation, Preprocessing
+from afd_serve.errors import BackboneError
 
-__all__ = ["Box", "block_grid", "crop_box", "resize_crop"]
+__all__ = ["Box", "Interpolation", "Preprocessing", "Triple", "block_grid", "crop_box", "resize_crop"]
 
 Box = tuple[float, float, float, float]
+Triple = tuple[float, float, float]
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the model's input.
+
+    Attributes:
+        size: side of the square input, pixels.
+        crop_fraction: side of the central square crop / ``min(width, height)``, in (0, 1].
+        interpolation: how the crop is resized (antialiased).
+        mean: subtracted, RGB, in units of 0..255.
+        std: then divided by, RGB, in units of 0..255.
+    """
+
+    size: int
+    crop_fraction: float
+    interpolation: Interpolation
+    mean: Triple
+    std: Triple
+
+    def __post_init__(self) -> None:
+        """Reject what no picture could be processed with."""
+        if self.size < 8:
+            raise BackboneError(f"input size must be at least 8 pixels, not {self.size}")
+        if not 0.0 < self.crop_fraction <= 1.0:
+            raise BackboneError(f"crop_fraction must be in (0, 1], not {self.crop_fraction}")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise BackboneError(f"interpolation must be bicubic or bilinear, not {self.interpolation!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise BackboneError("mean and std must have three values (R, G, B), and std must be positive")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise BackboneError(f"mean and std must be finite, not {self.mean} and {self.std}")
+        if max(self.mean) <= 1 and max(self.std) < 1:
+            raise BackboneError(f"mean {self.mean} and std {self.std} are in units of 0..1: multiply both by 255")
 
 
 def crop_box(width: int, height: int, preprocessing: Preprocessing, orientation: int = 1) -> tuple[int, int, int, int]:

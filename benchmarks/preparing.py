@@ -25,9 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from afd_serve import jpeg
-from afd_serve.models.backbones import Preprocessing
 from afd_serve.preprocess import prepare
-from afd_serve.transforms import crop_box, resize_crop
+from afd_serve.transforms import Preprocessing, crop_box, resize_crop
 
 PREPROCESSING = Preprocessing(224, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
 SIZE = (PREPROCESSING.size, PREPROCESSING.size)

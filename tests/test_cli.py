@@ -44,7 +44,19 @@ def test_help_is_quick_because_torch_stays_out() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("False")
-    for command in ("inspect", "fit", "evaluate", "export", "package", "serve", "stop", "health", "classify", "doctor"):
+    for command in (
+        "inspect",
+        "fit",
+        "evaluate",
+        "export",
+        "package",
+        "serve",
+        "stay",
+        "stop",
+        "health",
+        "classify",
+        "doctor",
+    ):
         assert f" {command} " in done.stdout
 
 

@@ -16,7 +16,7 @@ from afd_serve.cli.options import INTERRUPTED
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["interruptible"]
+__all__ = ["hold_signals", "interruptible", "signals_interrupt"]
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
@@ -29,7 +29,7 @@ def interruptible(message: str) -> Iterator[None]:
     service's, and memory may run out. Under nohup, which ignores a closed terminal, the work goes on.
     """
     try:
-        with _signals_interrupt():
+        with signals_interrupt():
             yield
     except KeyboardInterrupt:
         typer.echo(message, err=True)
@@ -41,8 +41,13 @@ def interruptible(message: str) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from error
 
 
+def hold_signals() -> None:
+    """Let what tells this process to end wait until `signals_interrupt`, also in a program that takes its place."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDING, signal.SIGINT))
+
+
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[None]:
     """`_ENDING` raise KeyboardInterrupt, once: a closed terminal says it twice, and then there is work to save."""
     ending = False
 
@@ -67,6 +72,7 @@ def _signals_interrupt() -> Iterator[None]:
         if handler is not signal.SIG_IGN:
             signal.signal(number, interrupt)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_ENDING, signal.SIGINT))
         yield
     finally:
         sys.unraisablehook = before_hook

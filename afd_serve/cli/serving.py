@@ -1,20 +1,23 @@
 # ruff: noqa: PLC0415
-"""Commands that bring a classifier to a server: export, package, serve, stop, health, doctor."""
+"""Commands that bring a classifier to a server: export, package, serve, stay, stop, health, doctor."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from typer.models import OptionInfo
 
-from afd_serve.cli.interruption import interruptible
+from afd_serve.cli.interruption import hold_signals, interruptible, signals_interrupt
 from afd_serve.cli.options import DEFAULT_MODEL, FAILED, ModelOption
 from afd_serve.mode import Mode
 
 if TYPE_CHECKING:
-    from afd_serve.classification import There
     from afd_serve.servers.state import BackgroundServer
+    from afd_serve.servers.torchserve import TorchServe
+    from afd_serve.servers.triton import Triton
 
 __all__ = ["app"]
 
@@ -149,11 +152,25 @@ def serve_triton(
         typer.echo(triton_quickstart.show(server))
 
 
-def _stay_with(server: "BackgroundServer", words: Callable[[], str]) -> None:
-    """Say that a server answers, and stay until it is stopped or this process is told to end, which stops it."""
+def _stay_with(server: "BackgroundServer", words: Callable[[], str]) -> NoReturn:
+    """Say that a server answers, and go on as `stay`, without the memory that starting it took."""
     try:
-        typer.echo(words())
-        server.stay()
+        answers = words()
+        hold_signals()
+        typer.echo(answers)
+        os.execv(sys.executable, [sys.executable, "-m", "afd_serve", "stay", "--state-dir", str(server.state_dir)])
+    except BaseException:
+        server.end()
+        raise
+
+
+@app.command()
+def stay(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
+    """Stay with the server that `serve` started, until it ends; stop it when told to end."""
+    server = _server_in(state_dir)
+    try:
+        with signals_interrupt():
+            server.stay()
     except KeyboardInterrupt:
         typer.echo("stopping")
     finally:
@@ -183,23 +200,27 @@ def health(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 5,
 ) -> None:
     """Let the server that `serve` started classify the sample picture; the status is 0 if it does."""
-    prediction = _server_in(state_dir).probe(timeout)
-    typer.echo(prediction.summary())
-
-
-def _server_in(state_dir: Path) -> "There":
     from afd_serve.classification import There
+    from afd_serve.servers.torchserve import TorchServe
+
+    server = _server_in(state_dir)
+    if isinstance(server, TorchServe):
+        asked = There(f"http://127.0.0.1:{server.ports.inference}", server.model, server.token())
+    else:
+        asked = There(server.url)
+    typer.echo(asked.probe(timeout).summary())
+
+
+def _server_in(state_dir: Path) -> "TorchServe | Triton":
+    """The server that was started last; it may have ended of itself."""
     from afd_serve.errors import ServingError
     from afd_serve.servers.torchserve import TorchServe
     from afd_serve.servers.triton import Triton
 
-    torchserve = TorchServe.find(state_dir)
-    if torchserve is not None:
-        return There(f"http://127.0.0.1:{torchserve.ports.inference}", torchserve.model, torchserve.token())
-    triton = Triton.find(state_dir)
-    if triton is not None:
-        return There(triton.url)
-    raise ServingError(f"no server runs in {state_dir}; `afd-serve serve` starts one")
+    server = TorchServe.load(state_dir) or Triton.load(state_dir)
+    if server is None:
+        raise ServingError(f"no server runs in {state_dir}; `afd-serve serve` starts one")
+    return server
 
 
 @app.command()

@@ -22,12 +22,13 @@ from afd_serve import _jpeg
 from afd_serve.engines import ENGINES
 from afd_serve.errors import DependencyError, ExportError
 from afd_serve.models.attach import attach
-from afd_serve.models.backbones import Backbone, Preprocessing
+from afd_serve.models.backbones import Backbone
 from afd_serve.models.classifier import OUTPUTS, AfdClassifier, Normalize
 from afd_serve.models.fde import statistics_of
 from afd_serve.models.folding import GatedActivation, GatedConv, fold_norms
 from afd_serve.models.widening import widened
 from afd_serve.preprocess import ClassifierInputs
+from afd_serve.transforms import Preprocessing
 
 __all__ = ["GRAPH_INPUTS", "graph_inputs", "graph_pixels", "write_bare_graph", "write_graphs"]
 

@@ -27,9 +27,8 @@ from PIL import Image, ImageOps, features
 from PIL import __version__ as pillow_version
 
 from afd_serve.errors import ConfigError
-from afd_serve.models.backbones import Preprocessing
 from afd_serve.preprocess import as_rgb
-from afd_serve.transforms import crop_box, resize_crop
+from afd_serve.transforms import Preprocessing, crop_box, resize_crop
 
 __all__ = [
     "PROTOCOLS",

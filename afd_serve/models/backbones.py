@@ -2,13 +2,12 @@
 
 import hashlib
 import importlib.util
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import torch
 from safetensors.torch import load_file
@@ -23,50 +22,14 @@ from afd_serve.models.torchvision_compat import (
     import_torchvision_models,
     make_torchvision_importable,
 )
+from afd_serve.transforms import Preprocessing, Triple
 
-__all__ = ["Backbone", "Interpolation", "Preprocessing", "Triple", "load_backbone", "make_backbone"]
-
-Triple = tuple[float, float, float]
-Interpolation = Literal["bicubic", "bilinear"]
+__all__ = ["Backbone", "Preprocessing", "load_backbone", "make_backbone"]
 
 _DEFAULT_FUNCTION = "backbone"
 
 _WRAPPERS: Final = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 """Classes around a classifier that `torch.fx` does not look through, and under which name they hold it."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes the model's input.
-
-    Attributes:
-        size: side of the square input, pixels.
-        crop_fraction: side of the central square crop / ``min(width, height)``, in (0, 1].
-        interpolation: how the crop is resized (antialiased).
-        mean: subtracted, RGB, in units of 0..255.
-        std: then divided by, RGB, in units of 0..255.
-    """
-
-    size: int
-    crop_fraction: float
-    interpolation: Interpolation
-    mean: Triple
-    std: Triple
-
-    def __post_init__(self) -> None:
-        """Reject what no picture could be processed with."""
-        if self.size < 8:
-            raise BackboneError(f"input size must be at least 8 pixels, not {self.size}")
-        if not 0.0 < self.crop_fraction <= 1.0:
-            raise BackboneError(f"crop_fraction must be in (0, 1], not {self.crop_fraction}")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise BackboneError(f"interpolation must be bicubic or bilinear, not {self.interpolation!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
-            raise BackboneError("mean and std must have three values (R, G, B), and std must be positive")
-        if not all(map(math.isfinite, (*self.mean, *self.std))):
-            raise BackboneError(f"mean and std must be finite, not {self.mean} and {self.std}")
-        if max(self.mean) <= 1 and max(self.std) < 1:
-            raise BackboneError(f"mean {self.mean} and std {self.std} are in units of 0..1: multiply both by 255")
 
 
 @dataclass(frozen=True)

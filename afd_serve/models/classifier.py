@@ -9,9 +9,10 @@ from torch import Tensor, fx, nn
 from afd_serve.dct import BLOCK
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.attach import Insertion, KernelChange, attach, probe_shapes
-from afd_serve.models.backbones import Backbone, Preprocessing
+from afd_serve.models.backbones import Backbone
 from afd_serve.models.folding import fold_gates, fold_kernels, fold_norms
 from afd_serve.models.gates import ChannelGate
+from afd_serve.transforms import Preprocessing
 
 __all__ = [
     "GUIDES",

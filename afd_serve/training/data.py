@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from afd_serve.errors import ConfigError
-from afd_serve.models.backbones import Preprocessing
 from afd_serve.preprocess import UNREADABLE, ClassifierInputs, PreparedPicture, as_rgb, prepare, stack
-from afd_serve.transforms import resize_crop
+from afd_serve.transforms import Preprocessing, resize_crop
 
 __all__ = ["CompressedPairs", "Pair", "Recipe", "find_pictures"]
 
