@@ -17,7 +17,7 @@
 #   VENV         where that environment lies
 #   VENV_TRITON  where Triton's lies: its Python backend needs an older NumPy
 #   TRITON       no leaves Triton's tests, and its environment, out of `make test`
-#   PROMETHEUS   no leaves out the tests with a real Prometheus, which is unpacked from Debian's package
+#   TOOLS        no leaves out the tests with a real Prometheus and a real nginx, unpacked from Debian's packages
 #   TORCH_SPEC   which torch to install; constraints.txt must allow it
 #   PIP_OPTIONS  options for every pip install, for example an index that holds CPU builds of torch
 #   MODEL        what to serve: a shipped name, a run's directory or an exported model's
@@ -29,7 +29,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_TRITON ?= .venv-triton
 TRITON ?= yes
-PROMETHEUS ?= yes
+TOOLS ?= yes
 TORCH_SPEC ?= torch==2.13.0
 PIP_OPTIONS ?=
 MODEL ?= efficientnet-lite0
@@ -44,7 +44,7 @@ PIP := $(BIN)/python $(PIP_INSTALL)
 PIP_TRITON := $(BIN_TRITON)/python $(PIP_INSTALL)
 STATE := .serve/torchserve
 STATE_TRITON := .serve/triton
-UNPACKED := .prometheus
+UNPACKED := .tools
 
 # An installation is out of date when what it is built from has changed; Python files are used from where they lie.
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
@@ -104,8 +104,8 @@ wheel: $(VENV)/.installed-dev
 TRITON_PYTHON := $(abspath $(BIN_TRITON))/python
 
 py-test: $(VENV)/.installed-dev $(if $(filter no,$(TRITON)),,$(VENV_TRITON)/.installed)
-	@$(if $(filter no,$(PROMETHEUS)),,sh scripts/prometheus.sh $(UNPACKED))
-	PATH="$(abspath $(UNPACKED))/usr/bin:$$PATH" \
+	@$(if $(filter no,$(TOOLS)),,sh scripts/tools.sh $(UNPACKED))
+	PATH="$(abspath $(UNPACKED))/usr/bin:$(abspath $(UNPACKED))/usr/sbin:$$PATH" \
 	  $(if $(filter no,$(TRITON)),,AFD_TRITON_PYTHON=$(TRITON_PYTHON)) \
 	  $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 

@@ -83,7 +83,7 @@ class There:
     Attributes:
         url: The server's.
         name: The name that the server knows the model by; the usual one where None.
-        token: The key for inference, where the server asks for one.
+        token: The key for inference, where the server, or a proxy before it, asks for one.
         ca: In TLS, the certificates that vouch for the server.
     """
 
@@ -124,7 +124,7 @@ class There:
     def _server(self) -> "Server":
         from afd_serve.client import detect_server
 
-        return detect_server(self.url, ca=self.ca)
+        return detect_server(self.url, ca=self.ca, token=self.token)
 
 
 def wire_format(results: Sequence[Prediction | Failure], model: ModelInfo | None) -> list[dict[str, Any]]:

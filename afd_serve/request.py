@@ -7,7 +7,8 @@ A part is what a server found in a request under one name: a raw body, a multipa
   several; the options may stand beside them, or
 - one of the options below, where it has an option's name.
 
-Options come as JSON keys, as parts or as headers; where they disagree, the order of precedence is the same.
+Options come as JSON keys, as parts or as headers; where they disagree, the order of precedence is the same. As a header
+``top_k`` may be ``top-k``: many proxies drop names with underscores.
 
 - ``afd``: ``protect`` (or ``on``), ``off`` or ``shadow``, see `Mode`; by default what the server's model is set to.
 - ``top_k``: how many classes to return, 5 by default.
@@ -39,6 +40,7 @@ __all__ = [
     "Request",
     "RequestError",
     "TooManyPicturesError",
+    "option_name",
     "read_mode",
     "read_options",
     "read_request",
@@ -106,9 +108,7 @@ def read_request(parts: Mapping[str, object], headers: Mapping[str, object]) -> 
         RequestError: The request as a whole cannot be answered; a fault in one of its pictures is a `Failure` in
             ``pictures`` instead.
     """
-    given: dict[str, object] = {
-        name.lower(): value for name, value in headers.items() if isinstance(value, str) and name.lower() in _OPTIONS
-    }
+    given: dict[str, object] = {option_name(name): value for name, value in headers.items() if isinstance(value, str)}
     given |= {name: value for name, value in parts.items() if name in _OPTIONS}
     pictures: list[Picture] = []
     single = True
@@ -128,6 +128,11 @@ def read_request(parts: Mapping[str, object], headers: Mapping[str, object]) -> 
         raise RequestError("the request has no picture: send its bytes as the body, a multipart field or base64 JSON")
     form = _text(given["format"]) if "format" in given else None
     return Request(tuple(pictures), single and len(pictures) == 1, read_options(given), form)
+
+
+def option_name(header: str) -> str:
+    """The option that a header of this name stands for, if it is one's."""
+    return header.lower().replace("-", "_")
 
 
 def _parse_json(part: object) -> object:

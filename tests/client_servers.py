@@ -20,14 +20,16 @@ Tls = tuple[Path, Path]
 
 @contextmanager
 def http_servers() -> Iterator[Callable[..., str]]:
-    """What starts servers over HTTP and tells their URLs."""
+    """What starts servers over HTTP and tells their URLs, and into a list how each call was authorized."""
     servers: list[ThreadingHTTPServer] = []
 
-    def serve(answer: Answer, tls: Tls | None = None) -> str:
+    def serve(answer: Answer, tls: Tls | None = None, authorized: list[str | None] | None = None) -> str:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                if authorized is not None:
+                    authorized.append(self.headers.get("Authorization"))
                 reply = answer(self.path, self.rfile.read(int(self.headers.get("Content-Length", 0))))
                 self.send_response(reply.status)
                 self.send_header("Content-Length", str(len(reply.body)))
@@ -62,12 +64,15 @@ def http_servers() -> Iterator[Callable[..., str]]:
 
 @contextmanager
 def grpc_servers() -> Iterator[Callable[..., str]]:
-    """What starts servers over gRPC and tells their URLs."""
+    """What starts servers over gRPC, as `http_servers`."""
     servers: list[Any] = []
 
-    def serve(answer: Answer, tls: Tls | None = None) -> str:
+    def serve(answer: Answer, tls: Tls | None = None, authorized: list[str | None] | None = None) -> str:
         class Handler(grpc.GenericRpcHandler):  # type: ignore[misc,name-defined]
             def service(self, details: Any) -> Any:
+                if authorized is not None:
+                    authorized.append(dict(details.invocation_metadata).get("authorization"))
+
                 def respond(body: bytes, context: Any) -> bytes:
                     reply = answer(details.method, body)
                     if reply.status != 200:

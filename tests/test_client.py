@@ -102,6 +102,21 @@ def classify_both_ways(url: str, timeout: float = 20, **settings: Any) -> list[R
     return ended
 
 
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+@pytest.mark.parametrize("server", ["triton", "torchserve"])
+def test_a_token_goes_with_every_call_to_either_server(
+    request: pytest.FixtureRequest, scheme: str, server: str
+) -> None:
+    authorized: list[str | None] = []
+    serve = request.getfixturevalue(f"{scheme}_server")
+    url = serve(lambda *_: Reply(400, b"no", "INVALID_ARGUMENT"), authorized=authorized)
+    classify_both_ways(url, server=server, token="secret")
+    assert detect_server(url, token="secret") == "torchserve"
+    assert authorized == ["Bearer secret"] * 3
+    classify_both_ways(url, server=server)
+    assert authorized[3:] == [None] * 2
+
+
 def test_both_clients_over_http(http_server: Callable[[Answer], str]) -> None:
     tries: list[str] = []
 

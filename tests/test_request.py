@@ -85,6 +85,7 @@ def test_parsed_json_that_is_no_object(body: Any) -> None:
 def test_options_from_headers_in_any_case_and_their_precedence() -> None:
     body = {"b64": TEXT}
     assert read({"body": body}, AFD="Off", Top_K=" 2 ").options == Options(Mode.OFF, top_k=2)
+    assert read({"body": body}, **{"Top-K": "2"}).options.top_k == 2  # proxies drop names with underscores
     assert read({"body": body, "top_k": b"3"}, top_k="2").options.top_k == 3
     assert read({"body": body | {"top_k": 4}, "top_k": b"3"}, top_k="2").options.top_k == 4
 

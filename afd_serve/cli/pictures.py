@@ -59,7 +59,7 @@ def classify(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name on the server; else the usual one.")] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="AFD_SERVE_TOKEN", help="The server's key for inference, as TorchServe has.")
+        str | None, typer.Option(envvar="AFD_SERVE_TOKEN", help="The key for inference, of TorchServe or of a proxy.")
     ] = None,
     ca: Annotated[
         Path | None, typer.Option(envvar="AFD_SERVE_CA", help="In TLS, certificates (PEM) that vouch for the server.")

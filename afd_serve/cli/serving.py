@@ -167,9 +167,12 @@ def _stay_with(server: "BackgroundServer", words: Callable[[], str]) -> NoReturn
 @app.command()
 def stay(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
     """Stay with the server that `serve` started, until it ends; stop it when told to end."""
+    from afd_serve.servers.systemd import tell_ready
+
     server = _server_in(state_dir)
     try:
         with signals_interrupt():
+            tell_ready()
             server.stay()
     except KeyboardInterrupt:
         typer.echo("stopping")

@@ -50,7 +50,7 @@ class Client:
     def __init__(self, url: str, **settings: Any) -> None:
         chosen = Settings(url, **settings)
         self._talk = Talk(chosen)
-        self._channel = open_channel(url, chosen.ca)
+        self._channel = open_channel(url, chosen.ca, chosen.token)
         self._process = os.getpid()
         self._closed = False
 
@@ -154,7 +154,7 @@ class AsyncClient:
         chosen = Settings(url, **settings)
         self._loop = asyncio.get_running_loop()
         self._talk = Talk(chosen)
-        self._channel = open_async_channel(url, chosen.ca)
+        self._channel = open_async_channel(url, chosen.ca, chosen.token)
         self._closed = False
 
     async def classify(self, picture: bytes, options: Options | None = None, *, timeout: float | None = None) -> Result:
@@ -267,8 +267,10 @@ def _carry_out(conversation: Conversation[T], exchange: Callable[[Exchange], Rep
         conversation.close()
 
 
-def detect_server(url: str, *, ca: Path | None = None, timeout: float = _HEALTH_TIMEOUT) -> Server:
-    """Which of the two servers answers at a URL; ``ca`` as of `open_channel`.
+def detect_server(
+    url: str, *, ca: Path | None = None, token: str | None = None, timeout: float = _HEALTH_TIMEOUT
+) -> Server:
+    """Which of the two servers answers at a URL; ``ca`` and ``token`` as of `open_channel`.
 
     Raises:
         ConfigError: The URL has another form.
@@ -276,7 +278,7 @@ def detect_server(url: str, *, ca: Path | None = None, timeout: float = _HEALTH_
         TlsError: The server cannot be trusted, or does not speak TLS.
         DeadlineExceededError: Nobody answers in time.
     """
-    channel = open_channel(url, ca)
+    channel = open_channel(url, ca, token)
     try:
         question = identify(url, timeout)
         return "triton" if channel.exchange(question.call, question.timeout).status == 200 else "torchserve"

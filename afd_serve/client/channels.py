@@ -33,7 +33,7 @@ class Call:
     Attributes:
         target: The path of a URL, or the full name of a gRPC method.
         body: The body, or the serialized message.
-        headers: HTTP headers, or gRPC metadata (names in lower case).
+        headers: HTTP headers, or gRPC metadata (names in lower case), beside those that the channel sends.
     """
 
     target: str
@@ -128,25 +128,30 @@ _SCHEMES: Final = {"http": (False, False), "https": (False, True), "grpc": (True
 """Of each scheme, whether it is gRPC and whether it is in TLS."""
 
 
-def open_channel(url: str, ca: Path | None = None) -> Channel:
+def open_channel(url: str, ca: Path | None = None, token: str | None = None) -> Channel:
     """A channel to a server.
 
     Args:
         url: As of `Address.of`.
+        token: What goes with every call as ``Authorization: Bearer``: the server's, or that of a proxy before it.
         ca: In TLS, the certificates (PEM) that vouch for the server; where None, for HTTP those that the system trusts,
             and for gRPC those that come with it or that ``GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`` names.
 
     Raises:
         ConfigError: The URL has another form, or ``ca`` holds no certificates.
     """
-    address, authorities = Address.of(url), _read_authorities(ca)
-    return GrpcChannel(address, authorities) if address.grpc else HttpChannel(address, authorities)
+    address, authorities, own = Address.of(url), _read_authorities(ca), _authorization(token)
+    return GrpcChannel(address, authorities, own) if address.grpc else HttpChannel(address, authorities, own)
 
 
-def open_async_channel(url: str, ca: Path | None = None) -> AsyncChannel:
+def open_async_channel(url: str, ca: Path | None = None, token: str | None = None) -> AsyncChannel:
     """As `open_channel`, for use in the running event loop."""
-    address, authorities = Address.of(url), _read_authorities(ca)
-    return AsyncGrpcChannel(address, authorities) if address.grpc else AsyncHttpChannel(address, authorities)
+    address, authorities, own = Address.of(url), _read_authorities(ca), _authorization(token)
+    return AsyncGrpcChannel(address, authorities, own) if address.grpc else AsyncHttpChannel(address, authorities, own)
+
+
+def _authorization(token: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def _read_authorities(ca: Path | None) -> str | None:
@@ -188,8 +193,8 @@ _UNAVAILABLE: Final = (502, 503, 504)
 class HttpChannel:
     """HTTP/1.1 with kept connections."""
 
-    def __init__(self, address: Address, authorities: str | None) -> None:
-        self._base = address.base
+    def __init__(self, address: Address, authorities: str | None, own: Mapping[str, str]) -> None:
+        self._base, self._own = address.base, own
         context = ssl.create_default_context(cadata=authorities) if address.tls else None
         self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS, retries=False, ssl_context=context)
 
@@ -200,7 +205,7 @@ class HttpChannel:
                 "POST" if call.body else "GET",
                 self._base + call.target,
                 body=call.body or None,
-                headers=dict(call.headers),
+                headers={**self._own, **call.headers},
                 timeout=urllib3.Timeout(total=timeout),
             )
         except urllib3.exceptions.NewConnectionError as error:  # one of the timeouts, says urllib3
@@ -221,8 +226,8 @@ class HttpChannel:
 class AsyncHttpChannel:
     """As `HttpChannel`."""
 
-    def __init__(self, address: Address, authorities: str | None) -> None:
-        self._base = address.base
+    def __init__(self, address: Address, authorities: str | None, own: Mapping[str, str]) -> None:
+        self._base, self._own = address.base, own
         context = ssl.create_default_context(cadata=authorities) if address.tls else True
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=context))
 
@@ -233,7 +238,7 @@ class AsyncHttpChannel:
                 "POST" if call.body else "GET",
                 self._base + call.target,
                 data=call.body or None,
-                headers=dict(call.headers),
+                headers={**self._own, **call.headers},
                 timeout=aiohttp.ClientTimeout(total=timeout),
                 allow_redirects=False,  # as urllib3 is told: a picture goes where it was sent
             ) as response:
@@ -259,14 +264,15 @@ def _checked(reply: Reply, base: str) -> Reply:
 class GrpcChannel:
     """gRPC without generated stubs: messages are bytes here."""
 
-    def __init__(self, address: Address, authorities: str | None) -> None:
-        self._channel = _dial(grpc, address, authorities)
+    def __init__(self, address: Address, authorities: str | None, own: Mapping[str, str]) -> None:
+        self._channel, self._own = _dial(grpc, address, authorities), own
 
     def exchange(self, call: Call, timeout: float) -> Reply:
         """See `Channel.exchange`."""
         try:
             ask = self._channel.unary_unary(call.target)
-            return Reply(200, ask(call.body, timeout=timeout, metadata=tuple(call.headers.items())))
+            metadata = (*self._own.items(), *call.headers.items())
+            return Reply(200, ask(call.body, timeout=timeout, metadata=metadata))
         except grpc.RpcError as error:
             return _failed(error)
 
@@ -278,14 +284,15 @@ class GrpcChannel:
 class AsyncGrpcChannel:
     """As `GrpcChannel`."""
 
-    def __init__(self, address: Address, authorities: str | None) -> None:
-        self._channel = _dial(grpc.aio, address, authorities)
+    def __init__(self, address: Address, authorities: str | None, own: Mapping[str, str]) -> None:
+        self._channel, self._own = _dial(grpc.aio, address, authorities), own
 
     async def exchange(self, call: Call, timeout: float) -> Reply:
         """See `Channel.exchange`."""
         try:
             ask = self._channel.unary_unary(call.target)
-            return Reply(200, await ask(call.body, timeout=timeout, metadata=tuple(call.headers.items())))
+            metadata = (*self._own.items(), *call.headers.items())
+            return Reply(200, await ask(call.body, timeout=timeout, metadata=metadata))
         except grpc.RpcError as error:
             return _failed(error)
 

@@ -83,7 +83,7 @@ class Settings:
             names is asked.
         server: ``triton`` or ``torchserve``.
         model: The model's name; the usual one where None.
-        token: TorchServe's key for inference.
+        token: TorchServe's key for inference, or that of a proxy before either server.
         ca: In TLS, a file of certificates that vouch for the server, see `open_channel`.
         timeout: Seconds for a request with all its retries.
         attempts: How often to ask a server that is unavailable.
@@ -127,7 +127,7 @@ class Talk:
             self._triton = TritonGrpc(model) if over_grpc else TritonHttp(model)
             return self._triton
         model = self._settings.model or "afd"
-        return (TorchServeGrpc if over_grpc else TorchServeHttp)(model, self._settings.token)
+        return (TorchServeGrpc if over_grpc else TorchServeHttp)(model)
 
     def classify(
         self, pictures: Sequence[bytes], options: Options, timeout: float | None, request_id: str = ""

@@ -246,9 +246,8 @@ _BESIDE_PICTURES: Final = 1024
 class TorchServeHttp:
     """TorchServe's REST API."""
 
-    def __init__(self, model: str, token: str | None) -> None:
+    def __init__(self, model: str) -> None:
         self._model = model
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def ask(self, question: Question) -> Call:
         """See `Dialect.ask`."""
@@ -259,7 +258,7 @@ class TorchServeHttp:
         return self._call("explanations", question, format="png")
 
     def _call(self, route: str, question: Question, **more: str) -> Call:
-        headers = {"Content-Type": "application/json", "X-Request-Id": question.request_id} | self._headers
+        headers = {"Content-Type": "application/json", "X-Request-Id": question.request_id}
         return Call(f"/{route}/{self._model}", _instances(question, **more), headers)
 
     def read(self, reply: Reply, count: int) -> list[Result]:
@@ -281,16 +280,15 @@ class TorchServeHttp:
 class TorchServeGrpc:
     """TorchServe's gRPC API; its two messages are small enough to be written by hand."""
 
-    def __init__(self, model: str, token: str | None) -> None:
+    def __init__(self, model: str) -> None:
         self._model = model
-        self._metadata = {"authorization": f"Bearer {token}"} if token else {}
 
     def ask(self, question: Question) -> Call:
         """See `Dialect.ask`."""
         # PredictionsRequest: model_name = 1, map<string, bytes> input = 3.
         entry = _field(1, b"data") + _field(2, _instances(question))
         body = _field(1, self._model.encode()) + _field(3, entry)
-        return Call("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions", body, self._metadata)
+        return Call("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions", body)
 
     def read(self, reply: Reply, count: int) -> list[Result]:
         """See `Dialect.read`."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from afd_serve.errors import InputError
 from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, StageTimes
-from afd_serve.request import BadOptionError, Options, read_mode, read_options
+from afd_serve.request import BadOptionError, Options, option_name, read_mode, read_options
 from afd_serve.response import ModelInfo
 from afd_serve.results import Shadow
 from afd_serve.service import internal_failure
@@ -81,13 +81,13 @@ def version_folder(args: dict[str, str]) -> Path:
 
 
 def options_of(request: Any) -> Options:
-    """The options among a request's parameters; one that came as a header may be written in any case.
+    """The options among a request's parameters, of which some may have come as headers.
 
     Raises:
         BadOptionError: One has an impossible value.
     """
     parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
-    return read_options({name.lower(): value for name, value in parameters.items()})
+    return read_options({option_name(name): value for name, value in parameters.items()})
 
 
 def tensor_of(request: Any, name: str) -> Tensor:

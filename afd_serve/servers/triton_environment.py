@@ -178,8 +178,8 @@ def server_command(
         "http-restricted-api": closed,
         "grpc-restricted-protocol": closed,
         # The options of a request may come as headers, as they do on TorchServe.
-        "http-header-forward-pattern": "(?i)(afd|crop|top_k)",
-        "grpc-header-forward-pattern": "(?i)(afd|crop|top_k)",
+        "http-header-forward-pattern": "(?i)(afd|crop|top[_-]k)",
+        "grpc-header-forward-pattern": "(?i)(afd|crop|top[_-]k)",
         "backend-config": f"python,shm-region-prefix-name={prefix}",
         "exit-timeout-secs": 5,
     }

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -90,13 +92,14 @@ def stay(exported: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Pop
     with ExitStack() as stack:
 
         def start() -> subprocess.Popen[str]:
-            ports = [
-                word for pair in zip(_PORTS, asdict(torchserve.Ports.free()).values(), strict=True) for word in pair
-            ]
+            ports = chain(*zip(_PORTS, asdict(torchserve.Ports.free()).values(), strict=True))
             words = ["--model", exported, "--state-dir", tmp_path, "--workers", 1, "--foreground", *ports]
-            command = [sys.executable, "-m", "afd_serve", "serve", "torchserve", *words]
             staying = subprocess.Popen(
-                list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                [sys.executable, "-m", "afd_serve", "serve", "torchserve", *map(str, words)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")},
             )
             stack.enter_context(staying)
             stack.callback(staying.kill)
@@ -114,7 +117,12 @@ _PORTS = ("--port", "--management-port", "--metrics-port", "--grpc-port", "--grp
 def test_a_server_in_the_foreground_ends_with_its_command_and_the_command_with_it(
     stay: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    staying = stay()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(30)
+        staying = stay()
+        assert systemd.recv(100) == b"READY=1"
+    (tmp_path / "notify").unlink()
     server = torchserve.TorchServe.find(tmp_path)
     assert server is not None
     family = processes_of(server)

@@ -81,7 +81,7 @@ def test_raw_http_gives_the_pipelines_probabilities_for_all_classes(
     triton_server: Triton, pipeline: Pipeline, pictures: list[bytes]
 ) -> None:
     for picture in pictures[::9]:
-        head, outputs = ask_raw(triton_server, picture, {"top_k": "2"})
+        head, outputs = ask_raw(triton_server, picture, {"Top-K": "2"})
         (prediction,) = pipeline.predict([picture], top_k=1000)
         assert isinstance(prediction, Prediction)
         ordered = np.empty(1000, np.float32)
