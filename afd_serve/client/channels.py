@@ -1,5 +1,6 @@
 """One exchange of bytes with a server, over HTTP or gRPC, blocking or not. What the bytes mean is not known here."""
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,8 +58,12 @@ class Reply:
 
     @property
     def words(self) -> str:
-        """What a reply that is no answer says: the details, or the beginning of the body."""
-        return self.message or self.body[:500].decode(errors="replace")
+        """What a reply that is no answer says: the details, or the beginning of the body, of a page its text."""
+        said = self.message or self.body[:500].decode(errors="replace")
+        return " ".join(_TAG.sub(" ", said).split()) if said.startswith("<") else said
+
+
+_TAG: Final = re.compile(r"<[^>]*>")
 
 
 class Channel(Protocol):
