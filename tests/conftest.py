@@ -74,6 +74,31 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return paths
 
 
+MODULES = (
+    "argparse",
+    "hashlib",
+    "json",
+    "logging",
+    "psutil",
+    "shutil",
+    "tempfile",
+    "torch",
+    "typing",
+    "yaml",
+    "zipfile",
+)
+
+
+@pytest.fixture
+def booby_trapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to work in, with files that have the names of modules; none of them may be executed."""
+    folder = tmp_path_factory.mktemp("downloads")
+    for name in MODULES:
+        (folder / f"{name}.py").write_text("open(f'{__file__}.executed', 'w').close()\n")
+    yield folder
+    assert not list(folder.glob("*.executed"))
+
+
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -56,6 +56,13 @@ def _is_danger(function: str, keywords: list[ast.keyword]) -> bool:
     return function in {"eval", "exec", "yaml.load", "yaml.unsafe_load", "torch.package.PackageImporter"}
 
 
+def test_files_in_the_folder_that_one_works_in_are_not_executed(
+    tiny_run: Path, booby_trapped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(booby_trapped)
+    assert package_torchserve(tiny_run, booby_trapped / "store").is_file()
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_in_the_package_reads_pickles(path: Path) -> None:
     assert not list(dangers(path.read_text()))

@@ -158,7 +158,9 @@ def _stay_with(server: "BackgroundServer", words: Callable[[], str]) -> NoReturn
         answers = words()
         hold_signals()
         typer.echo(answers)
-        os.execv(sys.executable, [sys.executable, "-m", "afd_serve", "stay", "--state-dir", str(server.state_dir)])
+        os.execv(
+            sys.executable, [sys.executable, "-P", "-m", "afd_serve", "stay", "--state-dir", str(server.state_dir)]
+        )
     except BaseException:
         server.end()
         raise

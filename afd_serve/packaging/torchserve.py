@@ -83,7 +83,7 @@ def _export(source: str | Path, out: Path) -> list[Path]:
 def _export_elsewhere(source: str | Path, out: Path) -> None:
     # See Note [Exporting in a process of its own].
     find_weights(source)
-    command = [sys.executable, "-c", "from afd_serve.cli import main; main()", "export"]
+    command = [sys.executable, "-P", "-c", "from afd_serve.cli import main; main()", "export"]
     command += ["--model", str(source), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -111,7 +111,7 @@ def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version
         "--export-path": out,
         "--archive-format": "zip-store",
     }
-    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    command = [sys.executable, "-P", "-m", "model_archiver.model_packaging"]
     command += [str(word) for pair in arguments.items() for word in pair]
     environment = os.environ | {"TMPDIR": str(out)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -119,7 +119,7 @@ def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
         "MKL_NUM_THREADS": "1",
         **preloaded(state_dir / "model_store" / archive.name),
     }
-    command = [sys.executable, "-m", "ts.model_server", "--start", "--ncs"]
+    command = [sys.executable, "-P", "-m", "ts.model_server", "--start", "--ncs"]
     command += ["--ts-config", str(state_dir / "config.properties")]
     command += ["--model-store", str(state_dir / "model_store"), "--workflow-store", str(state_dir / "workflow_store")]
     command += ["--models", f"{archive.stem}={archive.name}", "--log-config", str(state_dir / _LOG_SETTINGS)]

@@ -196,7 +196,7 @@ def check_paths(*folders: Path) -> None:
 
 
 def _launch(server: Triton) -> Triton:
-    command = [sys.executable, "-m", "afd_serve.servers.triton_supervisor", str(server.state_dir), server.prefix]
+    command = [sys.executable, "-P", "-m", "afd_serve.servers.triton_supervisor", str(server.state_dir), server.prefix]
     with server.log.open("ab") as log:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, check=False

@@ -113,7 +113,7 @@ def find_environment(python: Path) -> TritonEnvironment:
         DependencyError: Something else is missing; the message says what to do.
     """
     try:
-        done = subprocess.run([python, "-c", _LOOK], capture_output=True, text=True, check=False)
+        done = subprocess.run([python, "-P", "-c", _LOOK], capture_output=True, text=True, check=False)
     except OSError as error:
         raise DependencyError(f"{python} cannot be started: {error}") from error
     if done.returncode != 0:

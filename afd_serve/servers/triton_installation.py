@@ -52,8 +52,8 @@ def install(folder: Path) -> Path:
     if installed.is_file() and installed.read_text() == state:
         return python
     print(f"Triton gets an environment of its own in {folder}; pip says how far it is", file=sys.stderr, flush=True)
-    _run([sys.executable, "-m", "venv", str(folder)])
-    _run([str(python), "-m", "pip", "install", *wanted])
+    _run([sys.executable, "-P", "-m", "venv", str(folder)])
+    _run([str(python), "-P", "-m", "pip", "install", *wanted])
     link = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages" / package.name
     link.unlink(missing_ok=True)
     link.symlink_to(package)

@@ -87,6 +87,7 @@ class Supervisor:
     def _launch(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self._command,
+            cwd=self._server.state_dir,  # its Python processes look for modules where they are
             env=self._variables,
             stdin=subprocess.DEVNULL,
             preexec_fn=_die_with_parent,  # noqa: PLW1509  # this process has one thread

@@ -87,7 +87,7 @@ def test_serving_twice_starts_once_and_a_crash_is_cleaned_up(exported: Path, dam
 
 
 @pytest.fixture
-def stay(exported: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def stay(exported: Path, booby_trapped: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Start ``serve torchserve --foreground``, which has answered when this returns."""
     with ExitStack() as stack:
 
@@ -95,10 +95,11 @@ def stay(exported: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Pop
             ports = chain(*zip(_PORTS, asdict(torchserve.Ports.free()).values(), strict=True))
             words = ["--model", exported, "--state-dir", tmp_path, "--workers", 1, "--foreground", *ports]
             staying = subprocess.Popen(
-                [sys.executable, "-m", "afd_serve", "serve", "torchserve", *map(str, words)],
+                [sys.executable, "-P", "-m", "afd_serve", "serve", "torchserve", *map(str, words)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                cwd=booby_trapped,
                 env=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")},
             )
             stack.enter_context(staying)

@@ -162,13 +162,15 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
     assert not list(SHARED_MEMORY.glob(f"{first.prefix}*"))
 
 
-def test_a_server_in_the_foreground_ends_with_its_command(exported: Path, triton_python: Path, tmp_path: Path) -> None:
+def test_a_server_in_the_foreground_ends_with_its_command(
+    exported: Path, triton_python: Path, booby_trapped: Path, tmp_path: Path
+) -> None:
     free = TritonPorts.free()
     ports = ["--port", free.http, "--grpc-port", free.grpc, "--metrics-port", free.metrics]
     words = ["--model", exported, "--state-dir", tmp_path, "--python", triton_python, "--workers", 1, *ports]
-    command = [sys.executable, "-m", "afd_serve", "serve", "triton", *words, "--foreground"]
+    command = [sys.executable, "-P", "-m", "afd_serve", "serve", "triton", *words, "--foreground"]
     try:
-        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as staying:
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=booby_trapped) as staying:
             assert staying.stdout is not None
             assert any("bare classifier" in line for line in staying.stdout), "it ended before it answered"
             server = Triton.find(tmp_path)
