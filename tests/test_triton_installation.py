@@ -46,8 +46,8 @@ def test_it_is_made_once(commands: Commands, tmp_path: Path) -> None:
     python = install(tmp_path / "environment")
     assert python == tmp_path / "environment" / "bin" / "python3"
     made, filled = commands.run
-    assert made == [sys.executable, "-m", "venv", str(tmp_path / "environment")]
-    assert filled[:4] == [str(python), "-m", "pip", "install"]
+    assert made == [sys.executable, "-P", "-m", "venv", str(tmp_path / "environment")]
+    assert filled[:5] == [str(python), "-P", "-m", "pip", "install"]
     assert {"numpy<2", "nvidia-pytriton==0.7.0", f"torch=={torch.__version__.partition('+')[0]}"} <= set(filled)
     assert not [word for word in filled if "torchserve" in word or word.startswith("afd-serve")]
     assert len(list((tmp_path / "environment").glob("lib/*/site-packages/afd_serve/steps.py"))) == 1

@@ -16,7 +16,7 @@ from afd_serve.cli.options import INTERRUPTED
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["hold_signals", "interruptible", "signals_interrupt"]
+__all__ = ["hold_signals", "interruptible", "release_signals", "signals_interrupt"]
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
@@ -42,8 +42,13 @@ def interruptible(message: str) -> Iterator[None]:
 
 
 def hold_signals() -> None:
-    """Let what tells this process to end wait until `signals_interrupt`, also in a program that takes its place."""
+    """Let what tells this process to end wait until `release_signals`, also in a program that takes its place."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDING, signal.SIGINT))
+
+
+def release_signals() -> None:
+    """Let through what `hold_signals` held back, and what comes from now on."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_ENDING, signal.SIGINT))
 
 
 @contextmanager
@@ -72,7 +77,6 @@ def signals_interrupt() -> Iterator[None]:
         if handler is not signal.SIG_IGN:
             signal.signal(number, interrupt)
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_ENDING, signal.SIGINT))
         yield
     finally:
         sys.unraisablehook = before_hook

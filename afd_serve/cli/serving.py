@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.models import OptionInfo
 
-from afd_serve.cli.interruption import hold_signals, interruptible, signals_interrupt
+from afd_serve.cli.interruption import hold_signals, interruptible, release_signals, signals_interrupt
 from afd_serve.cli.options import DEFAULT_MODEL, FAILED, ModelOption
 from afd_serve.mode import Mode
 
@@ -174,6 +174,7 @@ def stay(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
     server = _server_in(state_dir)
     try:
         with signals_interrupt():
+            release_signals()
             tell_ready()
             server.stay()
     except KeyboardInterrupt:
