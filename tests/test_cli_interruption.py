@@ -4,31 +4,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import tiny_backbone
-from tests.conftest import Run
+
+# Signals as a terminal's processes have them: the tests may run under nohup, which ignores one.
+_IN_A_TERMINAL = """
+import signal
+from afd_serve.cli import main
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+main()
+"""
 
 
-@pytest.fixture
-def _terminal() -> Iterator[None]:
-    """Signals as a terminal's processes have them: the tests may run under nohup, which ignores one."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("_terminal")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_a_fit_that_is_told_to_end_saves_its_state(
     picture_folder: Callable[[int], Path], tmp_path: Path, how: signal.Signals
 ) -> None:
     out = tmp_path / "run"
     settings = ("--images", picture_folder(4), "--out", out, "--steps", 10**6, "--batch-size", 2, "--workers", 0)
-    command = [sys.executable, "-m", "afd_serve", "fit", "--backbone", f"file:{tiny_backbone.__file__}", *settings]
+    command = [sys.executable, "-c", _IN_A_TERMINAL, "fit", "--backbone", f"file:{tiny_backbone.__file__}", *settings]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as fit:
         try:
             while fit.poll() is None and not (out / "log.jsonl").exists():
@@ -43,9 +42,11 @@ def test_a_fit_that_is_told_to_end_saves_its_state(
     assert (out / "state.safetensors").exists()
 
 
-def in_a_process_of_its_own(code: str) -> tuple[int, str, str]:
+def in_a_process_of_its_own(code: str, *words: str) -> tuple[int, str, str]:
     """Status, stdout and stderr of what signals itself, or loses processes: pytest should not be hit."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -117,22 +118,26 @@ def test_the_end_of_a_process_that_loads_pictures_is_an_interruption() -> None:
     assert err.startswith("interrupted; it goes on (DataLoader worker")
 
 
-@pytest.mark.usefixtures("_terminal")
+_STARTED = """
+import signal, sys
+from pathlib import Path
+from afd_serve.cli import main
+from afd_serve.servers import quickstart, triton_quickstart
+
+def start(*_, **__):
+    try:
+        signal.raise_signal(int(sys.argv[2]))
+    finally:
+        print("ended")
+
+quickstart.serve_torchserve = triton_quickstart.serve_triton = start
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+main(["serve", sys.argv[1], "--state-dir", sys.argv[3]])
+"""
+
+
 @pytest.mark.parametrize("server", ["torchserve", "triton"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
-def test_a_start_can_be_interrupted_by_a_signal(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str, how: signal.Signals
-) -> None:
-    ended = []
-
-    def start(*_: object, **__: object) -> None:
-        try:
-            signal.raise_signal(how)
-        finally:
-            ended.append(server)
-
-    module = {"torchserve": "quickstart", "triton": "triton_quickstart"}[server]
-    monkeypatch.setattr(f"afd_serve.servers.{module}.serve_{server}", start)
-    status, out, err = run("serve", server, "--state-dir", tmp_path)
-    assert (status, out, err) == (130, "", "interrupted; what was being started has ended\n")
-    assert ended == [server]
+def test_a_start_can_be_interrupted_by_a_signal(tmp_path: Path, server: str, how: signal.Signals) -> None:
+    ended = in_a_process_of_its_own(_STARTED, server, str(int(how)), str(tmp_path))
+    assert ended == (130, "ended\n", "interrupted; what was being started has ended\n")
