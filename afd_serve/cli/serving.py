@@ -119,8 +119,7 @@ def serve_torchserve(
         server = quickstart.serve_torchserve(model, state_dir, name=name, mode=mode, ports=ports, workers=workers)
         if foreground:
             _stay_with(server, lambda: quickstart.show(server))
-    if not foreground:
-        typer.echo(quickstart.show(server))
+    typer.echo(quickstart.show(server))
 
 
 @serve_app.command("triton")
@@ -148,8 +147,7 @@ def serve_triton(
         )
         if foreground:
             _stay_with(server, lambda: triton_quickstart.show(server))
-    if not foreground:
-        typer.echo(triton_quickstart.show(server))
+    typer.echo(triton_quickstart.show(server))
 
 
 def _stay_with(server: "BackgroundServer", words: Callable[[], str]) -> NoReturn:

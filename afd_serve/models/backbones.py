@@ -17,11 +17,7 @@ from afd_serve.errors import AfdError, AttachError, BackboneError
 from afd_serve.labels import imagenet_labels
 from afd_serve.models.discovery import Sites, find_sites
 from afd_serve.models.efficientnet_lite import VARIANTS, load_pretrained
-from afd_serve.models.torchvision_compat import (
-    import_timm,
-    import_torchvision_models,
-    make_torchvision_importable,
-)
+from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models, make_torchvision_importable
 from afd_serve.transforms import Preprocessing, Triple
 
 __all__ = ["Backbone", "Preprocessing", "load_backbone", "make_backbone"]
