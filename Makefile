@@ -103,11 +103,12 @@ wheel: $(VENV)/.installed-dev
 
 TRITON_PYTHON := $(abspath $(BIN_TRITON))/python
 
+# A process that crashes is not replaced: pytest would wait for its other tests without an end.
 py-test: $(VENV)/.installed-dev $(if $(filter no,$(TRITON)),,$(VENV_TRITON)/.installed)
 	@$(if $(filter no,$(TOOLS)),,sh scripts/tools.sh $(UNPACKED))
 	PATH="$(abspath $(UNPACKED))/usr/bin:$(abspath $(UNPACKED))/usr/sbin:$$PATH" \
 	  $(if $(filter no,$(TRITON)),,AFD_TRITON_PYTHON=$(TRITON_PYTHON)) \
-	  $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+	  $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --max-worker-restart 0
 
 test-triton: $(VENV)/.installed-dev $(VENV_TRITON)/.installed
 	AFD_TRITON_PYTHON=$(TRITON_PYTHON) $(BIN)/python -m pytest tests/serving/test_triton*.py

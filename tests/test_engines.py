@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -278,6 +279,26 @@ def test_openvino_refuses_a_preloaded_allocator_that_would_end_the_process(
     monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so.2")
     with pytest.raises(CheckpointError, match="without LD_PRELOAD"):
         load_deployed(exported)
+
+
+# Seen where the CPU has AMX; elsewhere OpenVINO leaves the thread's signals alone.
+_LEFT = """
+import signal, sys
+from pathlib import Path
+from afd_serve.export import load_deployed
+
+first, second = (load_deployed(Path(sys.argv[1])) for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_models_in_openvino_are_gone(exported_for: Exported) -> None:
+    command = [sys.executable, "-c", _LEFT, str(exported_for("openvino"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_graphs_run_on_the_cpu_only(exported_for: Exported) -> None:

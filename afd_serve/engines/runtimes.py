@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -74,14 +75,25 @@ class _OnnxRuntime:
         return outputs
 
 
+@cache
+def _openvino_core() -> Any:
+    """OpenVINO's, one for the process, which keeps it to its end.
+
+    Where the CPU has AMX each of them gives the thread that makes it a stack for signals, and takes its predecessor's
+    back when it goes. Where they do not go in the opposite order of their coming that one is gone before, and the
+    next signal ends the process with a segmentation fault (OpenVINO 2026.4).
+    """
+    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
+    return import_module("openvino").Core()
+
+
 class _OpenVino:
     """In OpenVINO's CPU plug-in. A request holds one picture at a time, so threads take turns."""
 
     def __init__(self, path: Path, precision: str) -> None:
         if "malloc" in os.environ.get("LD_PRELOAD", ""):  # this is no error of OpenVINO's: it would end the process
             raise RuntimeError("it does not run with a preloaded allocator; start this process without LD_PRELOAD")
-        os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
-        openvino = import_module("openvino")
+        core = _openvino_core()
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
@@ -89,11 +101,10 @@ class _OpenVino:
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         }
-        core = openvino.Core()
         model = core.read_model(path)
         self.inputs = tuple(value.any_name for value in model.inputs)
         self._outputs = range(len(model.outputs))
-        self._tensor = openvino.Tensor
+        self._tensor = import_module("openvino").Tensor
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
         self._running = Lock()
 
