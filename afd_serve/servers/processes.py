@@ -107,9 +107,10 @@ def end(pid: int, timeout: float) -> None:
 
 def kill_marked(mark: str) -> None:
     """Kill every process but this one whose command line has a word that contains ``mark``."""
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.pid != os.getpid() and any(mark in word for word in process.cmdline()):
+            process = psutil.Process(pid)  # process_iter keeps earlier ones, and kills no other that has their id now
+            if pid != os.getpid() and any(mark in word for word in process.cmdline()):
                 process.kill()
 
 
