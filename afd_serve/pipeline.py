@@ -7,6 +7,7 @@ Note [One picture at a time]
 """
 
 import io
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,9 +38,13 @@ class StageTimes:
 
 
 class Pipeline:
-    """A loaded classifier with its preprocessing. Thread-safe: nothing changes after loading."""
+    """A loaded classifier with its preprocessing. Thread-safe: nothing changes after loading.
+
+    A process that is forked off may use it as well, on one thread.
+    """
 
     def __init__(self, deployed: Deployed, limits: JpegLimits | None = None) -> None:
+        self._process = os.getpid()
         self._module = deployed.module
         self._limits = limits or JpegLimits()
         self.signature = deployed.signature
@@ -105,10 +110,12 @@ class Pipeline:
         Raises:
             InputError: A subclass says what is wrong with the picture.
         """
+        self._compute_after_a_fork()
         return prepare(item, self.signature.preprocessing, crop=crop, limits=self._limits)
 
     def logits(self, inputs: ClassifierInputs) -> tuple[Tensor, Tensor]:
         """Logits [N, K] and drift scores [N] of prepared inputs."""
+        self._compute_after_a_fork()
         with torch.inference_mode():
             logits, drift = self._module(*inputs)
         return logits, drift
@@ -119,6 +126,12 @@ class Pipeline:
         for _ in range(rounds):
             for is_open in (True, False):
                 self._run(picture, is_open)
+
+    def _compute_after_a_fork(self) -> None:
+        """Do without the parent's OpenMP threads, which do not exist here: torch would wait for them without an end."""
+        if os.getpid() != self._process:
+            torch.set_num_threads(1)
+            self._process = os.getpid()
 
     def _predict_one(self, item: Buffer, top_k: int, mode: Mode, crop: bool, times: StageTimes) -> Prediction | Failure:
         start = time.perf_counter()

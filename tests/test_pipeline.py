@@ -1,5 +1,9 @@
 """The one path: bytes in, predictions or failures out."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +189,33 @@ def test_loading_sets_torchs_threads_where_it_is_told_to(tiny_run: Path) -> None
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+_FORKED = """
+import multiprocessing, sys
+from pathlib import Path
+from afd_serve.pipeline import Pipeline
+
+def classify(picture):
+    return pipeline.predict([picture])[0].indices
+
+pipeline = Pipeline.load(Path(sys.argv[1]), threads=2)
+picture = sys.stdin.buffer.read()
+expected = classify(picture)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.map(classify, [picture] * 3) == [expected] * 3)
+"""
+
+
+def test_forked_processes_classify_as_well(tiny_run: Path) -> None:
+    command = [sys.executable, "-c", _FORKED, str(tiny_run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as program:
+        try:
+            out, _ = program.communicate(POOR, timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, signal.SIGKILL)  # with its own
+            raise
+    assert out == b"True\n"
 
 
 def test_impossible_sources_are_refused(tmp_path: Path) -> None:
