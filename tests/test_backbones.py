@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 from torch.nn import functional
@@ -24,7 +22,7 @@ from afd_serve.errors import AttachError, BackboneError, DependencyError
 from afd_serve.labels import imagenet_labels, imagenet_wnids, label_lookup
 from afd_serve.models.backbones import Preprocessing, load_backbone, make_backbone
 from afd_serve.models.discovery import Sites, feature_maps
-from afd_serve.models.efficientnet_lite import VARIANTS, EfficientNetLite, load_pretrained, same_padding
+from afd_serve.models.efficientnet_lite import VARIANTS, EfficientNetLite, load_pretrained
 from tests.foreign import SmallNet, needs
 
 NAMES = tuple(VARIANTS)
@@ -82,14 +80,6 @@ def test_efficientnet_lite0_knows_what_afd_needs() -> None:
     shapes = feature_maps(backbone.module, 224)
     assert shapes[backbone.stem] == (32, 112, 112)
     assert shapes[backbone.blocks[-1]] == (320, 7, 7)
-
-
-@given(st.integers(1, 600), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2]))
-def test_same_padding_gives_tensorflows_output_size(size: int, kernel: int, stride: int) -> None:
-    before, after = same_padding(size, kernel, stride)
-    assert 0 <= after - before <= 1
-    padded = max(size + before + after, kernel)
-    assert (padded - kernel) // stride + 1 == -(-size // stride)
 
 
 @pytest.mark.parametrize("size", [31, 32, 33, 50, 67])

@@ -33,6 +33,7 @@ CONVOLUTIONAL = (
     "timm:efficientnet_b0",
     "timm:convnext_atto",
     "timm:repvgg_a0",
+    "timm:tf_mobilenetv3_small_minimal_100",
 )
 TRANSFORMER = "timm:vit_tiny_patch16_224"
 

@@ -273,6 +273,23 @@ def test_a_convolution_that_onednn_lacks_leaves_the_module_as_it_is() -> None:
         torch.testing.assert_close(loaded(x), module(x))
 
 
+def test_only_what_can_lie_channels_last_is_laid_out_so() -> None:
+    class Biased(nn.Module):
+        bias: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, bias=False)
+            self.register_buffer("bias", torch.randn(1, 2, 3, 4, 5))  # as a Swin transformer's attention has it
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) + self.bias.mean()
+
+    module, x = Biased().eval(), torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(freeze(module)(x), module(x))
+
+
 def test_bytes_that_are_no_module_are_refused() -> None:
     with pytest.raises(CheckpointError, match="TorchScript"):
         load(b"no archive", [])

@@ -62,9 +62,11 @@ def freeze(module: nn.Module) -> torch.jit.ScriptModule:
     computed = [name for name, part in module.named_modules() if is_parametrized(part)]
     if computed:
         raise ExportError(f"TorchScript cannot run the parametrizations of {', '.join(computed)}")
-    laid_out = module.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for value in (*module.parameters(), *module.buffers()):
+        if value.dim() == 4:  # `module.to` would convert those of five dimensions too, which it cannot
+            value.data = value.data.contiguous(memory_format=torch.channels_last)
     with quiet(), torch.no_grad():
-        frozen: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(laid_out))
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(module.eval()))
     return frozen
 
 

@@ -17,6 +17,7 @@ from afd_serve.errors import AfdError, AttachError, BackboneError
 from afd_serve.labels import imagenet_labels
 from afd_serve.models.discovery import Sites, find_sites
 from afd_serve.models.efficientnet_lite import VARIANTS, load_pretrained
+from afd_serve.models.same_padding import pad_constantly
 from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models, make_torchvision_importable
 from afd_serve.transforms import Preprocessing, Triple
 
@@ -96,7 +97,8 @@ def make_backbone(
     """Freeze a classifier and describe it.
 
     Args:
-        module: normalized RGB float ``[N, 3, S, S]`` to logits ``[N, K]``; switched to eval mode, gradients off.
+        module: normalized RGB float ``[N, 3, S, S]`` to logits ``[N, K]``; switched to eval mode, gradients off, and
+            padded as `pad_constantly` says.
         preprocessing: how a picture becomes the module's input.
         labels: K class names.
         name: the spec that finds it again.
@@ -109,6 +111,7 @@ def make_backbone(
     _check_kinds(module, preprocessing, labels)
     module.eval().requires_grad_(False)
     _check_logits(module, preprocessing.size, len(labels))
+    pad_constantly(module, preprocessing.size)
     if sites is None:
         sites = find_sites(module, len(labels), preprocessing.size)
     _check_sites(module, sites)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from afd_serve.errors import AttachError
 
-__all__ = ["Sites", "feature_maps", "find_sites"]
+__all__ = ["Sites", "feature_maps", "find_sites", "run_on_zeros"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,6 @@ def _candidates(module: nn.Module, size: int, limit: int = 24) -> str:
     return ", ".join(shown) or "none"
 
 
-@torch.inference_mode()
 def feature_maps(module: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
     """Run the classifier once and return ``{name: (C, H, W)}`` of each feature map, in order of execution.
 
@@ -121,13 +120,15 @@ def feature_maps(module: nn.Module, size: int) -> dict[str, tuple[int, int, int]
 
         handles.append(child.register_forward_hook(record))
     try:
-        module(_zeros_like_input(module, size))
+        run_on_zeros(module, size)
     finally:
         for handle in handles:
             handle.remove()
     return shapes
 
 
-def _zeros_like_input(module: nn.Module, size: int) -> Tensor:
+@torch.inference_mode()
+def run_on_zeros(module: nn.Module, size: int) -> None:
+    """Run a classifier, as it is, on a grey picture of ``size`` pixels a side."""
     first = next(module.parameters(), torch.zeros(()))
-    return torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device)
+    module(torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device))

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from afd_serve.errors import BackboneError, DependencyError
+from afd_serve.models.same_padding import same_padding
 
-__all__ = ["VARIANTS", "EfficientNetLite", "InvertedResidual", "Variant", "load_pretrained", "same_padding"]
+__all__ = ["VARIANTS", "EfficientNetLite", "InvertedResidual", "Variant", "load_pretrained"]
 
 _STEM_CHANNELS = 32
 _HEAD_CHANNELS = 1280
@@ -72,15 +73,6 @@ _STAGES = (
     _Stage(4, 5, 2, 6, 192),
     _Stage(1, 3, 1, 6, 320),
 )
-
-
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return the zeros before and after one axis so that the output has ``ceil(size / stride)`` places.
-
-    The odd zero goes after, as in TensorFlow: an even ``size`` at stride 2 is padded asymmetrically.
-    """
-    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
 
 
 def _conv(
