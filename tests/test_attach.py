@@ -93,6 +93,33 @@ def test_taps_and_the_embedding_are_returned(tiny: Backbone) -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(without_taps, (logits, embedding), strict=True))
 
 
+def test_what_a_convolution_at_the_end_reads_is_averaged_over_places() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    logits, features, embedding = attach(network, taps=["0"], embedding="1")(picture())
+    assert torch.equal(embedding, features.mean((2, 3)))
+    assert logits.shape == (2, 4)
+
+
+class Keeping(nn.Module):
+    """Keeps what it computes for its next call, as the attention of LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(3))
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.kept.setdefault("bias", self.bias[:, None, None] * 2)
+
+
+def test_what_is_recorded_is_not_kept_for_the_next_call() -> None:
+    network = Keeping()
+    for _ in range(2):
+        assert torch.equal(attach(network)(picture()), picture() + 2)
+    assert network.kept == {}
+    assert torch.equal(network(picture()), picture() + 2)
+
+
 def test_the_backbone_is_never_changed(tiny: Backbone) -> None:
     before = {name: value.clone() for name, value in tiny.module.state_dict().items()}
     modules = [(name, id(module)) for name, module in tiny.module.named_modules()]

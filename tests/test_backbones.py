@@ -227,7 +227,7 @@ def test_own_sites_are_checked() -> None:
     assert (backbone.stem, backbone.blocks, backbone.embedding) == ("entry", ("body",), "fc")
     with pytest.raises(AttachError, match="no module trunk; it has entry"):
         make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("trunk",), "fc"))
-    with pytest.raises(AttachError, match="Linear"):
+    with pytest.raises(AttachError, match="body must be the classifier's last layer"):
         make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "body"))
     with pytest.raises(BackboneError, match=r"give \(2, 1, 4\), but 4 labels need \(2, 4\)"):
         make_backbone(nn.Sequential(SmallNet(), nn.Unflatten(1, (1, 4))), SMALL, labels, name="own")

@@ -30,8 +30,10 @@ CONVOLUTIONAL = (
     "torchvision:resnet18",
     "torchvision:mobilenet_v3_small",
     "torchvision:regnet_y_400mf",
+    "torchvision:shufflenet_v2_x0_5",
     "timm:efficientnet_b0",
     "timm:convnext_atto",
+    "timm:dla34",
     "timm:repvgg_a0",
     "timm:tf_mobilenetv3_small_minimal_100",
 )

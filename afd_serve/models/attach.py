@@ -4,6 +4,7 @@
 in that graph, so the backbone object stays as it was (detaching is dropping the graph) and the result is scriptable.
 """
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,21 +114,25 @@ def trace(backbone: nn.Module) -> Trace:
         AttachError: The backbone cannot be recorded.
     """
     tracer = _SiteTracer()
-    before = set(vars(backbone))
     try:
-        graph = tracer.trace(backbone)
-        constants = {name: value for name, value in vars(backbone).items() if isinstance(value, Tensor)}
+        apart = _apart(backbone)
+        graph = tracer.trace(apart)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]  # older versions of torch go on for lines
         raise AttachError(
             f"{type(backbone).__name__} cannot be recorded as a graph ({reason}); its forward must not branch on the "
             "values or sizes of tensors"
         ) from error
-    finally:
-        # Constants inside a forward become attributes of what is recorded.
-        for name in set(vars(backbone)) - before:
-            delattr(backbone, name)
+    # Constants inside a forward have become attributes of what was recorded.
+    constants = {name: value for name, value in vars(apart).items() if isinstance(value, Tensor)}
     return Trace(graph, tracer.outputs, constants)
+
+
+def _apart(backbone: nn.Module) -> nn.Module:
+    """A copy with the same tensors: a forward that keeps results for its next call must not keep what is recorded."""
+    tensors = [value for module in backbone.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    shared = (*backbone.parameters(), *backbone.buffers(), *tensors)
+    return copy.deepcopy(backbone, {id(value): value for value in shared})
 
 
 def _node(outputs: Mapping[str, fx.Node], site: str) -> fx.Node:
@@ -155,7 +160,7 @@ def attach(
         kernels: Convolutions that run with a changed kernel and bias.
         inputs: Names of the graph's extra inputs, tensors that insertions may ask for.
         taps: Modules whose outputs (after insertions) are returned, for fitting.
-        embedding: The classifier layer whose input is the pooled embedding, returned after the taps.
+        embedding: The classifier's last layer; the mean over places of what it reads is returned after the taps.
         until: A module whose output (after insertions) is returned instead of all else; what comes after it is cut off.
 
     Returns:
@@ -286,8 +291,15 @@ def _return_also(graph: fx.Graph, outputs: Mapping[str, fx.Node], taps: Sequence
     output = next(node for node in graph.nodes if node.op == "output")
     results = [output.args[0], *(_node(outputs, tap) for tap in taps)]
     if embedding is not None:
-        results.append(_node(outputs, embedding).args[0])
+        last = _node(outputs, embedding)
+        with graph.inserting_before(output):
+            results.append(graph.call_function(_pooled, last.args[:1]))
     output.args = (tuple(results),)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """The embedding [N, D] in what the classifier's last layer reads: that itself, or a feature map [N, D, H, W]."""
+    return x.mean(dim=(2, 3)) if x.dim() == 4 else x
 
 
 def _cut_after(graph: fx.Graph, last: fx.Node) -> None:

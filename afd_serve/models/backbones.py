@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from afd_serve.errors import AfdError, AttachError, BackboneError
 from afd_serve.labels import imagenet_labels
-from afd_serve.models.discovery import Sites, find_sites
+from afd_serve.models.discovery import Sites, find_sites, logits_of
 from afd_serve.models.efficientnet_lite import VARIANTS, load_pretrained
 from afd_serve.models.same_padding import pad_constantly
 from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models, make_torchvision_importable
@@ -38,9 +38,9 @@ class Backbone:
         module: eval mode, no gradients; normalized RGB float ``[N, 3, S, S]`` to logits ``[N, K]``.
         preprocessing: how a picture becomes the module's input.
         labels: K class names.
-        stem: qualified name of the module whose output is the stem's (after the activation).
-        blocks: qualified names of the blocks, in order of execution; empty for a vision transformer.
-        embedding: qualified name of the last ``Linear``; its *input* ``[N, D]`` is the pooled embedding.
+        stem: qualified name of the module whose output is the stem's.
+        blocks: qualified names of the blocks, in order of execution; a vision transformer has none.
+        embedding: qualified name of the last layer, as in `Sites`.
         fingerprint: SHA-256 (hex) of the parameters' and buffers' names, types, shapes and values.
     """
 
@@ -102,7 +102,7 @@ def make_backbone(
         preprocessing: how a picture becomes the module's input.
         labels: K class names.
         name: the spec that finds it again.
-        sites: stem, blocks and embedding; found by family when left out.
+        sites: stem, blocks and embedding; found when left out.
 
     Raises:
         BackboneError: an argument is of another kind, or the module does not give one logit per label.
@@ -171,8 +171,8 @@ def _check_sites(module: nn.Module, sites: Sites) -> None:
     if missing:
         near = ", ".join(name for name in named if name and name.count(".") < 2)
         raise AttachError(f"{type(module).__name__} has no module {', '.join(missing)}; it has {near}")
-    if not isinstance(named[sites.embedding], nn.Linear):
-        raise AttachError(f"{sites.embedding} must be the classifier's last Linear layer")
+    if logits_of(named[sites.embedding]) is None:
+        raise AttachError(f"{sites.embedding} must be the classifier's last layer, linear or a 1x1 convolution")
 
 
 def _fingerprint(module: nn.Module) -> str:

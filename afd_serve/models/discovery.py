@@ -1,4 +1,4 @@
-"""Find the stem, the blocks and the embedding of a classifier from the names and classes of its modules."""
+"""Find the stem, the blocks and the embedding of a classifier: by names that are known, or in its graph."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from afd_serve.errors import AttachError
+from afd_serve.models.bottlenecks import find_bottlenecks
 
-__all__ = ["Sites", "feature_maps", "find_sites", "run_on_zeros"]
+__all__ = ["Sites", "feature_maps", "find_sites", "logits_of", "run_on_zeros"]
 
 
 @dataclass(frozen=True)
 class Sites:
     """Where AFD can attach: qualified module names, ``blocks`` in order of execution.
 
-    ``stem`` and each of ``blocks`` put out a feature map ``[N, C, H, W]``; ``embedding`` is the classifier's last
-    ``Linear``, whose *input* ``[N, D]`` is the pooled embedding.
+    ``stem`` and each of ``blocks`` put out a feature map ``[N, C, H, W]``; ``embedding`` is the last layer, whose
+    *input* is the pooled embedding ``[N, D]``, or becomes that when it is averaged over places.
     """
 
     stem: str
@@ -53,7 +54,10 @@ _FAMILIES = (
 
 
 def find_sites(module: nn.Module, classes: int, size: int) -> Sites:
-    """Find the attach sites of a ResNet, MobileNet, EfficientNet, ConvNeXt, RegNet, RepVGG or ViT.
+    """Find the attach sites of a classifier.
+
+    Those of a ResNet, MobileNet, EfficientNet, ConvNeXt, RegNet, RepVGG or ViT are known by name, all others' are where
+    `find_bottlenecks` says.
 
     Args:
         module: a classifier in eval mode, RGB float ``[N, 3, size, size]`` to logits ``[N, classes]``.
@@ -61,17 +65,21 @@ def find_sites(module: nn.Module, classes: int, size: int) -> Sites:
         size: side of the input in pixels.
 
     Raises:
-        AttachError: the classifier belongs to no known family; the message names the modules that could be used.
+        AttachError: there are none, or no layer gives the logits; the message names the modules that could be used.
     """
-    embedding = _last_linear(module, classes)
+    embedding = _last_layer(module, classes)
     for family in _FAMILIES:
         for stem, blocks in _matches(module, family):
             if blocks or not family.blocks:
                 return Sites(stem, blocks, embedding)
-    raise AttachError(
-        f"{type(module).__name__} is of no known family, so name its stem and blocks yourself (a `file:` backbone may "
-        f"return them); modules that put out feature maps: {_candidates(module, size)}"
-    )
+    found = [name for name in find_bottlenecks(module, size) if name != embedding]
+    if not found:
+        raise AttachError(
+            f"{type(module).__name__} has no convolution whose output alone goes on, so name its stem and blocks "
+            "yourself (a `file:` backbone may return them); modules that put out feature maps: "
+            f"{_candidates(module, size)}"
+        )
+    return Sites(found[0], tuple(found[1:]), embedding)
 
 
 def _matches(module: nn.Module, family: _Family) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -82,14 +90,23 @@ def _matches(module: nn.Module, family: _Family) -> Iterator[tuple[str, tuple[st
             yield stem, tuple(name for name in found if name != stem and not name.startswith(f"{stem}."))
 
 
-def _last_linear(module: nn.Module, classes: int) -> str:
-    linears: dict[str, nn.Linear] = {
-        name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)
-    }
-    fitting: list[str] = [name for name, child in linears.items() if child.out_features == classes]
+def logits_of(layer: nn.Module) -> int | None:
+    """How many logits a layer puts out if it is a classifier's last; None where it is of no kind that can be."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) else None
+
+
+def _last_layer(module: nn.Module, classes: int) -> str:
+    """The last one as wide as the logits; a convolution only where no linear layer is."""
+    wide: list[str] = [name for name, child in module.named_modules() if logits_of(child) == classes]
+    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    fitting = [name for name in wide if name in linear] or wide
     if not fitting:
-        seen = ", ".join(f"{name} ({child.out_features} outputs)" for name, child in linears.items()) or "none"
-        raise AttachError(f"no Linear layer puts out {classes} logits, one per label; linear layers: {seen}")
+        seen = ", ".join(f"{name} ({logits_of(module.get_submodule(name))} outputs)" for name in linear) or "none"
+        raise AttachError(
+            f"no linear layer or 1x1 convolution puts out {classes} logits, one per label; linear layers: {seen}"
+        )
     return fitting[-1]
 
 

@@ -45,7 +45,7 @@ def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
         backbone=backbone.name,
         fingerprint=backbone.fingerprint,
         gates=_gates(backbone) if parts.gates else (),
-        adapters=_adapters(backbone.module) if parts.adapters else (),
+        adapters=_adapters(backbone) if parts.adapters else (),
         fe=parts.enhancers(backbone),
     )
 
@@ -83,11 +83,13 @@ _FE_STRIDES: Final = (1, 2, 4, 8)
 """Strides at which an FE-Net can be, see `FeSiteConfig`."""
 
 
-def _adapters(module: nn.Module) -> tuple[AdapterSiteConfig, ...]:
+def _adapters(backbone: Backbone) -> tuple[AdapterSiteConfig, ...]:
     adapted = {
         name: conv.weight.shape
-        for name, conv in convolutions(module).items()
-        if conv.padding_mode == "zeros" and (conv.groups == 1 or math.prod(conv.kernel_size) <= _GROUPED_AREA)
+        for name, conv in convolutions(backbone.module).items()
+        if name != backbone.embedding  # what it puts out is compared with nothing
+        and conv.padding_mode == "zeros"
+        and (conv.groups == 1 or math.prod(conv.kernel_size) <= _GROUPED_AREA)
     }
     return tuple(
         AdapterSiteConfig(name, (o, i, h, w), 0 if o * i * h * w <= _FULL_RANK_KERNEL else _RANK)
