@@ -142,6 +142,12 @@ def test_a_librarys_preprocessing_and_labels_come_from_the_weights(
     assert backbone.labels == imagenet_labels()
 
 
+def test_a_timm_network_without_a_classifier_is_refused() -> None:
+    needs("timm")
+    with pytest.raises(BackboneError, match="eva02_tiny_patch14_224 puts out features, no logits"):
+        load_backbone("timm:eva02_tiny_patch14_224@random")
+
+
 def test_timm_has_its_weights_in_the_name() -> None:
     needs("timm")
     with pytest.raises(BackboneError, match=r"test_resnet\.<tag>"):

@@ -228,6 +228,10 @@ def _load_timm(spec: str, rest: str) -> Backbone:
     if choice not in ("", "random") and not _is_file(choice):
         raise BackboneError(f"timm weights are chosen in the name ({name}.<tag>), as @random or as @<file>")
     module = _build(spec, choice, lambda: timm.create_model(name, pretrained=not choice))
+    if not cast("Any", module).num_classes:
+        raise BackboneError(
+            f"{name} puts out features, no logits: choose weights with a classifier (timm.list_pretrained)"
+        )
     config = timm.data.resolve_model_data_config(module)
     if config["input_size"][1] != config["input_size"][2]:
         raise BackboneError(f"{name} takes pictures of {config['input_size'][1:]}, which is no square")
