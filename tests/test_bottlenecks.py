@@ -96,6 +96,21 @@ def test_what_a_later_step_reads_bypasses_all_between() -> None:
     assert find_bottlenecks(Dense().eval(), 32) == ["stem"]
 
 
+def test_what_nothing_reads_is_no_step() -> None:
+    class Wasteful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.unused, self.head = conv(3), conv(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.stem(x)
+            logits: Tensor = self.head(features.mean((2, 3)))
+            self.unused(features)
+            return logits
+
+    assert find_bottlenecks(Wasteful().eval(), 32) == ["stem"]
+
+
 def test_maps_with_channels_last_and_single_cells_are_no_feature_maps() -> None:
     assert find_bottlenecks(network(step=ChannelsLast()), 32) == ["stem", "step.conv"]
     squeezed = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv())

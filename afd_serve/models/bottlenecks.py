@@ -35,7 +35,7 @@ def find_bottlenecks(module: nn.Module, size: int) -> list[str]:
         has_convolved |= _is_convolution(node, modules)
         if node not in shapes:
             continue
-        alone = last_read <= place and _is_map(shapes[node])
+        alone = node.users and last_read <= place and _is_map(shapes[node])
         if has_convolved and alone and node in names and not _is_normalized_next(node, modules):
             found.append(names[node])
             has_convolved = False
@@ -93,5 +93,5 @@ def _is_map(shape: torch.Size) -> bool:
 
 
 def _is_normalized_next(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    (reader, *others) = node.users
+    reader, *others = node.users
     return not others and reader.op == "call_module" and isinstance(modules[str(reader.target)], nn.BatchNorm2d)
