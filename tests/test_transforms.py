@@ -1,6 +1,8 @@
 """Properties of the crop, the resize and the map from the JPEG's blocks to the model's grid."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from afd_serve import _jpeg, jpeg
+from afd_serve.errors import BackboneError
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.transforms import block_grid, crop_box, resize_crop
 
@@ -279,3 +282,22 @@ def test_indices_are_clamped_to_the_component() -> None:
     rows, cols = block_grid((-40.0, 0.0, 200.0, 400.0), 32, 3, 2, 8, 8)
     assert cols.tolist() == [0, 2, 2, 2]
     assert rows.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"size": 7}, "at least 8"),
+        ({"crop_fraction": 0.0}, "crop_fraction"),
+        ({"crop_fraction": 1.5}, "crop_fraction"),
+        ({"interpolation": "nearest"}, "bicubic or bilinear"),
+        ({"std": (1.0, 0.0, 1.0)}, "must be positive"),
+        ({"mean": (1.0, 2.0)}, "three values"),
+        ({"mean": (1.0, 2.0, math.nan)}, "finite"),
+        ({"std": (1.0, 2.0, math.inf)}, "finite"),
+        ({"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}, "multiply both by 255"),
+    ],
+)
+def test_impossible_preprocessing_is_rejected(values: dict[str, object], reason: str) -> None:
+    with pytest.raises(BackboneError, match=reason):
+        replace(preprocessing(), **values)
