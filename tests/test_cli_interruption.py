@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_backbone
+from tests.conftest import in_a_process_of_its_own
 
 # Signals as a terminal's processes have them: the tests may run under nohup, which ignores one.
 _IN_A_TERMINAL = """
@@ -40,14 +41,6 @@ def test_a_fit_that_is_told_to_end_saves_its_state(
     last = err.splitlines()[-1]
     assert (fit.returncode, last) == (130, "interrupted; the same command goes on from the last step")
     assert (out / "state.safetensors").exists()
-
-
-def in_a_process_of_its_own(code: str, *words: str) -> tuple[int, str, str]:
-    """Status, stdout and stderr of what signals itself, or loses processes: pytest should not be hit."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 _NOHUP = """

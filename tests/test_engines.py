@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.packaging.triton import package_triton
 from afd_serve.signature import SIGNATURE_NAME
 from tests import foreign
-from tests.conftest import awakened
+from tests.conftest import awakened, in_a_process_of_its_own
 from tests.test_classifier import batch
 
 CHOICES = [
@@ -296,9 +295,8 @@ signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_signal_is_handled_after_models_in_openvino_are_gone(exported_for: Exported) -> None:
-    command = [sys.executable, "-c", _LEFT, str(exported_for("openvino"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+    status, out, err = in_a_process_of_its_own(_LEFT, str(exported_for("openvino")))
+    assert (status, out) == (0, "handled\n"), err
 
 
 def test_graphs_run_on_the_cpu_only(exported_for: Exported) -> None:

@@ -23,6 +23,8 @@ __all__ = [
     "attach",
     "conv_arguments",
     "convolutions",
+    "graph_module",
+    "grey_picture",
     "has_hooks",
     "owns_kernel",
     "probe_shapes",
@@ -187,7 +189,7 @@ def attach(
     if until is not None:
         _cut_after(graph, _node(outputs, until))
     graph.lint()
-    return _graph_module(backbone, graph, modules, constants)
+    return graph_module(backbone, Trace(graph, outputs, constants), modules)
 
 
 def _add_inputs(graph: fx.Graph, names: Sequence[str]) -> dict[str, fx.Node]:
@@ -311,9 +313,9 @@ def _cut_after(graph: fx.Graph, last: fx.Node) -> None:
             graph.erase_node(node)
 
 
-def _graph_module(
-    backbone: nn.Module, graph: fx.Graph, modules: Mapping[str, nn.Module], constants: Mapping[str, Tensor]
-) -> fx.GraphModule:
+def graph_module(backbone: nn.Module, recorded: Trace, modules: Mapping[str, nn.Module]) -> fx.GraphModule:
+    """A module that runs a graph with the backbone's modules and tensors, and with others under names of their own."""
+
     class _Root(nn.Module):
         pass
 
@@ -324,14 +326,20 @@ def _graph_module(
         root.register_parameter(name, parameter)
     for name, buffer in backbone.named_buffers(recurse=False):
         root.register_buffer(name, buffer)
-    for name, constant in constants.items():
+    for name, constant in recorded.constants.items():
         root.register_buffer(name, constant)
     for name, module in modules.items():
         root.add_module(name, module)
-    out = fx.GraphModule(root, graph, class_name=f"{type(backbone).__name__}WithAfd")
-    for name in constants.keys() & dict(out.named_buffers(recurse=False)).keys():
-        out.register_buffer(name, constants[name], persistent=False)
+    out = fx.GraphModule(root, recorded.graph, class_name=f"{type(backbone).__name__}WithAfd")
+    for name in recorded.constants.keys() & dict(out.named_buffers(recurse=False)).keys():
+        out.register_buffer(name, recorded.constants[name], persistent=False)
     return out.train(backbone.training)
+
+
+def grey_picture(backbone: nn.Module, size: int) -> Tensor:
+    """An input [1, 3, size, size] of zeros, of the kind and in the place of the backbone's parameters."""
+    first = next(backbone.parameters(), torch.zeros(()))
+    return torch.zeros(1, 3, size, size, device=first.device, dtype=first.dtype)
 
 
 def probe_shapes(backbone: nn.Module, sites: Sequence[str], size: int) -> dict[str, SiteShape]:
@@ -341,9 +349,8 @@ def probe_shapes(backbone: nn.Module, sites: Sequence[str], size: int) -> dict[s
         AttachError: A site does not exist, or what leaves it is no feature map [N, C, H, W].
     """
     probe = attach(backbone, taps=sites)
-    parameter = next(backbone.parameters())
     with torch.inference_mode():
-        outputs = probe(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+        outputs = probe(grey_picture(backbone, size))
     shapes: dict[str, SiteShape] = {}
     for site, features in zip(sites, outputs[1:], strict=True):
         if not isinstance(features, Tensor) or features.dim() != 4:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn import functional as F
 
-from afd_serve.models.attach import Trace, trace
+from afd_serve.models.attach import Trace, graph_module, grey_picture, trace
 
 __all__ = ["find_bottlenecks"]
 
@@ -26,7 +27,7 @@ def find_bottlenecks(module: nn.Module, size: int) -> list[str]:
     """
     recorded = trace(module)
     modules = dict(module.named_modules())
-    shapes = _Shapes(module, recorded).of_nodes(size)
+    shapes = _shapes(module, recorded, size)
     names = _names(recorded.outputs, modules)
     places = {node: place for place, node in enumerate(recorded.graph.nodes)}
     found: list[str] = []
@@ -43,30 +44,12 @@ def find_bottlenecks(module: nn.Module, size: int) -> list[str]:
     return found
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a recorded graph on a grey picture and remembers the shapes of the tensors that it computes."""
-
-    def __init__(self, module: nn.Module, recorded: Trace) -> None:
-        super().__init__(module, graph=recorded.graph)
-        self._constants = recorded.constants
-        self._found: dict[fx.Node, torch.Size] = {}
-
-    @torch.inference_mode()
-    def of_nodes(self, size: int) -> dict[fx.Node, torch.Size]:
-        first = next(self.module.parameters(), torch.zeros(()))
-        self.run(torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device))
-        return self._found
-
-    def run_node(self, n: fx.Node) -> object:
-        """Run a node as the base class does."""
-        result = super().run_node(n)
-        if isinstance(result, Tensor) and n.op != "get_attr":
-            self._found[n] = result.shape
-        return result
-
-    def fetch_attr(self, target: str) -> object:
-        """Find what a node reads from the module."""
-        return self._constants[target] if target in self._constants else super().fetch_attr(target)
+@torch.inference_mode()
+def _shapes(module: nn.Module, recorded: Trace, size: int) -> dict[fx.Node, torch.Size]:
+    """Of the tensors that a graph computes from a picture."""
+    ShapeProp(graph_module(module, recorded, {})).propagate(grey_picture(module, size))
+    found = {node: node.meta.get("tensor_meta") for node in recorded.graph.nodes if node.op != "get_attr"}
+    return {node: meta.shape for node, meta in found.items() if isinstance(meta, TensorMetadata)}
 
 
 def _names(outputs: Mapping[str, fx.Node], modules: Mapping[str, nn.Module]) -> dict[fx.Node, str]:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from afd_serve.errors import AttachError
+from afd_serve.models.attach import grey_picture
 from afd_serve.models.bottlenecks import find_bottlenecks
 
-__all__ = ["Sites", "feature_maps", "find_sites", "logits_of", "run_on_zeros"]
+__all__ = ["Sites", "feature_maps", "find_sites", "logits_of"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _candidates(module: nn.Module, size: int, limit: int = 24) -> str:
     return ", ".join(shown) or "none"
 
 
+@torch.inference_mode()
 def feature_maps(module: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
     """Run the classifier once and return ``{name: (C, H, W)}`` of each feature map, in order of execution.
 
@@ -137,15 +139,8 @@ def feature_maps(module: nn.Module, size: int) -> dict[str, tuple[int, int, int]
 
         handles.append(child.register_forward_hook(record))
     try:
-        run_on_zeros(module, size)
+        module(grey_picture(module, size))
     finally:
         for handle in handles:
             handle.remove()
     return shapes
-
-
-@torch.inference_mode()
-def run_on_zeros(module: nn.Module, size: int) -> None:
-    """Run a classifier, as it is, on a grey picture of ``size`` pixels a side."""
-    first = next(module.parameters(), torch.zeros(()))
-    module(torch.zeros(1, 3, size, size, dtype=first.dtype, device=first.device))

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from afd_serve.models.discovery import run_on_zeros
+from afd_serve.models.attach import grey_picture
 
 __all__ = ["pad_constantly", "same_padding"]
 
@@ -31,10 +31,12 @@ def pad_constantly(module: nn.Module, size: int) -> None:
         seen.setdefault(conv, set()).add(inputs[0].shape[2:])
 
     convs = [part for part in module.modules() if type(part).__name__ == "Conv2dSame"]
+    if not convs:
+        return
     handles = [conv.register_forward_pre_hook(see) for conv in convs]
     try:
-        if convs:
-            run_on_zeros(module, size)
+        with torch.inference_mode():
+            module(grey_picture(module, size))
     finally:
         for handle in handles:
             handle.remove()
@@ -49,7 +51,10 @@ def _padded(conv: nn.Conv2d, shape: torch.Size) -> nn.Module:
     plain = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, 0, dilation, conv.groups)
     plain.weight, plain.bias = conv.weight, conv.bias
     rows, columns = (same_padding(*axis) for axis in zip(shape, kernel, stride, dilation, strict=True))
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
     if rows[0] == rows[1] and columns[0] == columns[1]:
         plain.padding = (rows[0], columns[0])
-        return nn.Sequential(OrderedDict(conv=plain)).train(conv.training)
-    return nn.Sequential(OrderedDict(pad=nn.ZeroPad2d((*columns, *rows)), conv=plain)).train(conv.training)
+    else:
+        layers["pad"] = nn.ZeroPad2d((*columns, *rows))
+    layers["conv"] = plain
+    return nn.Sequential(layers).train(conv.training)

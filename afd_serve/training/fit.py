@@ -14,7 +14,7 @@ from afd_serve.checkpoint import WEIGHTS_NAME, find_weights, load_afd, save_afd
 from afd_serve.config import AfdConfig, FitConfig
 from afd_serve.errors import BackboneError, ConfigError
 from afd_serve.models.afd import AfdNet
-from afd_serve.models.attach import attach
+from afd_serve.models.attach import attach, grey_picture
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import GUIDES, Normalize, insertions, kernel_changes
 from afd_serve.models.fde import picture_statistics
@@ -112,9 +112,8 @@ def training_sizes(config: FitConfig, backbone: Backbone) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def _takes(module: nn.Module, size: int) -> bool:
-    parameter = next(module.parameters())
     try:
-        module(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+        module(grey_picture(module, size))
     except Exception:  # there is no telling with what a third party's code refuses a size
         return False
     return True
