@@ -5,10 +5,12 @@ The server looks for shared library, stub and module in one folder, which links 
 embeds Python and finds its packages through the first ``python3`` on PATH; PYTHONPATH means nothing to it.
 """
 
+import dataclasses
 import json
 import os
 import secrets
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,17 +32,8 @@ SHARED_MEMORY: Final = Path("/dev/shm")
 
 _ADVICE: Final = "make an environment for it: pip install torch==VERSION && pip install 'afd-serve[triton-server]'"
 _LOOK: Final = """
-import ctypes, importlib.util, json, os, sys, sysconfig
+import importlib.util, json, os, sys, sysconfig
 def has(name): return importlib.util.find_spec(name) is not None
-library = sysconfig.get_config_var("INSTSONAME") or ""
-if not library.startswith("libpython") or ".so" not in library:
-    library = "libpython%d.%d.so.1.0" % sys.version_info[:2]
-folder = sysconfig.get_config_var("LIBDIR") or ""
-def loads(name):
-    try:
-        return bool(ctypes.CDLL(name))
-    except OSError:
-        return False
 if has("numpy"):
     import numpy
 print(json.dumps({
@@ -50,10 +43,12 @@ print(json.dumps({
     "afd": has("afd_serve"),
     "numpy": numpy.__version__ if has("numpy") else "",
     "python": "%d.%d" % sys.version_info[:2],
-    "libpython": library,
-    "library_path": "" if loads(library) else folder if loads(os.path.join(folder, library)) else None,
+    "libraries": [sysconfig.get_config_var("LIBDIR") or "", os.path.join(sys.base_prefix, "lib")],
 }))
 """
+
+_NOT_LOADED: Final = 127
+"""The status of a program whose shared libraries are not found; a stub without arguments ends with another."""
 
 
 class NoServerError(DependencyError):
@@ -112,10 +107,7 @@ def find_environment(python: Path) -> TritonEnvironment:
         NoServerError: It has no server that could run in it.
         DependencyError: Something else is missing; the message says what to do.
     """
-    try:
-        done = subprocess.run([python, "-P", "-c", _LOOK], capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise DependencyError(f"{python} cannot be started: {error}") from error
+    done = _run([python, "-P", "-c", _LOOK])
     if done.returncode != 0:
         raise DependencyError(f"{python} fails: {done.stderr.strip()[-500:]}")
     found = json.loads(done.stdout)
@@ -125,15 +117,30 @@ def find_environment(python: Path) -> TritonEnvironment:
         raise DependencyError(f"afd-serve is not installed for {python}; {_ADVICE}")
     if int(found["numpy"].partition(".")[0]) >= 2:
         raise NoServerError(f"Triton's Python backend needs NumPy below 2, not {found['numpy']}; {_ADVICE}")
-    if found["library_path"] is None:
-        raise DependencyError(
-            f"Triton's Python processes need {found['libpython']}; "
-            f"on Debian: apt-get install libpython{found['python']}"
-        )
-    environment = TritonEnvironment(Path(found["bin"]), Path(found["server"]), found["python"], found["library_path"])
+    environment = TritonEnvironment(Path(found["bin"]), Path(found["server"]), found["python"], "")
     if not _stub(environment).is_file():
         raise DependencyError(f"nvidia-pytriton has no stub for Python {environment.python}; use another Python")
-    return environment
+    return _with_libraries(environment, found["libraries"])
+
+
+def _with_libraries(environment: TritonEnvironment, folders: Sequence[str]) -> TritonEnvironment:
+    """Whether the stub finds ``libpython`` is what it tells itself: Python's own process has its library already."""
+    for folder in ("", *folders):
+        candidate = dataclasses.replace(environment, library_path=folder)
+        done = _run([_stub(candidate)], candidate.variables)
+        if done.returncode != _NOT_LOADED:
+            return candidate
+    raise DependencyError(
+        f"Triton's Python processes cannot start ({done.stderr.strip()[-300:]}); "
+        f"on Debian: apt-get install libpython{environment.python}"
+    )
+
+
+def _run(command: Sequence[str | Path], variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise DependencyError(f"{command[0]} cannot be started: {error}") from error
 
 
 def _stub(environment: TritonEnvironment) -> Path:
