@@ -8,6 +8,7 @@ protected. Without SPECs one or two of each family: `torchvision:resnet18`, `tim
 """
 
 import argparse
+import multiprocessing
 import warnings
 
 import torch
@@ -18,6 +19,7 @@ from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.models.presets import preset_config
+from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models
 
 TORCHVISION = """
     alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
@@ -25,15 +27,20 @@ TORCHVISION = """
     swin_v2_t vgg11 vgg16_bn vit_b_32 wide_resnet50_2
 """
 TIMM = """
-    beit_base_patch16_224 cait_xxs24_224 coatnet_nano_rw_224 convnext_atto convnextv2_atto cspresnet50 darknet53
-    deit_tiny_patch16_224 densenet121 dla34 dpn68 edgenext_xx_small efficientformer_l1 efficientnet_b0
-    efficientnet_lite0 efficientvit_b0 fastvit_t8 fbnetc_100 gernet_s ghostnet_100
-    hardcorenas_a hgnet_tiny hrnet_w18_small inception_next_tiny inception_v4 lcnet_050 levit_128s mixer_s32_224
-    mnasnet_small mobilenetv3_small_100 mobilenetv4_conv_small mobileone_s0 mobilevit_xs nf_resnet50 nfnet_f0
-    pit_ti_224 poolformer_s12 regnety_004 repvgg_a0 repvit_m1 res2net50_26w_4s resnest14d resnet50 resnet50d
-    resnetv2_50 rexnet_100 selecsls42b seresnet50 skresnet18 starnet_s1 swin_tiny_patch4_window7_224
-    tf_efficientnet_b0 tf_efficientnetv2_b0 tf_mixnet_s tf_mobilenetv3_small_100 tiny_vit_5m_224 tinynet_a tresnet_m
-    vgg11 vit_tiny_patch16_224 vovnet39a xception41
+    bat_resnext26ts beit_base_patch16_224 botnet26t_256 caformer_s18 cait_xxs24_224 coat_tiny
+    coatnet_nano_rw_224 convit_tiny convmixer_768_32 convnext_atto convnextv2_atto crossvit_tiny_240
+    cs3darknet_s cspresnet50 darknet53 davit_tiny deit_tiny_patch16_224 densenet121 dla34 dpn68
+    edgenext_xx_small efficientformer_l1 efficientnet_b0 efficientnet_lite0 efficientvit_b0 efficientvit_m0
+    fasternet_t0 fastvit_t8 fbnetc_100 flexivit_small focalnet_tiny_srf gcvit_xxtiny gernet_s ghostnet_100
+    halonet26t hardcorenas_a hgnet_tiny hiera_tiny_224 hrnet_w18_small inception_next_tiny inception_resnet_v2
+    inception_v4 lambda_resnet26t lcnet_050 levit_128s mambaout_femto maxvit_nano_rw_256 mixer_s32_224
+    mnasnet_small mobilenetv3_small_100 mobilenetv4_conv_small mobileone_s0 mobilevit_xs mobilevitv2_050
+    mvitv2_tiny nasnetalarge nest_tiny nextvit_small nf_resnet50 nfnet_f0 pit_ti_224 poolformer_s12 pvt_v2_b0
+    rdnet_tiny regnety_004 repvgg_a0 repvit_m1 res2net50_26w_4s resmlp_12_224 resnest14d resnet50 resnet50d
+    resnetv2_50 rexnet_100 samvit_base_patch16_224 selecsls42b sequencer2d_s seresnet50 shvit_s1 skresnet18
+    starnet_s1 swiftformer_xs swin_tiny_patch4_window7_224 tf_efficientnet_b0 tf_efficientnetv2_b0 tf_mixnet_s
+    tf_mobilenetv3_small_100 tiny_vit_5m_224 tinynet_a tnt_s_patch16_224 tresnet_m twins_pcpvt_small vgg11
+    visformer_tiny vit_tiny_patch16_224 vitamin_small_224 volo_d1_224 vovnet39a xception41 xcit_nano_12_p16_224
 """
 TOLERANCE = 1e-4
 
@@ -44,7 +51,10 @@ def main() -> None:
     everything = [f"torchvision:{name}" for name in TORCHVISION.split()] + [f"timm:{name}" for name in TIMM.split()]
     specs = parser.parse_args().specs or everything
     warnings.simplefilter("ignore")  # the libraries', of weights that are not used here
-    protected = sum(try_out(spec) for spec in specs)
+    import_torchvision_models(), import_timm()  # once, before the processes part
+    # Each in a process of its own: what torch.jit remembers of the ones before makes every next one slower.
+    with multiprocessing.get_context("fork").Pool(maxtasksperchild=1) as processes:
+        protected = sum(processes.imap(try_out, specs))
     print(f"{protected} of {len(specs)} can be protected")
 
 

@@ -34,6 +34,8 @@ CONVOLUTIONAL = (
     "timm:efficientnet_b0",
     "timm:convnext_atto",
     "timm:dla34",
+    "timm:efficientvit_m0",
+    "timm:mobilevitv2_050",
     "timm:repvgg_a0",
     "timm:tf_mobilenetv3_small_minimal_100",
 )

@@ -20,12 +20,14 @@ __all__ = [
     "Insertion",
     "KernelChange",
     "SiteShape",
+    "apart",
     "attach",
     "conv_arguments",
     "convolutions",
     "graph_module",
     "grey_picture",
     "has_hooks",
+    "not_recorded",
     "owns_kernel",
     "probe_shapes",
     "trace",
@@ -54,10 +56,11 @@ class KernelChange:
 
 @dataclass(frozen=True)
 class SiteShape:
-    """What leaves a module: ``channels`` at ``stride`` input pixels per feature cell."""
+    """What leaves a module: ``channels`` at ``stride`` input pixels per feature cell, of one picture in ``windows``."""
 
     channels: int
     stride: int
+    windows: int = 1
 
 
 class _SiteTracer(fx.Tracer):
@@ -117,20 +120,25 @@ def trace(backbone: nn.Module) -> Trace:
     """
     tracer = _SiteTracer()
     try:
-        apart = _apart(backbone)
-        graph = tracer.trace(apart)
+        copied = apart(backbone)
+        graph = tracer.trace(copied)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]  # older versions of torch go on for lines
-        raise AttachError(
-            f"{type(backbone).__name__} cannot be recorded as a graph ({reason}); its forward must not branch on the "
-            "values or sizes of tensors"
-        ) from error
+        raise not_recorded(backbone, error) from error
     # Constants inside a forward have become attributes of what was recorded.
-    constants = {name: value for name, value in vars(apart).items() if isinstance(value, Tensor)}
+    constants = {name: value for name, value in vars(copied).items() if isinstance(value, Tensor)}
     return Trace(graph, tracer.outputs, constants)
 
 
-def _apart(backbone: nn.Module) -> nn.Module:
+def not_recorded(backbone: nn.Module, obstacle: object) -> AttachError:
+    """What to raise where `torch.fx` meets an obstacle in the backbone or in a part of it."""
+    reason = str(obstacle).partition("\n")[0]  # older versions of torch go on for lines
+    return AttachError(
+        f"{type(backbone).__name__} cannot be recorded as a graph ({reason}); its forward may branch on the sizes of "
+        "tensors, not on their values"
+    )
+
+
+def apart(backbone: nn.Module) -> nn.Module:
     """A copy with the same tensors: a forward that keeps results for its next call must not keep what is recorded."""
     tensors = [value for module in backbone.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     shared = (*backbone.parameters(), *backbone.buffers(), *tensors)
@@ -355,5 +363,6 @@ def probe_shapes(backbone: nn.Module, sites: Sequence[str], size: int) -> dict[s
     for site, features in zip(sites, outputs[1:], strict=True):
         if not isinstance(features, Tensor) or features.dim() != 4:
             raise AttachError(f"what leaves {site!r} is no feature map [N, C, H, W]; choose a convolution or a block")
-        shapes[site] = SiteShape(channels=features.shape[1], stride=round(size / features.shape[2]))
+        windows, channels, height, _ = features.shape
+        shapes[site] = SiteShape(channels, round(size / height), windows)
     return shapes

@@ -18,6 +18,7 @@ from afd_serve.labels import imagenet_labels
 from afd_serve.models.discovery import Sites, find_sites, logits_of
 from afd_serve.models.efficientnet_lite import VARIANTS, load_pretrained
 from afd_serve.models.same_padding import pad_constantly
+from afd_serve.models.size_branches import decide_size_branches
 from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models, make_torchvision_importable
 from afd_serve.transforms import Preprocessing, Triple
 
@@ -97,8 +98,8 @@ def make_backbone(
     """Freeze a classifier and describe it.
 
     Args:
-        module: normalized RGB float ``[N, 3, S, S]`` to logits ``[N, K]``; switched to eval mode, gradients off, and
-            padded as `pad_constantly` says.
+        module: normalized RGB float ``[N, 3, S, S]`` to logits ``[N, K]``; switched to eval mode, gradients off,
+            padded as `pad_constantly` says, and its branches on sizes decided as `decide_size_branches` says.
         preprocessing: how a picture becomes the module's input.
         labels: K class names.
         name: the spec that finds it again.
@@ -112,6 +113,7 @@ def make_backbone(
     module.eval().requires_grad_(False)
     _check_logits(module, preprocessing.size, len(labels))
     pad_constantly(module, preprocessing.size)
+    decide_size_branches(module, preprocessing.size)
     if sites is None:
         sites = find_sites(module, len(labels), preprocessing.size)
     _check_sites(module, sites)

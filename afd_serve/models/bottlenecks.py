@@ -71,8 +71,11 @@ def _is_convolution(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _is_map(shape: torch.Size) -> bool:
-    """Whether it is [N, C, H, W] of a square picture; transformers that keep channels last have [N, H, W, C]."""
-    return len(shape) == 4 and shape[2] == shape[3] > 1
+    """Whether it is [N, C, H, W] of a square picture, N being 1 here; windows of a picture count as several.
+
+    Transformers that keep channels last have [N, H, W, C].
+    """
+    return len(shape) == 4 and shape[0] == 1 and shape[2] == shape[3] > 1
 
 
 def _is_normalized_next(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

@@ -51,8 +51,12 @@ def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
 
 
 def _gates(backbone: Backbone) -> tuple[GateSiteConfig, ...]:
-    sites = [_last_norm(backbone.module, name) for name in (backbone.stem, *backbone.blocks)]
-    shapes = probe_shapes(backbone.module, sites, backbone.preprocessing.size)
+    norms = {name: _last_norm(backbone.module, name) for name in (backbone.stem, *backbone.blocks)}
+    shapes = probe_shapes(backbone.module, [*norms, *norms.values()], backbone.preprocessing.size)
+    sites = [norm if shapes[norm].windows == 1 else name for name, norm in norms.items()]
+    for site in sites:
+        if shapes[site].windows > 1:
+            raise AttachError(f"what leaves {site!r} are windows of a picture; choose the block that joins them again")
     return tuple(GateSiteConfig(site, shapes[site].channels) for site in sites)
 
 

@@ -1,0 +1,225 @@
+"""A classifier that branches on sizes takes the branches for its one input size, and is otherwise as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from afd_serve.errors import AttachError
+from afd_serve.models.attach import Insertion, attach
+from afd_serve.models.size_branches import decide_size_branches
+
+SIDE = 16
+
+
+class Part(nn.Module):
+    """A convolution and what a forward does with its output besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+
+class Pooled(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y if y.shape[-1] < 10 else F.avg_pool2d(y, 2)
+
+
+class Asserting(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        assert channels == 3, "colour pictures"
+        assert (height, width) == (SIDE, SIDE), "of one size"
+        return self.conv(x).view(batch, 4, height * width).mean(2)[:, :, None, None]
+
+
+class Looping(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        rows = [self.conv(x)[:, :, row] for row in range(x.shape[2])]
+        return torch.stack(rows[: int(x.size(3) / 2)], dim=2)
+
+
+class Asking(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or len(x.shape) != 4 or x.dtype == torch.float16 or x.device.type == "meta":
+            return -x
+        return self.conv(x)
+
+
+class Padded(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, max(20 - x.shape[3], 0))))
+
+
+class Positioned(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        ramp = torch.arange(int(x.shape[3]), dtype=torch.float32)
+        return self.conv(x) * ramp
+
+
+class Optional(Part):
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0, negate: bool = False) -> Tensor:
+        y = self.conv(x if x.shape[1] == 3 else x[:, :3]) * scale
+        y = y if mask is None else y * mask
+        return -y if negate else y
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Pooled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.shape[2] == SIDE else x
+
+
+class Network(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.classifier = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.part(x).mean((2, 3)))
+
+
+class Masking(Network):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.part(x, x[:, :1] > 0, negate=True).mean((2, 3)))
+
+
+class Twice(Network):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.part(x).mean((2, 3)) + self.part(x[:, :, ::2, ::2]).mean((2, 3)))
+
+
+def ready(network: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(Network(part()) for part in (Pooled, Asserting, Looping, Asking, Padded, Positioned, Optional, Nested)),
+        Masking(Optional()),
+        nn.Sequential(Pooled(), Network(nn.Conv2d(4, 4, 1))),
+    ],
+    ids=lambda network: f"{type(network).__name__}-{type(next(network.children())).__name__}",
+)
+def test_what_branches_on_sizes_answers_as_before_and_can_be_recorded(network: nn.Module) -> None:
+    original = ready(network)
+    with pytest.raises(AttachError):
+        attach(original)
+    decided = copy.deepcopy(original)
+    decide_size_branches(decided, SIDE)
+    recorded = attach(decided)
+    for pictures in (torch.randn(1, 3, SIDE, SIDE), torch.randn(4, 3, SIDE, SIDE)):
+        expected = original(pictures)
+        assert decided(pictures).equal(expected)
+        assert recorded(pictures).equal(expected)
+
+
+def test_only_what_branches_is_changed_and_is_still_called_what_it_was() -> None:
+    network = ready(Network(Pooled()))
+    part, before = network.part, {name: id(value) for name, value in network.state_dict(keep_vars=True).items()}
+    decide_size_branches(network, SIDE)
+    assert network.part is part
+    assert isinstance(part, Pooled)
+    assert type(part).__name__ == "Pooled"
+    assert type(part) is not Pooled
+    assert type(network) is Network
+    assert {name: id(value) for name, value in network.state_dict(keep_vars=True).items()} == before
+    assert Pooled().eval()(torch.ones(1, 3, 4, 4)).shape == (1, 4, 4, 4), "the class itself stays as it was"
+
+
+def test_pictures_of_other_sizes_take_the_same_branches() -> None:
+    network = ready(Network(Pooled()))
+    decide_size_branches(network, SIDE)
+    assert network.part(torch.ones(1, 3, 8, 8)).shape == (1, 4, 4, 4)
+
+
+def test_what_can_be_recorded_stays_as_it_is() -> None:
+    network = ready(Network(nn.Conv2d(3, 4, 1)))
+    decide_size_branches(network, SIDE)
+    assert type(network) is Network
+
+
+@pytest.mark.parametrize("last", ["part", "part.inner", "part.inner.conv"])
+def test_modules_keep_their_names(last: str) -> None:
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    network = ready(Network(Nested()))
+    decide_size_branches(network, SIDE)
+    pictures = torch.randn(2, 3, SIDE, SIDE)
+    doubled = attach(network, [Insertion(last, Double(), ())])(pictures)
+    bias = network.classifier.bias
+    torch.testing.assert_close(doubled - bias, 2 * (network(pictures) - bias))
+
+
+def test_tensors_that_a_forward_made_let_others_learn() -> None:
+    network = ready(Network(Positioned()))
+    decide_size_branches(network, SIDE)
+    scale = torch.ones(1, requires_grad=True)
+    attach(network)(torch.ones(1, 3, SIDE, SIDE) * scale).sum().backward()
+    assert scale.grad is not None
+
+
+class Brightness(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.mean().item() > 0 and x.shape[2] == SIDE else self.conv(-x)
+
+
+class Assigning(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x if x.shape[2] == SIDE else -x)
+        y[:, :, : int(x.shape[2]) // 2] = 0
+        return y
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (Network(Brightness()), "Brightness: branches on the values of tensors"),
+        (Network(Assigning()), "Assigning: .* does not support item assignment"),
+        (Twice(Pooled()), "a part takes inputs of several sizes"),
+    ],
+)
+def test_what_cannot_be_decided_is_left_as_it_is_and_refused_with_the_reason(network: nn.Module, reason: str) -> None:
+    kind = type(ready(network).part)
+    with pytest.raises(AttachError, match=rf"cannot be recorded as a graph \({reason}\); .*not on their values"):
+        decide_size_branches(network, SIDE)
+    assert type(network.part) is kind
+
+
+class Counting(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if len(x) == 1 else -self.conv(x)
+
+
+class Baking(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).reshape(torch.zeros(int(x.shape[0]), 4, SIDE, SIDE).shape)
+
+
+class OnlyTwo(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x if x.shape[2] == SIDE else -x).view(2, 4, SIDE, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (Counting(), "branches on how many pictures"),
+        (Baking(), "cannot do without branching"),
+        (OnlyTwo(), "cannot take one picture or three"),
+    ],
+)
+def test_what_depends_on_the_number_of_pictures_is_refused(part: nn.Module, reason: str) -> None:
+    with pytest.raises(AttachError, match=f"Network {reason}"):
+        decide_size_branches(ready(Network(part)), SIDE)
