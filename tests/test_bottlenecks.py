@@ -54,6 +54,19 @@ class ChannelsLast(nn.Module):
         return out.permute(0, 3, 1, 2)
 
 
+class Windows(nn.Module):
+    """A step that cuts a feature map of 16x16 into four, each of which counts as a picture, and joins them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5)
+        seen = self.conv(windows.reshape(-1, 4, 8, 8)).view(-1, 2, 2, 4, 8, 8)
+        return seen.permute(0, 3, 1, 4, 2, 5).reshape(-1, 4, 16, 16)
+
+
 def conv(inputs: int = 4) -> nn.Conv2d:
     return nn.Conv2d(inputs, 4, 3, 1, 1)
 
@@ -74,8 +87,19 @@ def network(**steps: nn.Module) -> nn.Sequential:
         (Fork(), ["stem", "step"]),
         (Computed(4, 4, 3, 1, 1), ["stem", "step"]),
         (nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), ["stem"]),
+        (nn.Sequential(nn.MaxPool2d(2), Windows()), ["stem", "step.1"]),
     ],
-    ids=["convolution", "norm", "late norm", "early norm", "residuals", "fork", "computed kernel", "no convolution"],
+    ids=[
+        "convolution",
+        "norm",
+        "late norm",
+        "early norm",
+        "residuals",
+        "fork",
+        "computed kernel",
+        "no convolution",
+        "windows",
+    ],
 )
 def test_a_step_ends_where_one_feature_map_is_all_that_goes_on(step: nn.Module, expected: list[str]) -> None:
     assert find_bottlenecks(network(step=step), 32) == expected

@@ -56,11 +56,25 @@ class Block(nn.Module):
         return torch.relu(y + self.get_submodule(self.way)(x))
 
 
-def network(stem_stride: int, *blocks: nn.Module) -> Backbone:
+class Windows(nn.Module):
+    """Cuts a picture into quarters, each of which counts as one, and joins them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        quarters = torch.cat([torch.cat(half.chunk(2, 2)) for half in x.chunk(2, 3)])
+        top_left, bottom_left, top_right, bottom_right = self.norm(self.conv(quarters)).chunk(4)
+        left, right = torch.cat((top_left, bottom_left), 2), torch.cat((top_right, bottom_right), 2)
+        return torch.cat((left, right), 3)
+
+
+def network(stem_stride: int, *blocks: nn.Module, sites: Sites | None = None) -> Backbone:
     module = nn.Sequential(
         nn.Conv2d(3, 4, 3, stem_stride, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )
-    sites = Sites("0", tuple(str(index + 1) for index in range(len(blocks))), str(len(blocks) + 3))
+    sites = sites or Sites("0", tuple(str(index + 1) for index in range(len(blocks))), str(len(blocks) + 3))
     preprocessing = Preprocessing(64, 1.0, "bilinear", (127.0,) * 3, (128.0,) * 3)
     return make_backbone(module.eval(), preprocessing, ["a", "b"], name="made", sites=sites)
 
@@ -69,6 +83,18 @@ def test_gates_are_behind_the_last_norm_of_the_main_path_or_behind_a_block_that_
     backbone = network(2, Block("downsample", 2), Block("shortcut", 1), nn.Conv2d(4, 4, 1))
     gates = [GateSiteConfig(site, 4) for site in ("0", "1.norm2", "2.norm2", "3")]
     assert list(preset_config("default", backbone).gates) == gates
+
+
+def test_gates_are_behind_a_block_whose_last_norm_sees_windows() -> None:
+    gates = preset_config("default", network(2, Windows(), nn.Conv2d(4, 4, 1))).gates
+    assert [gate.site for gate in gates] == ["0", "1", "2"]
+
+
+def test_a_block_that_gives_windows_is_refused() -> None:
+    blocks = (Windows(), nn.Conv2d(4, 4, 1))
+    sites = Sites("0", ("1.conv", "2"), "5")
+    with pytest.raises(AttachError, match=r"what leaves '1\.conv' are windows of a picture"):
+        preset_config("default", network(2, *blocks, sites=sites))
 
 
 def test_a_convolution_that_pads_with_something_else_than_zeros_has_no_adapter() -> None:

@@ -1,10 +1,11 @@
 """A classifier that branches on sizes takes the branches for its one input size, and is otherwise as it was."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from afd_serve.errors import AttachError
@@ -42,6 +43,11 @@ class Looping(Part):
         return torch.stack(rows[: int(x.size(3) / 2)], dim=2)
 
 
+class Chunking(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(half) for half in x.chunk(2, 2)], 2) * max(*x.shape[2:])
+
+
 class Asking(Part):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or len(x.shape) != 4 or x.dtype == torch.float16 or x.device.type == "meta":
@@ -58,6 +64,22 @@ class Positioned(Part):
     def forward(self, x: Tensor) -> Tensor:
         ramp = torch.arange(int(x.shape[3]), dtype=torch.float32)
         return self.conv(x) * ramp
+
+
+class Sized(Part):
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        y = self.conv(x if x.shape[1] == 3 else x[:, :3])
+        return y.flatten(2).view(-1, 4, width, height)
+
+
+class Scaled(Part):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((1,), 3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.conv(x) * self.scale
+        return self.kept if x.shape[2] == SIDE else -self.kept
 
 
 class Optional(Part):
@@ -91,6 +113,11 @@ class Masking(Network):
         return self.classifier(self.part(x, x[:, :1] > 0, negate=True).mean((2, 3)))
 
 
+class Passing(Network):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.part(x, x.shape[2], x.shape[3]).mean((2, 3)))
+
+
 class Twice(Network):
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.part(x).mean((2, 3)) + self.part(x[:, :, ::2, ::2]).mean((2, 3)))
@@ -104,8 +131,12 @@ def ready(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     "network",
     [
-        *(Network(part()) for part in (Pooled, Asserting, Looping, Asking, Padded, Positioned, Optional, Nested)),
+        *(
+            Network(part())
+            for part in (Pooled, Asserting, Looping, Chunking, Asking, Padded, Positioned, Scaled, Optional, Nested)
+        ),
         Masking(Optional()),
+        Passing(Sized()),
         nn.Sequential(Pooled(), Network(nn.Conv2d(4, 4, 1))),
     ],
     ids=lambda network: f"{type(network).__name__}-{type(next(network.children())).__name__}",
@@ -123,23 +154,31 @@ def test_what_branches_on_sizes_answers_as_before_and_can_be_recorded(network: n
         assert recorded(pictures).equal(expected)
 
 
-def test_only_what_branches_is_changed_and_is_still_called_what_it_was() -> None:
-    network = ready(Network(Pooled()))
+@pytest.mark.parametrize("kind", [Pooled, Positioned, Scaled])
+def test_only_what_branches_is_changed_and_is_still_called_what_it_was(kind: type[Part]) -> None:
+    network = ready(Network(kind()))
     part, before = network.part, {name: id(value) for name, value in network.state_dict(keep_vars=True).items()}
     decide_size_branches(network, SIDE)
     assert network.part is part
-    assert isinstance(part, Pooled)
-    assert type(part).__name__ == "Pooled"
-    assert type(part) is not Pooled
+    assert isinstance(part, kind)
+    assert (type(part).__module__, type(part).__name__) == (kind.__module__, kind.__name__)
+    assert type(part) is not kind
     assert type(network) is Network
     assert {name: id(value) for name, value in network.state_dict(keep_vars=True).items()} == before
-    assert Pooled().eval()(torch.ones(1, 3, 4, 4)).shape == (1, 4, 4, 4), "the class itself stays as it was"
+    assert not any(isinstance(value, fx.Proxy) for value in vars(part).values()), "nothing recorded is kept"
+
+
+def test_the_class_of_what_branches_stays_as_it_was() -> None:
+    decide_size_branches(ready(Network(Pooled())), SIDE)
+    assert Pooled()(torch.ones(1, 3, 4, 4)).shape == (1, 4, 4, 4)
 
 
 def test_pictures_of_other_sizes_take_the_same_branches() -> None:
-    network = ready(Network(Pooled()))
+    network, sized = ready(Network(Pooled())), ready(Passing(Sized()))
     decide_size_branches(network, SIDE)
+    decide_size_branches(sized, SIDE)
     assert network.part(torch.ones(1, 3, 8, 8)).shape == (1, 4, 4, 4)
+    assert attach(sized, until="part")(torch.ones(1, 3, 8, 4)).shape == (1, 4, 4, 8)
 
 
 def test_what_can_be_recorded_stays_as_it_is() -> None:
@@ -171,8 +210,14 @@ def test_tensors_that_a_forward_made_let_others_learn() -> None:
 
 
 class Brightness(Part):
+    """Asks a network's picture, or what ``of`` makes of it."""
+
+    def __init__(self, of: Callable[[Tensor], object] = lambda x: x.mean().item() > 0) -> None:
+        super().__init__()
+        self.of = of
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) if x.mean().item() > 0 and x.shape[2] == SIDE else self.conv(-x)
+        return self.conv(x) if self.of(x) and x.shape[2] == SIDE else self.conv(-x)
 
 
 class Assigning(Part):
@@ -186,6 +231,9 @@ class Assigning(Part):
     ("network", "reason"),
     [
         (Network(Brightness()), "Brightness: branches on the values of tensors"),
+        (Network(Brightness(lambda x: x.mT.sum() > 0)), "Brightness: branches on the values of tensors"),
+        (Network(Brightness(lambda x: int(x.sum()))), "Brightness: branches on the values of tensors"),
+        (Network(Brightness(lambda x: range(x.argmax()))), "Brightness: branches on the values of tensors"),
         (Network(Assigning()), "Assigning: .* does not support item assignment"),
         (Twice(Pooled()), "a part takes inputs of several sizes"),
     ],
@@ -202,6 +250,11 @@ class Counting(Part):
         return self.conv(x) if len(x) == 1 else -self.conv(x)
 
 
+class CountingFurther(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if len(x) < 3 else -self.conv(x)
+
+
 class Baking(Part):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x).reshape(torch.zeros(int(x.shape[0]), 4, SIDE, SIDE).shape)
@@ -216,6 +269,7 @@ class OnlyTwo(Part):
     ("part", "reason"),
     [
         (Counting(), "branches on how many pictures"),
+        (CountingFurther(), "branches on how many pictures"),
         (Baking(), "cannot do without branching"),
         (OnlyTwo(), "cannot take one picture or three"),
     ],

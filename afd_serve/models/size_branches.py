@@ -1,7 +1,8 @@
 """Branches on sizes in a classifier's forward, which `torch.fx` cannot record: decided once, for its one input size."""
 
 import inspect
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -141,11 +142,11 @@ class _Recorder(fx.Tracer):
         return function, [root, *map(self._given, proxies)]
 
     def _given(self, proxy: fx.Proxy) -> Any:
-        """What is computed stays open; flags and what is left out do not."""
+        """What is computed stays open; what is left out does not."""
         value = self._values[proxy.node] = self._arguments[str(proxy.node.target)]
         if _holds(value, (Tensor,)):
             self._of_pictures.add(proxy.node)
-        return proxy if _holds(value, (Tensor, int, float)) and not isinstance(value, bool) else value
+        return proxy if _holds(value, (Tensor, int, float)) else value
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Measured(node, self)
@@ -160,6 +161,13 @@ class _Recorder(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.decide(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        try:
+            return super().iter(obj)
+        except fx.proxy.TraceError:
+            count = len(self.measure(obj))
+            return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(count)])
 
     def decide(self, proxy: fx.Proxy) -> Any:
         """The value for the given input of something that does not depend on the picture's values."""
