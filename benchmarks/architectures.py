@@ -51,7 +51,8 @@ def main() -> None:
     everything = [f"torchvision:{name}" for name in TORCHVISION.split()] + [f"timm:{name}" for name in TIMM.split()]
     specs = parser.parse_args().specs or everything
     warnings.simplefilter("ignore")  # the libraries', of weights that are not used here
-    import_torchvision_models(), import_timm()  # once, before the processes part
+    import_torchvision_models()  # once, before the processes part
+    import_timm()
     # Each in a process of its own: what torch.jit remembers of the ones before makes every next one slower.
     with multiprocessing.get_context("fork").Pool(maxtasksperchild=1) as processes:
         protected = sum(processes.imap(try_out, specs))

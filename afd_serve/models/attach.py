@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from afd_serve.errors import AttachError
 
 __all__ = [
+    "ArgumentTracer",
     "Insertion",
     "KernelChange",
     "SiteShape",
@@ -63,7 +64,25 @@ class SiteShape:
     windows: int = 1
 
 
-class _SiteTracer(fx.Tracer):
+class ArgumentTracer(fx.Tracer):
+    """A tracer whose `given` says what takes the place of an argument of the forward that is recorded."""
+
+    def given(self, argument: fx.Proxy) -> Any:
+        """What the forward gets for an argument."""
+        raise NotImplementedError
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[Any, list[Any]]:
+        """Make the forward's arguments, as the base class does but for what `given` says."""
+        function, (root, *arguments) = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [root, *map(self.given, arguments)]
+
+
+class _SiteTracer(ArgumentTracer):
     """A tracer that remembers which node holds the output of each module, leaf or not.
 
     A backbone's optional arguments keep their defaults: nobody passes them, and none may come before added inputs.
@@ -73,17 +92,8 @@ class _SiteTracer(fx.Tracer):
         super().__init__()
         self.outputs: dict[str, fx.Node] = {}
 
-    def create_args_for_root(
-        self,
-        root_fn: Callable[..., Any],
-        is_module: bool,
-        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
-    ) -> tuple[Any, list[Any]]:
-        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
-        return function, [self._default(argument) for argument in arguments]
-
-    def _default(self, argument: Any) -> Any:
-        if not isinstance(argument, fx.Proxy) or not argument.node.args:
+    def given(self, argument: fx.Proxy) -> Any:
+        if not argument.node.args:
             return argument
         default = argument.node.args[0]
         self.graph.erase_node(argument.node)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from afd_serve.errors import AttachError
-from afd_serve.models.attach import apart, grey_picture, not_recorded, trace
+from afd_serve.models.attach import ArgumentTracer, apart, grey_picture, not_recorded, trace
 
 __all__ = ["decide_size_branches"]
 
@@ -74,9 +74,10 @@ def _calls(module: nn.Module, pictures: Tensor) -> dict[nn.Module, dict[str, Any
             changing.add(part)
         seen[part] = call.arguments
 
+    tracer = fx.Tracer()
     with ExitStack() as hooks:
         for part in module.modules():
-            if not fx.Tracer().is_leaf_module(part, ""):
+            if not tracer.is_leaf_module(part, ""):
                 hooks.enter_context(part.register_forward_pre_hook(see, with_kwargs=True))
         module(pictures)
     return {part: arguments for part, arguments in seen.items() if part not in changing}
@@ -114,7 +115,7 @@ def _take_forward(part: nn.Module, decided: fx.GraphModule) -> None:
             part.register_buffer(name, constant, persistent=False)
 
 
-class _Recorder(fx.Tracer):
+class _Recorder(ArgumentTracer):
     """Records the calls that one part makes; what comes out of them for a given input decides its branches.
 
     Args:
@@ -132,21 +133,12 @@ class _Recorder(fx.Tracer):
     def is_leaf_module(self, _m: nn.Module, _module_qualified_name: str) -> bool:
         return True
 
-    def create_args_for_root(
-        self,
-        root_fn: Callable[..., Any],
-        is_module: bool,
-        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
-    ) -> tuple[Any, list[Any]]:
-        function, (root, *proxies) = super().create_args_for_root(root_fn, is_module, concrete_args)
-        return function, [root, *map(self._given, proxies)]
-
-    def _given(self, proxy: fx.Proxy) -> Any:
+    def given(self, argument: fx.Proxy) -> Any:
         """What is computed stays open; what is left out does not."""
-        value = self._values[proxy.node] = self._arguments[str(proxy.node.target)]
+        value = self._values[argument.node] = self._arguments[str(argument.node.target)]
         if _holds(value, (Tensor,)):
-            self._of_pictures.add(proxy.node)
-        return proxy if _holds(value, (Tensor, int, float)) else value
+            self._of_pictures.add(argument.node)
+        return argument if _holds(value, (Tensor, int, float)) else value
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Measured(node, self)
@@ -208,9 +200,6 @@ class _Measured(fx.Proxy):
         if name in _FORM:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return super().__getattr__(name)
-
-    def __int__(self) -> int:
-        return int(self.tracer.decide(self))
 
     def __index__(self) -> int:
         return int(self.tracer.decide(self))
