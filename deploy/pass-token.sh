@@ -6,6 +6,8 @@
 set -eu
 umask 077
 
-sed -n 's/^Authorization: \([A-Za-z0-9 ._~+/=-]*\)$/proxy_set_header Authorization "\1";/p' "$1/inference.header" >"$2.partial"
+header='Authorization "\1";'
+sed -n "s/^Authorization: \([A-Za-z0-9 ._~+/=-]*\)$/proxy_set_header $header grpc_set_header $header/p" \
+    "$1/inference.header" >"$2.partial"
 [ -s "$2.partial" ] || { echo "$1/inference.header holds no token" >&2; exit 1; }
 mv "$2.partial" "$2"

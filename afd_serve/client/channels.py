@@ -191,8 +191,8 @@ _HTTP_STATUS: Final = {
 _NO_TLS: Final = ("SSL_ERROR_SSL", "Hostname Verification Check failed")
 """What gRPC's details say where TLS is at fault; its code only says that the server is unavailable."""
 
-_UNAVAILABLE: Final = (502, 503, 504)
-"""What a server says that has no room, and a proxy whose server is away, or does not answer it."""
+_UNAVAILABLE: Final = (429, 502, 503, 504)
+"""What a server says that has no room, and a proxy that is asked too often, or whose server is away or silent."""
 
 
 class HttpChannel:

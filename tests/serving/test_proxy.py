@@ -7,10 +7,11 @@ import shutil
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPSConnection
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.serving.pictures import BAD, GOOD
 pytest.importorskip("tritonclient.grpc")
 
 from afd_serve.client import Client, Mode, Options, detect_server
-from afd_serve.errors import RequestRefusedError
+from afd_serve.errors import RequestRefusedError, ServerUnavailableError
 
 pytestmark = pytest.mark.serving
 
@@ -68,28 +69,37 @@ class Nginx:
         subprocess.run([script, server.state_dir, self.folder / "token.conf"], check=True)
         subprocess.run([*self._command, "-s", "reload"], check=True)
 
-    def client(self, ca: Path, key: str = KEY) -> Client:
-        url = f"https://127.0.0.1:{self.port}"
+    def client(self, ca: Path, key: str = KEY, scheme: str = "https") -> Client:
+        url = f"{scheme}://127.0.0.1:{self.port}"
         return Client(url, server=detect_server(url, ca=ca, token=KEY), token=key, ca=ca)
 
 
+class StartNginx(Protocol):
+    """Starts nginx in front of a ``torchserve`` or a ``triton``, without what is for the other one."""
+
+    def __call__(self, kind: str, http: int, grpc: int, rate: str = "100r/s", burst: int = 100) -> Nginx:
+        """The server's two ports, and how often a client may ask."""
+
+
 @pytest.fixture
-def start_nginx(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[Callable[[str, int], Nginx]]:
-    """Start nginx in front of a ``torchserve`` or a ``triton`` at a port, without what is for the other one."""
+def start_nginx(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[StartNginx]:
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         pytest.skip("nginx is not on PATH; `make test` unpacks Debian's package where it can be had")
     (port,) = free_ports(1)
     started: list[Nginx] = []
 
-    def start(kind: str, server_port: int) -> Nginx:
+    def start(kind: str, http: int, grpc: int, rate: str = "100r/s", burst: int = 100) -> Nginx:
         other = {"torchserve": "afd_triton", "triton": "afd_torchserve"}[kind]
         site = (FOLDER / "nginx.conf").read_text()
         site = _BLOCK.sub(lambda block: "\n" if other in block[0] else block[0], site)
         assert other not in site
         for written, ours in (
-            ("127.0.0.1:80[08]0", f"127.0.0.1:{server_port}"),
+            ("127.0.0.1:80[08]0", f"127.0.0.1:{http}"),
+            ("127.0.0.1:(7070|8001)", f"127.0.0.1:{grpc}"),
             ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+            ("rate=100r/s", f"rate={rate}"),
+            ("burst=100", f"burst={burst}"),
             ("/etc/nginx/afd-certificate.pem", str(certificate[0])),
             ("/etc/nginx/afd-key.pem", str(certificate[1])),
             ("include /etc/nginx/afd-keys.conf", "include keys.conf"),
@@ -102,7 +112,7 @@ def start_nginx(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[Call
         user = "user root;" if os.geteuid() == 0 else ""
         (tmp_path / "nginx.conf").write_text(user + _MAIN.format(temporary=temporary))
         (tmp_path / "site.conf").write_text(site)
-        (tmp_path / "keys.conf").write_text(f'"Bearer {KEY}" tests;\n')
+        (tmp_path / "keys.conf").write_text(f'"Bearer {KEY}" tests;\n"Bearer {KEY}2" others;\n')
         (tmp_path / "token.conf").write_text('proxy_set_header Authorization "Bearer old";\n')
         started.append(Nginx(program, tmp_path, port))
         return started[0]
@@ -116,10 +126,10 @@ def start_nginx(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[Call
 def test_clients_with_a_key_get_the_answers_of_torchserve(
     server: TorchServe,
     pipeline: Pipeline,
-    start_nginx: Callable[[str, int], Nginx],
+    start_nginx: StartNginx,
     certificate: tuple[Path, Path],
 ) -> None:
-    ca, nginx = certificate[0], start_nginx("torchserve", server.ports.inference)
+    ca, nginx = certificate[0], start_nginx("torchserve", server.ports.inference, server.ports.grpc_inference)
     with nginx.client(ca) as client, pytest.raises(RequestRefusedError, match="Token Authorization failed"):
         client.classify(GOOD["sample"])
     nginx.pass_token(server)
@@ -133,9 +143,12 @@ def test_clients_with_a_key_get_the_answers_of_torchserve(
             == pipeline.predict([GOOD["sample"]], afd=Mode.OFF, top_k=3)[0]
         )
         assert client.explain(GOOD["sample"]) != b""
-    for wrong in (server.token(), "", KEY + "x"):
-        with nginx.client(ca, wrong) as client, pytest.raises(RequestRefusedError, match="401"):
-            client.classify(GOOD["sample"])
+    with nginx.client(ca, scheme="grpcs") as client:
+        assert client.classify_many(PICTURES) == pipeline.predict(PICTURES)
+    for scheme in ("https", "grpcs"):
+        for wrong in (server.token(), "", KEY + "x"):
+            with nginx.client(ca, wrong, scheme) as client, pytest.raises(RequestRefusedError, match="401"):
+                client.classify(GOOD["sample"])
 
     def asked(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
         encrypted = ssl.create_default_context(cafile=str(ca))
@@ -153,17 +166,36 @@ def test_clients_with_a_key_get_the_answers_of_torchserve(
     assert asked("POST", "/predictions/afd", bytes((32 << 20) + 1))[0] == 413
 
 
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
 def test_clients_with_a_key_get_the_answers_of_triton(
+    scheme: str,
     triton_server: Triton,
     pipeline: Pipeline,
-    start_nginx: Callable[[str, int], Nginx],
+    start_nginx: StartNginx,
     certificate: tuple[Path, Path],
 ) -> None:
-    ca, nginx = certificate[0], start_nginx("triton", triton_server.ports.http)
-    with nginx.client(ca) as client:
+    ca, nginx = certificate[0], start_nginx("triton", triton_server.ports.http, triton_server.ports.grpc)
+    with nginx.client(ca, scheme=scheme) as client:
         client.probe(timeout=30)
         assert client.classify_many(PICTURES, Options(top_k=3)) == pipeline.predict(PICTURES, top_k=3)
-    with nginx.client(ca, "another") as client, pytest.raises(RequestRefusedError, match="401"):
+    with nginx.client(ca, "another", scheme) as client, pytest.raises(RequestRefusedError, match="401"):
+        client.classify(GOOD["sample"])
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_a_client_that_asks_too_often_is_told_so_and_others_are_not(
+    scheme: str, server: TorchServe, start_nginx: StartNginx, certificate: tuple[Path, Path]
+) -> None:
+    ports = server.ports
+    ca, nginx = certificate[0], start_nginx("torchserve", ports.inference, ports.grpc_inference, "1r/m", burst=3)
+    nginx.pass_token(server)
+    url = f"{scheme}://127.0.0.1:{nginx.port}"
+    with Client(url, server="torchserve", token=KEY, ca=ca, attempts=1) as client:
+        for _ in range(4):
+            client.classify(GOOD["sample"])
+        with pytest.raises(ServerUnavailableError, match="429"):
+            client.classify(GOOD["sample"])
+    with Client(url, server="torchserve", token=KEY + "2", ca=ca) as client:
         client.classify(GOOD["sample"])
 
 
