@@ -86,7 +86,7 @@ asan: SANITIZE := address,undefined
 tsan: SANITIZE := thread
 tsan: CHOICE := --tests-regex threads
 asan tsan: $(VENV)/.installed-dev
-	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
+	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DCMAKE_BUILD_TYPE=Release \
 	  -DAFD_PYTHON=OFF -DAFD_TESTS=ON -DAFD_WERROR=ON -DAFD_SANITIZE=$(SANITIZE)
 	$(BIN)/cmake --build build/$@
 	$(BIN)/ctest --test-dir build/$@ --output-on-failure $(CHOICE)
@@ -107,11 +107,11 @@ TRITON_PYTHON := $(abspath $(BIN_TRITON))/python
 py-test: $(VENV)/.installed-dev $(if $(filter no,$(TRITON)),,$(VENV_TRITON)/.installed)
 	@$(if $(filter no,$(TOOLS)),,sh scripts/tools.sh $(UNPACKED))
 	PATH="$(abspath $(UNPACKED))/usr/bin:$(abspath $(UNPACKED))/usr/sbin:$$PATH" \
-	  $(if $(filter no,$(TRITON)),,AFD_TRITON_PYTHON=$(TRITON_PYTHON)) \
+	  $(if $(filter no,$(TRITON)),,AFD_TRITON_PYTHON="$(TRITON_PYTHON)") \
 	  $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --max-worker-restart 0
 
 test-triton: $(VENV)/.installed-dev $(VENV_TRITON)/.installed
-	AFD_TRITON_PYTHON=$(TRITON_PYTHON) $(BIN)/python -m pytest tests/serving/test_triton*.py
+	AFD_TRITON_PYTHON="$(TRITON_PYTHON)" $(BIN)/python -m pytest tests/serving/test_triton*.py
 
 # An environment of its own: the auditor's packages are none of ours.
 audit:

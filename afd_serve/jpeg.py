@@ -7,11 +7,12 @@ the decoder's own memory: nothing is copied, and a view keeps that memory alive.
 back, the process keeps up to 32 MiB for the next ones.
 """
 
+import errno
 import operator
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 import torch
 
@@ -64,7 +65,7 @@ def is_jpeg(data: "Buffer") -> bool:
 
     Source: ITU-T T.81, B.2.1.
     """
-    return bytes(memoryview(data)[:3]) == b"\xff\xd8\xff"
+    return bytes(memoryview(data).cast("B")[:3]) == b"\xff\xd8\xff"
 
 
 def read_header(source: "JpegSource", *, limits: JpegLimits = DEFAULT_LIMITS) -> JpegHeader:
@@ -273,13 +274,20 @@ def _bytes_of(source: "JpegSource", limits: JpegLimits) -> "Buffer":
         if not memoryview(source).c_contiguous:
             raise TypeError("the bytes do not lie one behind the other; pass a contiguous copy of them")
         return source
-    with Path(source).open("rb") as file:
+    with _opened(source) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limits.max_bytes:
             raise JpegTooLargeError(
                 f"{size} bytes exceed the limit of {limits.max_bytes}; pass JpegLimits(max_bytes=...) to allow more"
             )
         return file.read()
+
+
+def _opened(path: "str | os.PathLike[str]") -> BinaryIO:
+    try:
+        return Path(path).open("rb")
+    except ValueError as error:  # a name that no file can have: with a NUL in it, or half of a character
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from error
 
 
 def _build_facts() -> str:

@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from afd_serve.errors import ConfigError
+
 __all__ = ["Mode"]
 
 
@@ -19,6 +21,15 @@ class Mode(StrEnum):
     SHADOW = "shadow"
 
     @classmethod
-    def of(cls, choice: "Mode | bool") -> "Mode":
-        """A mode, or the one that a switch stands for: on protects."""
-        return choice if isinstance(choice, cls) else cls.PROTECT if choice else cls.OFF
+    def of(cls, choice: "Mode | str | bool") -> "Mode":
+        """A mode, the one of this name, or the one that a switch stands for: on protects.
+
+        Raises:
+            ConfigError: There is no such mode.
+        """
+        if choice in (True, False):
+            return cls.PROTECT if choice else cls.OFF
+        try:
+            return cls(str(choice))
+        except ValueError:
+            raise ConfigError(f"the mode is {', '.join(cls)}, True or False, not {choice!r}") from None

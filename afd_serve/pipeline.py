@@ -9,7 +9,7 @@ Note [One picture at a time]
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Pipeline:
         items: Sequence[Buffer],
         *,
         top_k: int = 5,
-        afd: Mode | bool | Sequence[Mode | bool] = Mode.PROTECT,
+        afd: Mode | str | bool | Iterable[Mode | str | bool] = Mode.PROTECT,
         crop: bool = True,
         times: StageTimes | None = None,
     ) -> list[Prediction | Failure]:
@@ -84,7 +84,7 @@ class Pipeline:
         Args:
             items: The bytes of each picture.
             top_k: How many classes to name, from 1 on; all of them where there are fewer.
-            afd: The mode, or whether to protect at all; one value, or one per item. Where AFD does not answer, the
+            afd: The mode, its name, or whether to protect at all; one value, or one per item. Where AFD does not answer, the
                 answer is the bare backbone's, bit for bit.
             crop: False takes each picture as the model's crop already; it is resized only if its size differs.
             times: Where to add the time that each stage takes.
@@ -97,7 +97,7 @@ class Pipeline:
         """
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1, not {top_k}")
-        wanted = [afd] * len(items) if isinstance(afd, (Mode, bool)) else list(afd)
+        wanted = [afd] * len(items) if isinstance(afd, str) or not isinstance(afd, Iterable) else list(afd)
         if len(wanted) != len(items):
             raise ConfigError(f"afd has {len(wanted)} values for {len(items)} pictures")
         times = times or StageTimes()

@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from afd_serve import _jpeg, jpeg
 from afd_serve.dct import BLOCK, LEVEL_SHIFT, dct_matrix
 from afd_serve.errors import EmptyInputError, NotAnImageError, PictureTooLargeError
+from afd_serve.forks import lock_across_forks
 from afd_serve.jpeg import JpegLimits
 from afd_serve.quality import CompressionHistory, is_starved
 from afd_serve.transforms import Box, Preprocessing, block_grid, crop_box
@@ -103,7 +103,7 @@ def prepare(
     """Decode, orient, crop and resize one picture and sample its blocks on the model's grid.
 
     Args:
-        data: A JPEG, or anything that Pillow reads.
+        data: A JPEG, or anything that Pillow reads, in any contiguous buffer, which nobody changes meanwhile.
         preprocessing: How the backbone was trained.
         crop: False takes the whole picture as the model's crop.
         limits: On bytes, pixels, scans and memory; the defaults of `JpegLimits` where left out. Pillow has a limit of
@@ -111,8 +111,11 @@ def prepare(
 
     Raises:
         InputError: A subclass says what is wrong with the picture.
+        MemoryError: The system refused memory that the limits allow.
+        TypeError: The data are no contiguous buffer.
     """
     limits = limits or JpegLimits()
+    data = memoryview(data).cast("B")  # whose items are bytes, whatever those of the data are
     if not len(data):
         raise EmptyInputError("the picture has no bytes; send the file's content")
     if not jpeg.is_jpeg(data):
@@ -199,8 +202,11 @@ def _model_inputs(
     return rgb, _jpeg.block_features(blocks, quant_tables, orientation)
 
 
-_PILLOW: Final = Lock()
+_PILLOW: Final = lock_across_forks()
 """Filters of warnings are the whole process's: threads that set them in turns would leave each other's behind."""
+
+_MAX_SIDE: Final = 65500
+"""As of a JPEG (libjpeg's JPEG_MAX_DIMENSION): reducing a longer side would take more memory than its pixels."""
 
 _FORMATS: Final = ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """What Pillow may open: no format that starts another program (EPS) or that nobody uploads."""
@@ -216,12 +222,10 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=_FORMATS) as picture,
         ):
-            if picture.width * picture.height > limits.max_pixels:
-                raise PictureTooLargeError(
-                    f"the picture has {picture.width}x{picture.height} pixels; the limit is {limits.max_pixels}"
-                )
-            return np.asarray(as_rgb(ImageOps.exif_transpose(picture)))
-    except PictureTooLargeError:
+            _check_size(picture.width, picture.height, limits)
+            picture.load()
+            return np.asarray(as_rgb(_upright(picture)))
+    except (PictureTooLargeError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise PictureTooLargeError(
@@ -231,6 +235,23 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
         raise NotAnImageError(f"the bytes are no JPEG, {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from error
     except Exception as error:  # Pillow's readers raise whatever their parsing stumbles on
         raise NotAnImageError(f"the picture cannot be decoded: {error}") from error
+
+
+def _check_size(width: int, height: int, limits: JpegLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise PictureTooLargeError(f"the picture has {width}x{height} pixels; the limit is {limits.max_pixels}")
+    if max(width, height) > _MAX_SIDE:
+        raise PictureTooLargeError(f"the picture has {width}x{height} pixels; no side may have more than {_MAX_SIDE}")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A loaded picture as its EXIF data would have it; where they are damaged, as it is stored, as with a JPEG."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's readers raise whatever their parsing stumbles on
+        return picture
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

@@ -78,10 +78,21 @@ boolean JpegReader::read_app1(j_decompress_ptr cinfo) {
   return TRUE;
 }
 
+bool Header::is_laid_out_as(const Header& other) const {
+  const auto alike = [](const Component& one, const Component& another) {
+    return one.h == another.h && one.v == another.v && one.width_in_blocks == another.width_in_blocks &&
+           one.height_in_blocks == another.height_in_blocks;
+  };
+  return width == other.width && height == other.height && orientation == other.orientation &&
+         std::equal(components.begin(), components.end(), other.components.begin(), other.components.end(), alike);
+}
+
 Header JpegReader::describe() {
   if (cinfo_.data_precision != BITS_IN_JSAMPLE) {
     throw JpegFailure(ErrorKind::kUnsupported, format("%d-bit samples", cinfo_.data_precision));
   }
+  // libjpeg-turbo 3 reads lossless files, whose blocks are single samples.
+  if (scaled_size(cinfo_.comp_info[0]) != DCTSIZE) throw JpegFailure(ErrorKind::kUnsupported, "lossless coding");
   Header header{};
   header.color_space = color_space_name(cinfo_.jpeg_color_space);
   if (header.color_space == nullptr) {
@@ -113,7 +124,12 @@ Picture JpegReader::read(ReadOptions options) {
     if (!band_) throw;
   }
   options.decoder = Decoder::kLibjpeg;
-  return JpegReader(data_, size_, limits_, tolerant_).read(options);
+  JpegReader again(data_, size_, limits_, tolerant_);
+  // What was planned for this picture must not be done to another one.
+  if (!again.header_.is_laid_out_as(header_)) {
+    throw JpegFailure(ErrorKind::kCorrupt, "the bytes change while they are read");
+  }
+  return again.read(options);
 }
 
 Picture JpegReader::read_once(const ReadOptions& options) {

@@ -29,6 +29,9 @@ struct Component {
 };
 
 struct Header {
+  // Whether the other picture has its pixels and blocks in the same places.
+  bool is_laid_out_as(const Header& other) const;
+
   std::uint32_t width;
   std::uint32_t height;
   int precision;

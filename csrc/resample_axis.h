@@ -50,12 +50,12 @@ class Axis {
 
   double center(std::uint32_t i) const { return start_ + (i + 0.5) * scale_; }
 
-  // Samples that the i-th sample of the result is made of.
+  // Samples that the i-th sample of the result is made of; none where single precision puts it behind the last one.
   Reach taps(std::uint32_t i) const {
     const auto first = static_cast<std::int64_t>(center(i) - support_ + 0.5);
     const auto end = static_cast<std::int64_t>(center(i) + support_ + 0.5);
-    return {static_cast<std::uint32_t>(std::max<std::int64_t>(first, 0)),
-            static_cast<std::uint32_t>(std::min<std::int64_t>(end, length_))};
+    const std::int64_t last = std::min<std::int64_t>(end, length_);
+    return {static_cast<std::uint32_t>(std::clamp<std::int64_t>(first, 0, last)), static_cast<std::uint32_t>(last)};
   }
 
   std::uint32_t most_taps() const { return static_cast<std::uint32_t>(std::ceil(support_)) * 2 + 1; }

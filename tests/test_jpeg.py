@@ -232,6 +232,7 @@ class TestHeader:
         assert jpeg.is_jpeg(memoryview(b"\xff\xd8\xff"))
         for other in (b"", b"\xff", b"\xff\xd8", b"\x89PNG\r\n", b"\xff\xd8\x00\x00"):
             assert not jpeg.is_jpeg(other)
+        assert jpeg.is_jpeg(np.frombuffer(b"\xff\xd8\xff\0", np.uint16))
 
 
 class TestOrientation:

@@ -213,6 +213,17 @@ class TestErrors:
         with pytest.raises(UnsupportedJpegError):
             jpeg.read(data)
 
+    def test_a_lossless_file_is_unsupported(self) -> None:
+        file = (
+            "ffd8 ffe000104a46494600010100000100010000 ffc3000b080008000801011100 ffc40016000101010000000000000000000000"
+            "0000010005 ffda0008010100010000 c355565556555655565556555655565557 ffd9"
+        )
+        tables = segment(DQT, bytes(1) + bytes([1] * 64))  # without them the file would be refused for want of them
+        data = bytes.fromhex(file)
+        for tolerant in (False, True):
+            with pytest.raises(UnsupportedJpegError):
+                jpeg.read(data[:2] + tables + data[2:], pixels=True, tolerant=tolerant)
+
     def test_12_bits_are_unsupported(self) -> None:
         data = bytearray(make_jpeg(16, 16, [(1, 1)], process="extended").data)
         data[find_segment(bytes(data), lambda marker: marker == SOF["extended"]) + 4] = 12

@@ -255,6 +255,9 @@ class TestBatch:
             b"nothing",
             patched_size(pillow_jpeg(8, 8), 65500, 65500),
             truncated_at(pillow_jpeg(64, 64), 99),
+            "no/such/file.jpg",
+            "a name with a \0.jpg",
+            "half a character \ud800.jpg",
         ]
         for source, failure in zip(sources, jpeg.read_batch(sources), strict=True):
             with pytest.raises(type(failure), match=re.escape(str(failure))):  # type: ignore[arg-type]

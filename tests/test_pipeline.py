@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,19 @@ def test_good_pictures_and_unprotected_ones_get_the_bare_backbones_answer(tiny: 
         assert prediction.probabilities == pytest.approx([expected[i] for i in prediction.indices], abs=1e-5)
     assert protected.probabilities != unprotected.probabilities
     assert predictions(pipeline.predict([GOOD], afd=False, top_k=CLASSES)) == [good]
+
+
+def test_a_mode_may_be_given_by_its_name(pipeline: Pipeline) -> None:
+    for name in ("protect", "off", "shadow"):
+        expected = pipeline.predict([POOR] * 3, afd=Mode(name))
+        assert pipeline.predict([POOR] * 3, afd=name) == pipeline.predict([POOR] * 3, afd=[name] * 3) == expected
+
+
+@pytest.mark.parametrize("unknown", ["of", "", None, 2])
+def test_what_is_no_mode_is_refused(unknown: Any, pipeline: Pipeline) -> None:
+    for afd in (unknown, [unknown]):
+        with pytest.raises(ConfigError, match=f"protect, off, shadow, True or False, not {unknown!r}"):
+            pipeline.predict([POOR], afd=afd)
 
 
 @pytest.fixture
@@ -207,13 +221,45 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 """
 
 
-def test_forked_processes_classify_as_well(tiny_run: Path) -> None:
-    command = [sys.executable, "-c", _FORKED, str(tiny_run)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as program:
+_FORKED_AT_WORK = """
+import io, os, sys, threading
+from PIL import Image
+from afd_serve.preprocess import prepare
+from afd_serve.transforms import Preprocessing
+
+preprocessing = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
+png = io.BytesIO()
+Image.open(sys.stdin.buffer).resize((900, 900)).save(png, "PNG")
+ended = threading.Event()
+
+def work():
+    while not ended.is_set():
+        prepare(png.getvalue(), preprocessing)
+
+workers = [threading.Thread(target=work) for _ in range(3)]
+for worker in workers:
+    worker.start()
+for _ in range(8):
+    child = os.fork()
+    if child == 0:
+        prepare(png.getvalue(), preprocessing)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+ended.set()
+for worker in workers:
+    worker.join()
+print(True)
+"""
+
+
+@pytest.mark.parametrize("program", [_FORKED, _FORKED_AT_WORK], ids=["while nothing runs", "while threads decode"])
+def test_forked_processes_classify_as_well(program: str, tiny_run: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", program, str(tiny_run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
-            out, _ = program.communicate(POOR, timeout=60)
+            out, _ = process.communicate(POOR, timeout=60)
         except subprocess.TimeoutExpired:
-            os.killpg(program.pid, signal.SIGKILL)  # with its own
+            os.killpg(process.pid, signal.SIGKILL)  # with its own
             raise
     assert out == b"True\n"
 

@@ -1,6 +1,7 @@
 """The way of pictures in other formats than JPEG, which Pillow reads."""
 
 import warnings
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from afd_serve.errors import NotAnImageError, PictureTooLargeError
+from afd_serve.errors import JpegTooLargeError, NotAnImageError, PictureTooLargeError
+from afd_serve.jpeg import JpegLimits
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.preprocess import prepare
 from tests.conftest import decoded, encoded, scene
@@ -45,6 +47,44 @@ def test_other_lossy_codecs_are_judged_by_the_bits_that_they_spent(kind: str, qu
     if not features.check(kind.lower()):
         pytest.skip(f"this Pillow writes no {kind}")
     assert prepare(encoded(scene(64, 64), kind, quality=quality), PREPROCESSING, crop=False).good is good
+
+
+@pytest.mark.parametrize("damaged", [b"garbage", b"II*\0", b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_damaged_metadata_do_no_harm(kind: str, damaged: bytes) -> None:
+    data = encoded(scene(), kind, exif=b"Exif\0\0" + damaged)
+    assert np.array_equal(prepare(data, PREPROCESSING).rgb, prepare(encoded(scene(), kind), PREPROCESSING).rgb)
+
+
+@pytest.mark.parametrize("shape", [(65501, 1), (1, 65501)])
+def test_sides_that_no_jpeg_can_have_are_refused(shape: tuple[int, int]) -> None:
+    """To reduce them would take more memory than their pixels do, and more time."""
+    with pytest.raises(PictureTooLargeError, match=f"{shape[0]}x{shape[1]} pixels; no side may have more than 65500"):
+        prepare(encoded(Image.new("L", shape), "PNG"), PREPROCESSING, crop=False)
+    longest = encoded(Image.new("L", (min(shape[0], 65500), min(shape[1], 65500))), "PNG")
+    assert not prepare(longest, PREPROCESSING, crop=False).rgb.any()
+
+
+def test_want_of_memory_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    with pytest.raises(MemoryError):
+        prepare(encoded(scene(), "PNG"), PREPROCESSING)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_items_of_a_buffer_may_be_larger_than_bytes(kind: str) -> None:
+    data = encoded(scene(), kind)
+    padded = data + bytes(-len(data) % 8)
+    expected = prepare(padded, PREPROCESSING).rgb
+    for items in (array("d", padded), memoryview(padded).cast("i"), np.frombuffer(padded, np.uint8).reshape(4, -1)):
+        assert np.array_equal(prepare(items, PREPROCESSING).rgb, expected)
+        with pytest.raises(PictureTooLargeError if kind == "PNG" else JpegTooLargeError):
+            prepare(items, PREPROCESSING, limits=JpegLimits(max_bytes=len(data) // 2))
+    with pytest.raises(TypeError):
+        prepare(np.frombuffer(padded, np.uint8)[::2], PREPROCESSING)
 
 
 @pytest.mark.parametrize("shape", [(200, 50), (50, 200)])

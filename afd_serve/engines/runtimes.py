@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from afd_serve.engines import ENGINES
 from afd_serve.engines.graphs import GRAPH_INPUTS, graph_inputs
 from afd_serve.errors import CheckpointError, DependencyError
+from afd_serve.forks import lock_across_forks
 
 __all__ = ["Graph", "GraphEngine", "open_graph", "open_graphs"]
 
@@ -106,7 +106,7 @@ class _OpenVino:
         self._outputs = range(len(model.outputs))
         self._tensor = import_module("openvino").Tensor
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
-        self._running = Lock()
+        self._running = lock_across_forks()
 
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         request = self._request

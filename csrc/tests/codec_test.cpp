@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -226,6 +227,39 @@ void pictures_go_into_the_callers_memory() {
   }
 }
 
+// Puts another file into the memory that is being read, once its coefficients have come.
+class Exchanger final : public afd::CoefficientSink {
+ public:
+  Exchanger(Bytes& memory, const Bytes& other) : memory_(memory), other_(other) {}
+  void begin(const afd::Header&) override { std::copy(other_.begin(), other_.end(), memory_.begin()); }
+  void take(std::size_t, std::uint32_t, const JCOEF*) noexcept override {}
+
+ private:
+  Bytes& memory_;
+  const Bytes& other_;
+};
+
+void another_picture_in_the_same_memory_is_not_taken_for_the_first() {
+  Bytes file = encode(96, 96);
+  file.insert(file.end() - 2, {0x12, 0x34});  // bytes that are too many: the file is read a second time
+  CHECK(coefficients_of(read(file)) == reference_coefficients(file));
+  const EncodeOptions finer{3, 1, 1};
+  for (const Bytes& other : {encode(96, 64), encode(64, 96), encode(96, 96, finer), encode(96, 96, {1, 1, 1})}) {
+    Bytes memory = file;
+    memory.resize(std::max(file.size(), other.size()));
+    Exchanger exchanger(memory, other);
+    afd::ReadOptions options{true};
+    options.sink = &exchanger;
+    std::string message;
+    try {
+      afd::JpegReader(memory.data(), memory.size(), kLimits, false).read(options);
+    } catch (const afd::JpegFailure& failure) {
+      message = failure.kind() == ErrorKind::kCorrupt ? failure.what() : "";
+    }
+    CHECK(message == "the bytes change while they are read");
+  }
+}
+
 void threads_keep_the_order_of_a_batch() {
   std::vector<Bytes> files;
   for (int i = 0; i < 40; ++i) files.push_back(i % 5 == 3 ? Bytes{0xFF, 0xD8} : encode(20 + i, 30, kinds()[i % 10]));
@@ -259,6 +293,8 @@ int main(int argc, char** argv) {
           {"app1_is_read_within_its_bounds", app1_is_read_within_its_bounds},
           {"threads_share_nothing", threads_share_nothing},
           {"pictures_go_into_the_callers_memory", pictures_go_into_the_callers_memory},
+          {"another_picture_in_the_same_memory_is_not_taken_for_the_first",
+           another_picture_in_the_same_memory_is_not_taken_for_the_first},
           {"threads_keep_the_order_of_a_batch", threads_keep_the_order_of_a_batch},
       },
       argc, argv);

@@ -105,6 +105,12 @@ afd::Picture read(const Bytes& file, const afd::ReadOptions& options) {
   return afd::JpegReader(file.data(), file.size(), kLimits, false).read(options);
 }
 
+void a_box_that_single_precision_puts_behind_the_picture_reads_nothing() {
+  const std::uint32_t width = (1U << 26) + 6;
+  const afd::Reach reach = afd::reach_of(width - 1.0, width, width, 1, Filter::kBilinear);
+  CHECK(reach.first <= reach.end && reach.end <= width);
+}
+
 void rows_are_those_of_the_whole_picture() {
   for (const EncodeOptions& kind : kKinds) {
     const Bytes file = encode(75, 53, kind);
@@ -318,6 +324,8 @@ int main(int argc, char** argv) {
           {"vector_and_portable_resamples_are_equal", vector_and_portable_resamples_are_equal},
           {"a_part_resamples_as_the_whole_does", a_part_resamples_as_the_whole_does},
           {"a_flat_picture_stays_flat", a_flat_picture_stays_flat},
+          {"a_box_that_single_precision_puts_behind_the_picture_reads_nothing",
+           a_box_that_single_precision_puts_behind_the_picture_reads_nothing},
           {"rows_are_those_of_the_whole_picture", rows_are_those_of_the_whole_picture},
           {"regions_hold_the_pixels_and_blocks_of_the_whole_picture",
            regions_hold_the_pixels_and_blocks_of_the_whole_picture},
