@@ -84,8 +84,8 @@ class Pipeline:
         Args:
             items: The bytes of each picture.
             top_k: How many classes to name, from 1 on; all of them where there are fewer.
-            afd: The mode, its name, or whether to protect at all; one value, or one per item. Where AFD does not answer, the
-                answer is the bare backbone's, bit for bit.
+            afd: The mode, its name, or whether to protect at all; one value, or one per item. Where AFD does not
+                answer, the answer is the bare backbone's, bit for bit.
             crop: False takes each picture as the model's crop already; it is resized only if its size differs.
             times: Where to add the time that each stage takes.
 

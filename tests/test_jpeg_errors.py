@@ -215,8 +215,8 @@ class TestErrors:
 
     def test_a_lossless_file_is_unsupported(self) -> None:
         file = (
-            "ffd8 ffe000104a46494600010100000100010000 ffc3000b080008000801011100 ffc40016000101010000000000000000000000"
-            "0000010005 ffda0008010100010000 c355565556555655565556555655565557 ffd9"
+            "ffd8 ffe000104a46494600010100000100010000 ffc3000b080008000801011100 ffc400160001010100000000000000000000"
+            "000000010005 ffda0008010100010000 c355565556555655565556555655565557 ffd9"
         )
         tables = segment(DQT, bytes(1) + bytes([1] * 64))  # without them the file would be refused for want of them
         data = bytes.fromhex(file)

@@ -114,6 +114,7 @@ def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
         "TEMP": str(scratch),
         "LOG_LOCATION": str(state_dir / "logs"),
         "METRICS_LOCATION": str(state_dir / "logs"),
+        "LC_ALL": "C.UTF-8",  # in C alone Java knows no folder whose name is not ASCII
         # One thread per worker, from its first import on: more threads than cores collapse under load.
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

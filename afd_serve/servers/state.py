@@ -14,6 +14,8 @@ from afd_serve.servers.processes import end, runs, started_at
 __all__ = ["BackgroundServer"]
 
 _FILE: Final = "server.json"
+_KIND: Final = "kind"
+"""The key under which ``server.json`` has the name of the server's class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,9 @@ class BackgroundServer(ABC):
     def load(cls, state_dir: Path) -> Self | None:
         """The server that was started last in a state directory; it may have ended since."""
         try:
-            values = json.loads((state_dir / _FILE).read_text())
+            values = json.loads((state_dir / _FILE).read_text(encoding="utf-8"))
+            if values.pop(_KIND, cls.__name__) != cls.__name__:
+                return None
             kinds = get_type_hints(cls)
             restored = {name: _restored(kinds[name], value) for name, value in values.items()}
             return cls(**restored | {"state_dir": state_dir.resolve()})
@@ -79,8 +83,10 @@ class BackgroundServer(ABC):
                 removed in any case: it may hold the ports.
 
         Raises:
-            ServingError: One runs that is not to be stopped.
+            ServingError: One runs that is not to be stopped, or the directory is that of a server of another kind,
+                which nobody could stop any more.
         """
+        cls._check_kind(state_dir)
         running = cls.find(state_dir)
         if running is None:
             cls.stop(state_dir)
@@ -88,13 +94,26 @@ class BackgroundServer(ABC):
             raise ServingError(f"a server already runs in {state_dir}; stop it first")
         return running
 
+    @classmethod
+    def _check_kind(cls, state_dir: Path) -> None:
+        try:
+            kind = json.loads((state_dir / _FILE).read_text(encoding="utf-8")).get(_KIND, cls.__name__)
+        except (OSError, ValueError, AttributeError):  # no server, as for `load`
+            return
+        if kind != cls.__name__:
+            raise ServingError(
+                f"{state_dir} is the folder of a {kind}; stop that first (afd-serve stop --state-dir {state_dir}), or "
+                "choose another folder"
+            )
+
     def alive(self) -> bool:
         """Whether the server's first process still runs."""
         return runs(self.pid, self.started)
 
     def save(self) -> None:
         """Write ``server.json``."""
-        write_text(self.state_dir / _FILE, json.dumps(asdict(self), indent=2, default=str))
+        values = {_KIND: type(self).__name__} | asdict(self)
+        write_text(self.state_dir / _FILE, json.dumps(values, indent=2, default=str))
 
     def launched(self, pid: int) -> Self:
         """The same server once its process is known, saved.
