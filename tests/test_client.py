@@ -157,6 +157,22 @@ def test_what_a_proxy_says_for_a_server_is_passed_on(http_server: Callable[[Answ
         assert str(error).endswith("413: Request Entity Too Large")
 
 
+@pytest.mark.parametrize("server", ["triton", "torchserve"])
+@pytest.mark.parametrize(("status", "kind"), [(413, RequestRefusedError), (302, BadAnswerError), (500, BadAnswerError)])
+def test_what_a_proxy_says_for_a_server_over_grpc_counts_as_over_http(
+    grpc_server: Callable[[Answer], str], server: str, status: int, kind: type[ClientError]
+) -> None:
+    words = f"Received http2 header with status: {status}"  # gRPC's own, which it has no code for
+    for error in classify_both_ways(grpc_server(lambda *_: Reply(500, words.encode(), "UNKNOWN")), server=server):
+        assert type(error) is kind
+        assert str(error) == f"the server answered {status}: {words}"
+
+
+def test_a_grpc_server_that_gives_no_details_is_known_by_its_code(grpc_server: Callable[[Answer], str]) -> None:
+    for error in classify_both_ways(grpc_server(lambda *_: Reply(500, b"", "UNKNOWN"))):
+        assert str(error) == "the server answered 500: UNKNOWN"
+
+
 def test_both_clients_over_grpc(grpc_server: Callable[[Answer], str]) -> None:
     tries: list[str] = []
     response = service_pb2.ModelInferResponse(raw_output_contents=[serialize([json.dumps(wire(CLOCK)).encode()])])

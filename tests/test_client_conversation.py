@@ -17,13 +17,14 @@ from afd_serve.packaging.handlers import max_request_bytes
 from afd_serve.request import MAX_PICTURES
 from afd_serve.results import Failure
 
-pytest.importorskip("tritonclient.grpc")
+service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
 
-from afd_serve.client import Options
-from afd_serve.client.channels import Reply
-from afd_serve.client.conversation import Conversation, Exchange, Pause, Settings, T, Talk
-from afd_serve.client.regions import RegionPool
-from tests.client_answers import CLOCK, CUT, DRAWING, Result, answers, wire
+from afd_serve.client import Options  # noqa: E402
+from afd_serve.client.channels import Reply  # noqa: E402
+from afd_serve.client.conversation import Conversation, Exchange, Pause, Settings, T, Talk  # noqa: E402
+from afd_serve.client.dialects import serialize  # noqa: E402
+from afd_serve.client.regions import RegionPool  # noqa: E402
+from tests.client_answers import CLOCK, CUT, DRAWING, Result, answers, wire  # noqa: E402
 
 Script = list[Reply | ClientError]
 
@@ -126,9 +127,36 @@ def test_a_torchserve_gets_requests_of_no_more_bytes_than_it_takes_and_no_pictur
     assert end.value.value == refused
 
 
-def test_triton_gets_pictures_of_any_size() -> None:
-    huge = bytes(max_request_bytes())
-    assert play(Talk(Settings("http://x:1")), [huge], [answers(CLOCK)])[0] == [CLOCK]
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_triton_gets_requests_of_no_more_bytes_than_a_proxy_before_it_passes_on(scheme: str) -> None:
+    third = bytes(max_request_bytes() // 3 - 512)
+    script = [triton_answers(scheme, CLOCK, CUT, CLOCK), triton_answers(scheme, CUT)]
+    results, steps = play(Talk(Settings(f"{scheme}://x:1")), [third] * 4, script)
+    assert results == [CLOCK, CUT, CLOCK, CUT]
+    assert all(len(step.call.body) <= max_request_bytes() for step in steps)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_triton_gets_a_picture_that_is_larger_in_a_request_of_its_own(scheme: str) -> None:
+    huge, script = bytes(max_request_bytes()), [triton_answers(scheme, result) for result in (CUT, CLOCK, CUT)]
+    results, steps = play(Talk(Settings(f"{scheme}://x:1")), [b"x", huge, b"x"], script)
+    assert results == [CUT, CLOCK, CUT]
+    assert len(steps[1].call.body) > max_request_bytes()
+
+
+def triton_answers(scheme: str, *results: Result) -> Reply:
+    if scheme == "http":
+        return answers(*results)
+    texts = serialize([json.dumps(wire(result)).encode() for result in results])
+    return Reply(200, service_pb2.ModelInferResponse(raw_output_contents=[texts]).SerializeToString())
+
+
+def test_shared_memory_holds_pictures_of_any_size() -> None:
+    talk = Talk(Settings("http://x:1", shared_memory=True))
+    done, third = Reply(200, b""), bytes(max_request_bytes() // 3)
+    _, steps = play(talk, [third] * 4, [done, answers(*[CLOCK] * 4)])
+    assert targets(steps) == ["register", "infer"]
+    carry_out(talk.goodbye(), [done])
 
 
 def test_shared_memory_is_registered_once_and_its_name_forgotten() -> None:

@@ -26,6 +26,7 @@ from afd_serve.client.dialects import (  # noqa: E402
     TritonHttp,
     serialize,
     torchserve_fits,
+    triton_fits,
 )
 from tests.client_answers import CLOCK, CUT, DRAWING, Result, wire  # noqa: E402
 
@@ -171,3 +172,29 @@ def test_a_torchserve_is_sent_no_more_bytes_than_it_takes() -> None:
         for dialect in (TorchServeHttp("m" * 200), TorchServeGrpc("m" * 200)):
             size = len(dialect.ask(question(*pictures, mode=Mode.SHADOW, top_k=100)).body)
             assert max_request_bytes() - 4096 < size <= max_request_bytes()
+
+
+def test_a_triton_is_sent_no_more_bytes_than_a_proxy_before_it_passes_on() -> None:
+    largest = bytes(max_request_bytes() - 2048)
+    halves = [largest[: len(largest) // 2]] * 3
+    assert triton_fits([largest, b"", bytes(2048)]) == 2
+    assert triton_fits([bytes(max_request_bytes()), b""]) == 1, "for Triton itself takes it"
+    assert triton_fits(halves) == 2
+    for pictures in ([largest], halves[:2]):
+        for dialect in (TritonHttp("m" * 200), TritonGrpc("m" * 200)):
+            size = len(dialect.ask(question(*pictures, mode=Mode.SHADOW, top_k=100)).body)
+            assert max_request_bytes() - 4096 < size <= max_request_bytes()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "reply"),
+    [
+        (TritonHttp("m"), Reply(302, b"")),
+        (TritonHttp("m"), Reply(500, b"<html></html>")),
+        (TorchServeHttp("m"), Reply(200, b"")),
+        (TorchServeHttp("m"), Reply(302, b"\n")),
+    ],
+)
+def test_an_answer_that_says_nothing_is_called_empty(dialect: TritonHttp | TorchServeHttp, reply: Reply) -> None:
+    with pytest.raises(BadAnswerError, match=f"the server answered {reply.status}: an empty answer"):
+        dialect.read(reply, 1)

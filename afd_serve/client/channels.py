@@ -21,6 +21,8 @@ try:
     import aiohttp
     import grpc
     import urllib3
+
+    from afd_serve.client.deadlines import POOLS
 except ModuleNotFoundError as error:
     raise DependencyError(f"the client needs {error.name}: pip install 'afd-serve[client]'") from error
 
@@ -60,7 +62,9 @@ class Reply:
     def words(self) -> str:
         """What a reply that is no answer says: the details, or the beginning of the body, of a page its text."""
         said = self.message or self.body[:500].decode(errors="replace")
-        return " ".join(_TAG.sub(" ", said).split()) if said.startswith("<") else said
+        if said.startswith("<"):
+            said = " ".join(_TAG.sub(" ", said).split())
+        return said if said.strip() else "an empty answer"
 
 
 _TAG: Final = re.compile(r"<[^>]*>")
@@ -191,6 +195,9 @@ _HTTP_STATUS: Final = {
 _NO_TLS: Final = ("SSL_ERROR_SSL", "Hostname Verification Check failed")
 """What gRPC's details say where TLS is at fault; its code only says that the server is unavailable."""
 
+_BY_A_PROXY: Final = re.compile(r"Received http2 header with status: ([345]\d\d)")
+"""What gRPC's details say where a proxy answered instead of the server; for most statuses there is no code."""
+
 _UNAVAILABLE: Final = (429, 502, 503, 504)
 """What a server says that has no room, and a proxy that is asked too often, or whose server is away or silent."""
 
@@ -202,6 +209,7 @@ class HttpChannel:
         self._base, self._own = address.base, own
         context = ssl.create_default_context(cadata=authorities) if address.tls else None
         self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS, retries=False, ssl_context=context)
+        self._pool.pool_classes_by_scheme = POOLS
 
     def exchange(self, call: Call, timeout: float) -> Reply:
         """See `Channel.exchange`."""
@@ -212,6 +220,7 @@ class HttpChannel:
                 body=call.body or None,
                 headers={**self._own, **call.headers},
                 timeout=urllib3.Timeout(total=timeout),
+                redirect=False,  # before 2.5, the pool's retries=False does not see to that
             )
         except urllib3.exceptions.NewConnectionError as error:  # one of the timeouts, says urllib3
             raise ServerUnavailableError(f"{self._base} cannot be reached: {error}") from error
@@ -315,11 +324,15 @@ def _dial(api: ModuleType, address: Address, authorities: str | None) -> Any:
 
 
 def _failed(error: grpc.RpcError) -> Reply:
-    code, details = error.code().name, error.details() or ""
+    code = error.code().name
+    details = error.details() or code
     if any(words in details for words in _NO_TLS):
         raise TlsError(f"no TLS with the server: {details}") from error
     if code in ("UNAVAILABLE", "CANCELLED"):
         raise ServerUnavailableError(f"the server is unavailable: {details}") from error
     if code == "DEADLINE_EXCEEDED":
         raise DeadlineExceededError(f"no answer in time: {details}") from error
-    return Reply(_HTTP_STATUS.get(code, 500), b"", details)
+    status = _HTTP_STATUS.get(code, 500)
+    if code == "UNKNOWN" and (found := _BY_A_PROXY.search(details)):
+        status = int(found[1])
+    return Reply(status, b"", details)

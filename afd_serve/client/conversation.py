@@ -28,6 +28,7 @@ from afd_serve.client.dialects import (
     is_in_use,
     serialize,
     torchserve_fits,
+    triton_fits,
 )
 from afd_serve.client.regions import Region, RegionPool
 from afd_serve.errors import (
@@ -145,7 +146,10 @@ class Talk:
 
     def _first_request(self, pictures: Sequence[bytes]) -> Sequence[bytes]:
         """The first of the pictures, as many as one request has room for; none where there is no room for one."""
-        return pictures if self._triton else pictures[: torchserve_fits(pictures)]
+        if not self._triton:
+            return pictures[: torchserve_fits(pictures)]
+        # What goes through shared memory is in no body.
+        return pictures if self._settings.shared_memory else pictures[: triton_fits(pictures)]
 
     def explain(self, picture: bytes, options: Options, timeout: float | None) -> Conversation[bytes | Failure]:
         """Have the drift map of one picture drawn.

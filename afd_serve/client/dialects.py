@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final, Protocol
@@ -39,6 +39,7 @@ __all__ = [
     "is_in_use",
     "serialize",
     "torchserve_fits",
+    "triton_fits",
 ]
 
 Result = Prediction | Failure
@@ -228,19 +229,33 @@ def _triton_failure(status: int, message: str, count: int) -> list[Result]:
     raise (RequestRefusedError if 400 <= status < 500 else BadAnswerError)(f"the server answered {status}: {message}")
 
 
+def triton_fits(pictures: Sequence[bytes]) -> int:
+    """How many of the first pictures to send to Triton in one request; 1 where the first alone is larger than others.
+
+    Triton itself has no limit, but a proxy before it has: the one that deploy/ shows has that of TorchServe.
+
+    Raises:
+        PackagingError: The installation lacks TorchServe's settings.
+    """
+    return max(1, _fitting(4 + len(picture) for picture in pictures))
+
+
 def torchserve_fits(pictures: Sequence[bytes]) -> int:
     """How many of the first pictures one request to TorchServe has room for; 0 where the first alone is too large.
 
     Raises:
         PackagingError: The installation lacks TorchServe's settings.
     """
+    return _fitting(len('{"b64": ""}, ') + 4 * -(-len(picture) // 3) for picture in pictures)
+
+
+def _fitting(sizes: Iterable[int]) -> int:
     room = max_request_bytes() - _BESIDE_PICTURES
-    sizes = (len('{"b64": ""}, ') + 4 * -(-len(picture) // 3) for picture in pictures)
     return sum(total <= room for total in accumulate(sizes))
 
 
 _BESIDE_PICTURES: Final = 1024
-"""Bytes of a request to TorchServe for all but its pictures: the options, over gRPC the model's name."""
+"""Bytes of a request for all but its pictures: the options, and what each protocol says of them."""
 
 
 class TorchServeHttp:
