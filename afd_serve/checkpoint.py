@@ -13,6 +13,7 @@ from afd_serve.errors import CheckpointError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
 from afd_serve.runs import write_atomically
+from afd_serve.signature import SIGNATURE_NAME
 
 __all__ = [
     "CONFIG_KEY",
@@ -101,17 +102,17 @@ def find_weights(source: str | Path) -> Path:
     """The weights file behind a shipped model's name, a run's folder or a file's own path.
 
     Raises:
-        CheckpointError: There is none; the message lists the shipped models.
+        CheckpointError: There is none; the message lists the shipped models, or says that there is an exported model.
     """
     shipped = shipped_models()
     if str(source) in shipped:
         return shipped[str(source)]
     path = Path(source)
-    if path.is_dir():
-        path = path / WEIGHTS_NAME
-    if not path.is_file():
-        raise CheckpointError(
-            f"{source} is neither a shipped model ({', '.join(shipped)}) nor a fitted run's or an exported model's "
-            "folder"
-        )
-    return path
+    weights = path / WEIGHTS_NAME if path.is_dir() else path
+    if weights.is_file():
+        return weights
+    if (path / SIGNATURE_NAME).is_file():
+        raise CheckpointError(f"{source} is exported already; give the fitted run that it came from")
+    raise CheckpointError(
+        f"{source} is neither a shipped model ({', '.join(shipped)}) nor a fitted run's or an exported model's folder"
+    )

@@ -9,9 +9,10 @@ Note [Features in a file of their own]
 """
 
 import copy
-import hashlib
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,18 +27,19 @@ from afd_serve.engines import ENGINES, Engine, torchscript
 from afd_serve.engines.graphs import write_graphs
 from afd_serve.engines.runtimes import open_graphs
 from afd_serve.errors import CheckpointError, ExportError, NotExplainableError
+from afd_serve.exported import FEATURES_NAME, digest, read_files, read_signature
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import INPUTS, OUTPUTS, AfdClassifier, map_site
 from afd_serve.models.fde import FREQUENCIES, GEOMETRY
 from afd_serve.models.precision import with_trunks_in
 from afd_serve.preprocess import ClassifierInputs, prepare, stack
+from afd_serve.runs import alone_in
 from afd_serve.sample import sample_variants
 from afd_serve.signature import FORMAT, SIGNATURE_NAME, Signature, TensorSpec
 from afd_serve.transforms import Preprocessing
 
 __all__ = [
-    "FEATURES_NAME",
     "MODEL_NAME",
     "Deployed",
     "ExportedModel",
@@ -45,14 +47,13 @@ __all__ = [
     "eager_classifier",
     "example_inputs",
     "export_classifier",
-    "exported_files",
     "freeze_classifier",
     "load_deployed",
     "load_features",
 ]
 
 (MODEL_NAME,) = ENGINES["torchscript"].files
-FEATURES_NAME: Final = "features.pt"
+_PARTIAL: Final = ".partial-"
 _TOLERANCE: Final = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 2e-1}
 """How far outputs on noise may be from the eager float32 classifier's, relative to the largest, for each precision."""
 
@@ -149,20 +150,40 @@ def export_classifier(
 
     Raises:
         CheckpointError: There are no such weights, or they are another backbone's.
+        ConfigError: Another export is at work in the folder.
         DependencyError: The engine is not installed.
         ExportError: The engine does not agree with the eager classifier, there is no such engine or precision, or the
             files cannot be written; what was in the folder before is then still there.
     """
     _check_choice(engine, precision)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
-            signature = _write_files(source, Path(folder), engine, precision)
+        with _filling(out) as folder:
+            signature = _write_files(source, folder, engine, precision)
             for name in (*ENGINES[engine].files, FEATURES_NAME, SIGNATURE_NAME):
-                (Path(folder) / name).replace(out / name)
+                (folder / name).replace(out / name)
     except OSError as error:
         raise ExportError(f"the exported model cannot be written to {out}: {error}") from error
     return ExportedModel(out, signature)
+
+
+@contextmanager
+def _filling(out: Path) -> Iterator[Path]:
+    """A folder in ``out`` for files that are on their way; those of exports that were killed are removed.
+
+    Where it fails, folders that were made for it go again.
+    """
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        with alone_in(out):
+            for left in out.glob(f"{_PARTIAL}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=out) as folder:
+                yield Path(folder)
+    except BaseException:
+        for made in missing:
+            with suppress(OSError):
+                made.rmdir()
+        raise
 
 
 def _write_files(source: str | Path, folder: Path, engine: str, precision: str) -> Signature:
@@ -178,30 +199,11 @@ def _write_files(source: str | Path, folder: Path, engine: str, precision: str) 
     (folder / FEATURES_NAME).write_bytes(features)
     signature = replace(
         signature,
-        sha256=_digest(folder, *ENGINES[engine].files),
-        features_sha256=_digest(folder, FEATURES_NAME),
+        sha256=digest(folder, *ENGINES[engine].files),
+        features_sha256=digest(folder, FEATURES_NAME),
     )
-    (folder / SIGNATURE_NAME).write_text(signature.to_json())
+    (folder / SIGNATURE_NAME).write_text(signature.to_json(), encoding="utf-8")
     return signature
-
-
-def exported_files(folder: str | Path) -> tuple[str, ...] | None:
-    """The names of the files that make up the exported model in a folder, the classifier's first; None where none is.
-
-    Raises:
-        CheckpointError: There is a signature that cannot be read, or a file beside it is missing or is not the one that
-            was exported: better now than when a server that has made way is gone.
-    """
-    folder = Path(folder)
-    if not (folder / SIGNATURE_NAME).is_file():
-        return None
-    signature = _read_signature(folder)
-    files = ENGINES[signature.engine].files
-    _read(folder, files, signature.sha256)
-    if not signature.features_sha256:
-        return (*files, SIGNATURE_NAME)
-    _read(folder, (FEATURES_NAME,), signature.features_sha256)
-    return (*files, FEATURES_NAME, SIGNATURE_NAME)
 
 
 def load_deployed(source: str | Path, device: torch.device | None = None) -> Deployed:
@@ -221,8 +223,8 @@ def load_deployed(source: str | Path, device: torch.device | None = None) -> Dep
     if not (folder / SIGNATURE_NAME).is_file():
         data, deployed = _script(source, *_fitted(source), "float32")
         return deployed if device is None else replace(deployed, module=_load(data, deployed.signature, device))
-    signature = _read_signature(folder)
-    data = _read(folder, ENGINES[signature.engine].files, signature.sha256)
+    signature = read_signature(folder)
+    data = read_files(folder, ENGINES[signature.engine].files, signature.sha256)
     if signature.engine == "torchscript":
         return Deployed(_load(data, signature, device), signature)
     if device is not None and device.type != "cpu":
@@ -247,41 +249,17 @@ def load_features(source: str | Path) -> Engine:
     folder = Path(source)
     if not (folder / SIGNATURE_NAME).is_file():
         return _features(*_fitted(source))
-    signature = _read_signature(folder)
+    signature = read_signature(folder)
     if not signature.features_sha256:
         raise NotExplainableError(
             f"the model was exported without {FEATURES_NAME}, which explaining needs: export the fitted run again with "
             "`afd-serve export` and package that"
         )
-    return _load(_read(folder, (FEATURES_NAME,), signature.features_sha256), signature)
+    return _load(read_files(folder, (FEATURES_NAME,), signature.features_sha256), signature)
 
 
 def _load(data: bytes, signature: Signature, device: torch.device | None = None) -> Engine:
     return torchscript.load(data, example_inputs(signature.preprocessing.size), device)
-
-
-def _read_signature(folder: Path) -> Signature:
-    signature = Signature.from_json((folder / SIGNATURE_NAME).read_text())
-    if signature.engine not in ENGINES:
-        raise CheckpointError(f"{folder} was exported for the engine {signature.engine!r}, unknown to this version")
-    return signature
-
-
-def _digest(folder: Path, *names: str) -> str:
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
-
-
-def _read(folder: Path, names: Sequence[str], sha256: str) -> bytes:
-    """The bytes of exported files, joined. They are hashed before anything looks into them."""
-    try:
-        data = b"".join((folder / name).read_bytes() for name in names)
-    except OSError as error:
-        raise CheckpointError(f"{folder} has a signature, but a file is missing: {error}") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise CheckpointError(
-            f"{' and '.join(names)} in {folder} are not the files that were exported; export them again"
-        )
-    return data
 
 
 def _fitted(source: str | Path) -> tuple[Backbone, AfdNet]:

@@ -61,7 +61,7 @@ class Signature:
         return json.dumps(values | {_DIGEST: _digest(values)}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> "Signature":
+    def from_json(cls, text: str | bytes) -> "Signature":
         """Read what `to_json` wrote.
 
         Raises:
@@ -83,8 +83,9 @@ class Signature:
                 )
             values["labels"] = tuple(values["labels"])
             return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"this is no signature of an exported classifier: {error!r}") from error
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            words = f"{type(error).__name__}: {error}"  # its repr would have all of the bytes that are no text
+            raise CheckpointError(f"this is no signature of an exported classifier: {words}") from error
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -41,7 +41,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from afd_serve.export import export_classifier, exported_files
+from afd_serve.export import export_classifier
+from afd_serve.exported import exported_files
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.pipeline import Pipeline
 from afd_serve.sample import sample_picture

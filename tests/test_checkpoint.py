@@ -54,6 +54,14 @@ def test_weights_are_found_by_a_shipped_name_in_a_runs_folder_or_by_their_own_pa
     assert find_weights("efficientnet-lite1").parts[-2:] == ("efficientnet-lite1", "default.safetensors")
 
 
+def test_where_there_is_no_weights_file_it_is_said_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"neither a shipped model .*efficientnet-lite0, "):
+        find_weights(tmp_path)
+    (tmp_path / "signature.json").touch()
+    with pytest.raises(CheckpointError, match=f"{tmp_path} is exported already; give the fitted run"):
+        find_weights(tmp_path)
+
+
 def test_equal_digests_mean_equal_weights_wherever_they_lie(tiny_run: Path, tmp_path: Path) -> None:
     path = shutil.copyfile(tiny_run / "afd.safetensors", tmp_path / "copy.safetensors")
     assert weights_digest(path) == weights_digest(tiny_run)

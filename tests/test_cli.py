@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from afd_serve import classification
 from afd_serve.errors import ConfigError
@@ -170,33 +169,6 @@ def test_classify_without_crop(run: Run, picture: Path, tiny_run: Path) -> None:
     assert whole != json.loads(run("classify", picture, "--model", tiny_run, "--json")[1])
 
 
-def test_classify_draws_where_the_picture_has_drifted(run: Run, picture: Path, tiny_run: Path, tmp_path: Path) -> None:
-    drawing = tmp_path / "heat.png"
-    status, out, err = run("classify", picture, "--model", tiny_run, "--explain", drawing)
-    assert status == 0, err
-    for text in ("estimated quality 10; no earlier compression found", "gate open", f"wrote {drawing}"):
-        assert text in out
-    with Image.open(drawing) as drawn:
-        assert drawn.format == "PNG"
-    drawing.unlink()
-    status, out, _ = run("classify", picture, "--model", tiny_run, "--explain", drawing, "--json")
-    assert json.loads(out)["protected"] is True
-    assert drawing.exists()
-
-
-def test_classify_explains_one_readable_picture(
-    run: Run, picture: Path, damaged: Path, tiny_run: Path, tmp_path: Path
-) -> None:
-    drawing = tmp_path / "heat.png"
-    for wrong in ((picture, picture), (picture, "--no-afd"), (picture, "--mode", "shadow")):
-        status, _, err = run("classify", *wrong, "--model", tiny_run, "--explain", drawing)
-        assert (status, "--explain draws one picture" in err) == (2, True)
-    status, _, err = run("classify", damaged, "--model", tiny_run, "--explain", drawing)
-    assert status == 1
-    assert err.startswith(f"{damaged}: truncated_jpeg")
-    assert not drawing.exists()
-
-
 def test_classify_names_the_bad_picture_and_answers_for_the_good_one(
     run: Run, picture: Path, damaged: Path, tiny_run: Path
 ) -> None:
@@ -309,8 +281,13 @@ def test_fit_then_export_then_package(run: Run, picture_folder: Callable[[int], 
         assert {"model.pt", "signature.json", "afd_handler.py"} <= set(archive.namelist())
 
 
+def test_export_offers_what_it_takes(run: Run) -> None:
+    words = run("export", "--help")[1].replace("│", " ").split()
+    assert "A shipped model's name or a fitted run's folder." in " ".join(words)
+
+
 def test_stop_without_a_server(run: Run, tmp_path: Path) -> None:
-    assert run("stop", "--state-dir", tmp_path)[:2] == (0, "nothing runs\n")
+    assert run("stop", "--state-dir", tmp_path)[:2] == (0, f"nothing runs in {tmp_path}\n")
 
 
 @pytest.mark.parametrize(
@@ -341,7 +318,7 @@ def test_stop_holds_the_state_directory(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("afd_serve.servers.torchserve.TorchServe.stop", stop)
     assert run("stop", "--state-dir", tmp_path)[:2] == (0, "stopped\n")
     missing = tmp_path / "missing"
-    assert run("stop", "--state-dir", missing)[1] == "nothing runs\n"
+    assert run("stop", "--state-dir", missing)[1] == f"nothing runs in {missing}\n"
     assert not missing.exists()
 
 

@@ -1,16 +1,20 @@
 """Commands that take long end in one line when they are told to end, and lose nothing."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from afd_serve.checkpoint import save_afd
+from afd_serve.models.backbones import Backbone
 from tests import tiny_backbone
-from tests.conftest import in_a_process_of_its_own
+from tests.conftest import awakened, in_a_process_of_its_own
 
 # Signals as a terminal's processes have them: the tests may run under nohup, which ignores one.
 _IN_A_TERMINAL = """
@@ -134,3 +138,41 @@ main(["serve", sys.argv[1], "--state-dir", sys.argv[3]])
 def test_a_start_can_be_interrupted_by_a_signal(tmp_path: Path, server: str, how: signal.Signals) -> None:
     ended = in_a_process_of_its_own(_STARTED, server, str(int(how)), str(tmp_path))
     assert ended == (130, "ended\n", "interrupted; what was being started has ended\n")
+
+
+_SLOW_BACKBONE = """
+import os, signal, time
+from pathlib import Path
+
+def backbone():
+    Path(__file__).with_name("exporting").write_text(str(os.getpid()))
+    os.kill(int(os.environ["TO_BE_TOLD"]), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+_TOLD_TO_END = """
+import os, sys
+from afd_serve.cli import main
+
+os.environ["TO_BE_TOLD"] = str(os.getpid())
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", [["export"], ["package", "torchserve"], ["package", "triton"]], ids=" ".join)
+def test_an_export_that_is_told_to_end_leaves_nothing_behind(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    slow, temporary = tmp_path / "slow.py", tmp_path / "temporary"
+    slow.write_text(_SLOW_BACKBONE)
+    save_afd(awakened(replace(tiny, name=f"file:{slow}")), tmp_path / "afd.safetensors")
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    before = sorted(tmp_path.iterdir())
+    ended = in_a_process_of_its_own(_TOLD_TO_END, *command, "--model", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert ended == (130, "", "interrupted; the same command starts over\n")
+    exporting = tmp_path / "exporting"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(exporting.read_text()), 0)
+    assert sorted(tmp_path.iterdir()) == sorted([*before, exporting])
+    assert not list(temporary.iterdir())

@@ -19,15 +19,8 @@ from afd_serve.engines import ENGINES, torchscript
 from afd_serve.engines.graphs import write_bare_graph
 from afd_serve.engines.runtimes import open_graphs
 from afd_serve.errors import CheckpointError, DependencyError, ExportError, PackagingError
-from afd_serve.export import (
-    _PICTURE_TOLERANCE,
-    FEATURES_NAME,
-    eager_classifier,
-    export_classifier,
-    exported_files,
-    load_deployed,
-    load_features,
-)
+from afd_serve.export import _PICTURE_TOLERANCE, eager_classifier, export_classifier, load_deployed, load_features
+from afd_serve.exported import FEATURES_NAME, exported_files
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.packaging.triton import package_triton

@@ -14,7 +14,8 @@ from afd_serve.checkpoint import save_afd
 from afd_serve.config import PRESETS
 from afd_serve.errors import CheckpointError, NotAnImageError, NotExplainableError
 from afd_serve.explain import Explainer, Explanation, relative_distance
-from afd_serve.export import FEATURES_NAME, export_classifier
+from afd_serve.export import export_classifier
+from afd_serve.exported import FEATURES_NAME
 from afd_serve.models.backbones import Backbone, make_backbone
 from afd_serve.models.classifier import map_site
 from afd_serve.models.discovery import Sites

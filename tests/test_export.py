@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from afd_serve.checkpoint import load_afd, save_afd, shipped_models
 from afd_serve.config import PRESETS, SERVED_PRESET
 from afd_serve.engines import Engine
-from afd_serve.errors import CheckpointError, ExportError
+from afd_serve.errors import AfdError, CheckpointError, ConfigError, ExportError
 from afd_serve.evaluation.latency import deployed_forms
 from afd_serve.export import (
     _TOLERANCE,
-    FEATURES_NAME,
     MODEL_NAME,
     _check_parity,
     _check_pictures,
@@ -23,10 +22,13 @@ from afd_serve.export import (
     example_inputs,
     export_classifier,
     load_deployed,
+    load_features,
 )
+from afd_serve.exported import FEATURES_NAME, exported_files
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.classifier import AfdClassifier
 from afd_serve.models.repconv import RepConv
+from afd_serve.runs import alone_in
 from afd_serve.signature import SIGNATURE_NAME, Signature
 from tests import foreign
 from tests.conftest import awakened, largest_file
@@ -248,3 +250,48 @@ def test_a_full_disk_leaves_the_folder_as_it_was(
     with largest_file(size), pytest.raises(ExportError, match=r"cannot be written to .*out: "):
         export_classifier(tiny_run, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "damaged", "exported"])
+def test_an_export_that_fails_leaves_no_folder(tiny_run: Path, tmp_path: Path, model: str) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "afd.safetensors").write_bytes((tiny_run / "afd.safetensors").read_bytes()[:-8])
+    export_classifier(tiny_run, tmp_path / "exported")
+    before = sorted(tmp_path.iterdir())
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "new" / "out", tmp_path / "there" / "out"):
+        with pytest.raises(AfdError):
+            export_classifier(tmp_path / model, out)
+    assert sorted(tmp_path.iterdir()) == [*before, tmp_path / "there"]
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_an_exported_model_is_not_exported_again(tiny_run: Path, tmp_path: Path) -> None:
+    folder = export_classifier(tiny_run, tmp_path / "exported").folder
+    with pytest.raises(CheckpointError, match=r"exported is exported already; give the fitted run that it came from"):
+        export_classifier(folder, tmp_path / "again")
+
+
+def test_what_a_killed_export_left_is_removed_but_not_what_another_is_at_work_on(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    partial = tmp_path / ".partial-killed"
+    partial.mkdir()
+    (partial / MODEL_NAME).touch()
+    with alone_in(tmp_path), pytest.raises(ConfigError, match="another run is at work in"):
+        export_classifier(tiny_run, tmp_path)
+    assert [path.name for path in partial.iterdir()] == [MODEL_NAME]
+    export_classifier(tiny_run, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FEATURES_NAME, MODEL_NAME, SIGNATURE_NAME]
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 9000, b"", b"[" * 10**5])
+def test_a_damaged_signature_is_named(tiny_run: Path, tmp_path: Path, content: bytes) -> None:
+    path = export_classifier(tiny_run, tmp_path).folder / SIGNATURE_NAME
+    path.write_bytes(content)
+    for look_at in (load_deployed, load_features, exported_files):
+        with pytest.raises(CheckpointError) as caught:
+            look_at(tmp_path)
+        message = str(caught.value)
+        assert message.startswith(f"{path} cannot be read: this is no signature of an exported classifier: ")
+        assert len(message) < 500

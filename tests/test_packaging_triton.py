@@ -22,7 +22,7 @@ from afd_serve.request import MAX_PICTURES
 from afd_serve.sample import sample_picture
 from afd_serve.servers.triton_environment import SHARED_MEMORY
 from afd_serve.signature import Signature
-from tests.conftest import largest_file
+from tests.conftest import in_a_process_of_its_own, largest_file
 from tests.tiny_backbone import CLASSES
 
 text_format = pytest.importorskip("google.protobuf.text_format")
@@ -113,6 +113,44 @@ def test_labels_are_in_the_order_of_the_classes(exported: Path, tmp_path: Path) 
     (other / "signature.json").write_text(replace(signature, labels=tuple(labels)).to_json())
     package_triton(other, tmp_path / "models")
     assert (tmp_path / "models" / "afd_classify" / "labels.txt").read_text().splitlines() == labels
+
+
+@pytest.mark.parametrize(
+    "label", ["two\nlines", "two\r\nlines\r", "two\u2028\x85lines", "", "Zürich 時計", "not UTF-8: \udcff"]
+)
+def test_a_label_is_one_line_whatever_is_in_it(exported: Path, tmp_path: Path, label: str) -> None:
+    other = shutil.copytree(exported, tmp_path / "other")
+    signature = Signature.from_json((other / "signature.json").read_bytes())
+    (other / "signature.json").write_text(replace(signature, labels=(label, *signature.labels[1:])).to_json())
+    package_triton(other, tmp_path / "models")
+    first, *others = (tmp_path / "models" / "afd_classify" / "labels.txt").read_text(encoding="utf-8").splitlines()
+    assert first == " ".join(label.split()).replace("\udcff", "?")
+    assert tuple(others) == signature.labels[1:]
+
+
+_PACKAGE = """
+import sys
+from pathlib import Path
+from afd_serve.packaging.torchserve import package_torchserve
+from afd_serve.packaging.triton import package_triton
+
+source, out = map(Path, sys.argv[1:])
+package_torchserve(source, out)
+package_triton(source, out)
+"""
+
+
+def test_a_locale_without_utf_8_is_no_hindrance(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(exported, tmp_path / "other")
+    signature = Signature.from_json((other / "signature.json").read_bytes())
+    (other / "signature.json").write_text(replace(signature, labels=("Zürich", *signature.labels[1:])).to_json())
+    for name, value in (("LC_ALL", "POSIX"), ("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0")):
+        monkeypatch.setenv(name, value)
+    assert in_a_process_of_its_own(_PACKAGE, str(other), str(tmp_path / "out")) == (0, "", "")
+    labels = (tmp_path / "out" / "afd_classify" / "labels.txt").read_bytes()
+    assert labels.startswith("Zürich\n".encode())
 
 
 def test_limits_go_into_the_configuration(repository: Path) -> None:
@@ -301,6 +339,30 @@ def test_a_disk_that_fills_up_leaves_the_repository_as_it_was(
         package_triton(exported, tmp_path, platform="python", mode=Mode.OFF)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert {path.name for path in tmp_path.iterdir()} == MODELS["pytorch_libtorch"]
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_an_interruption_while_models_are_replaced_leaves_the_earlier_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, renames: int
+) -> None:
+    built, out = tmp_path / "built", tmp_path / "out"
+    for folder, names in ((built, ("afd_answer", "afd_classify")), (out, ("afd_classify", "jpeg_coefficients"))):
+        for name in names:
+            (folder / name).mkdir(parents=True)
+            (folder / name / "config.pbtxt").write_text(str(folder))
+    left, rename = [renames], Path.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        packaging._put_in_place(built, out)
+    found = {path.name: (path / "config.pbtxt").read_text() for path in out.iterdir()}
+    assert found == {"afd_classify": str(out), "jpeg_coefficients": str(out)}
 
 
 def test_the_command_line_packages_and_refuses(

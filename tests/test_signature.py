@@ -84,12 +84,14 @@ def test_a_later_format_is_refused_by_its_number() -> None:
         "",
         "[]",
         "{",
+        b"\xff",
+        "[" * 10**5,
         unsigned("backbone"),
         unsigned("inputs"),
         unsigned(labels=None),
         unsigned(preprocessing={"size": 64, "mean": [0.0] * 3, "std": [1.0] * 3}),
     ],
 )
-def test_what_is_no_signature_is_refused(text: str) -> None:
+def test_what_is_no_signature_is_refused(text: str | bytes) -> None:
     with pytest.raises(CheckpointError, match="no signature of an exported classifier"):
         Signature.from_json(text)

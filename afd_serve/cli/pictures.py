@@ -11,6 +11,7 @@ from rich.console import Console
 from afd_serve.cli.options import BAD_INPUT, DEFAULT_MODEL, OptionalModelOption
 from afd_serve.errors import ConfigError
 from afd_serve.mode import Mode
+from afd_serve.runs import write_atomically
 
 if TYPE_CHECKING:
     from afd_serve.results import Failure, Prediction
@@ -74,8 +75,8 @@ def classify(
     from afd_serve.results import Failure
 
     mode = _chosen_mode(mode, afd)
-    if explain and (mode not in (None, Mode.PROTECT) or len(pictures) > 1):
-        raise ConfigError("--explain draws one picture, with AFD on")
+    if explain:
+        _check_explain(explain, pictures, mode)
     options = Options(mode, top_k, crop)
     _check_where(model, server, name)
     chosen: classification.Model = (
@@ -86,20 +87,21 @@ def classify(
     failed, answers = False, []
     for start in range(0, len(pictures), _AT_ONCE):
         some = pictures[start : start + _AT_ONCE]
-        results, model_info = chosen.classify([path.read_bytes() for path in some], options)
+        contents = [path.read_bytes() for path in some]
+        results, model_info = chosen.classify(contents, options)
         failed |= any(isinstance(result, Failure) for result in results)
         if as_json:
             answers += classification.wire_format(results, model_info)
         else:
             for path, result in zip(some, results, strict=True):
                 _print_result(path, result)
-    if explain and not failed:
-        drawing, words = chosen.draw(pictures[0].read_bytes(), options)
-        explain.write_bytes(drawing)
-        if not as_json:
-            typer.echo(f"{words}wrote {explain}")
     if as_json:
         _print_json(answers[0] if len(pictures) == 1 else answers)
+    if explain and not failed:
+        drawing, words = chosen.draw(contents[0], options)
+        _write_drawing(explain, drawing)
+        if not as_json:
+            typer.echo(f"{words}wrote {explain}")
     if failed:
         raise typer.Exit(BAD_INPUT)
 
@@ -110,6 +112,21 @@ def _chosen_mode(mode: Mode | None, afd: bool | None) -> Mode | None:
     if mode not in (None, Mode.of(afd)):
         raise ConfigError("--mode says one thing, and --afd or --no-afd another")
     return Mode.of(afd)
+
+
+def _check_explain(drawing: Path, pictures: list[Path], mode: Mode | None) -> None:
+    if mode not in (None, Mode.PROTECT) or len(pictures) > 1:
+        raise ConfigError("--explain draws one picture, with AFD on")
+    if drawing.exists() and drawing.samefile(pictures[0]):
+        raise ConfigError(f"--explain would write over the picture {pictures[0]}: name another file")
+
+
+def _write_drawing(path: Path, drawing: bytes) -> None:
+    """In one step, unless that would put a file in the place of a link, a pipe or a device."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_bytes(drawing)
+    else:
+        write_atomically(path, lambda partial: partial.write_bytes(drawing))
 
 
 def _check_where(model: str | None, server: str | None, name: str | None) -> None:

@@ -46,20 +46,22 @@ def _port(purpose: str) -> OptionInfo:
 
 _DEFAULT_STATE = Path(".serve/torchserve")
 _DEFAULT_TRITON_STATE = Path(".serve/triton")
+_NOT_DONE = "interrupted; the same command starts over"
 _START_ENDED = "interrupted; what was being started has ended"
 
 
 @app.command()
 def export(
     out: Annotated[Path, typer.Option(help="The folder for the engine's files and signature.json.")],
-    model: ModelOption = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help="A shipped model's name or a fitted run's folder.")] = DEFAULT_MODEL,
     engine: Annotated[str, typer.Option(help="torchscript; on a CPU also onnxruntime or openvino.")] = "torchscript",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16, as the engine can.")] = "float32",
 ) -> None:
     """Write a classifier with its AFD for one engine, checked against the original on real pictures."""
     from afd_serve.export import export_classifier
 
-    signature = export_classifier(model, out, engine=engine, precision=precision).signature
+    with interruptible(_NOT_DONE):
+        signature = export_classifier(model, out, engine=engine, precision=precision).signature
     typer.echo(f"{out}: {signature.backbone}, preset {signature.preset}, {engine} {precision}")
     typer.echo(f"largest difference of a probability from the original: {signature.parity:.1e}")
 
@@ -75,7 +77,9 @@ def package_torchserve(
     """Build a model archive (.mar) for TorchServe."""
     from afd_serve.packaging import torchserve
 
-    typer.echo(torchserve.package_torchserve(model, out, name=name, version=version, mode=mode))
+    with interruptible(_NOT_DONE):
+        archive = torchserve.package_torchserve(model, out, name=name, version=version, mode=mode)
+    typer.echo(archive)
 
 
 @package_app.command("triton")
@@ -93,7 +97,9 @@ def package_triton(
     from afd_serve.packaging import triton
 
     limits = triton.TritonLimits(decoders=decoders, classifiers=classifiers)
-    typer.echo(triton.package_triton(model, out, platform=platform, limits=limits, mode=mode))
+    with interruptible(_NOT_DONE):
+        repository = triton.package_triton(model, out, platform=platform, limits=limits, mode=mode)
+    typer.echo(repository)
 
 
 @serve_app.command("torchserve")
@@ -185,7 +191,7 @@ def stay(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
 @app.command()
 def stop(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
     """Stop the server that `serve` started."""
-    typer.echo("stopped" if state_dir.is_dir() and _stop(state_dir) else "nothing runs")
+    typer.echo("stopped" if state_dir.is_dir() and _stop(state_dir) else f"nothing runs in {state_dir}")
 
 
 def _stop(state_dir: Path) -> bool:

@@ -28,6 +28,6 @@ def max_request_bytes() -> int:
     Raises:
         PackagingError: The installation lacks the settings.
     """
-    lines = (handlers_dir() / "config.properties").read_text().splitlines()
+    lines = (handlers_dir() / "config.properties").read_text(encoding="utf-8").splitlines()
     settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     return int(settings["max_request_size"])

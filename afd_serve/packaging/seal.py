@@ -41,7 +41,7 @@ def check_seal(folder: Path) -> None:
 
 def _read_seal(folder: Path) -> Mapping[str, str]:
     try:
-        digests = json.loads((folder / SEAL_NAME).read_text())
+        digests = json.loads((folder / SEAL_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the archive has no {SEAL_NAME} that can be read: {error}") from error
     if not isinstance(digests, dict) or not digests:

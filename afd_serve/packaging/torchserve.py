@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from afd_serve.checkpoint import find_weights
 from afd_serve.errors import DependencyError, ExportError, PackagingError
-from afd_serve.export import exported_files
+from afd_serve.exported import exported_files
 from afd_serve.mode import Mode
 from afd_serve.packaging.handlers import handlers_dir
 from afd_serve.packaging.seal import SEAL_NAME, make_seal
@@ -57,7 +58,6 @@ def package_torchserve(
         CheckpointError: There is no such source.
         ExportError: The export failed, with its own words.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="afd-mar-") as scratch:
         exported, built = Path(scratch) / "exported", Path(scratch) / "built"
         files = _export(source, exported)
@@ -85,17 +85,31 @@ def _export_elsewhere(source: str | Path, out: Path) -> None:
     find_weights(source)
     command = [sys.executable, "-P", "-c", "from afd_serve.cli import main; main()", "export"]
     command += ["--model", str(source), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _run(command)
     if done.returncode != 0:
         raise ExportError(f"{source} cannot be exported: {done.stderr.strip()[-2000:]}")
 
 
+def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Let another process do its work; where this one is interrupted, the other ends before its folder is removed."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
+    ) as process:
+        try:
+            out, err = process.communicate()
+        finally:
+            process.kill()
+            process.wait()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
 def _write_config(target: Path, mode: Mode) -> None:
     """The handler's settings with this mode; in their own words, because operators read the comments."""
-    text = (handlers_dir() / _CONFIG).read_text()
+    text = (handlers_dir() / _CONFIG).read_text(encoding="utf-8")
     if text.count(_DEFAULT_MODE) != 1:
         raise PackagingError(f"{handlers_dir() / _CONFIG} has no line {_DEFAULT_MODE}")
-    target.write_text(text.replace(_DEFAULT_MODE, f'mode: "{mode.value}"'))
+    target.write_text(text.replace(_DEFAULT_MODE, f'mode: "{mode.value}"'), encoding="utf-8")
 
 
 def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version: str) -> None:
@@ -113,8 +127,7 @@ def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version
     }
     command = [sys.executable, "-P", "-m", "model_archiver.model_packaging"]
     command += [str(word) for pair in arguments.items() for word in pair]
-    environment = os.environ | {"TMPDIR": str(out)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = _run(command, os.environ | {"TMPDIR": str(out)})
     if "No module named" in done.stderr and "model_archiver" in done.stderr:
         raise DependencyError("packaging needs torch-model-archiver: pip install 'afd-serve[torchserve]'")
     if done.returncode != 0:

@@ -10,7 +10,8 @@ from typing import Any, Final, Literal, get_args
 
 from afd_serve.engines import ENGINES
 from afd_serve.errors import DependencyError, PackagingError
-from afd_serve.export import export_classifier, exported_files
+from afd_serve.export import export_classifier
+from afd_serve.exported import exported_files, read_signature
 from afd_serve.mode import Mode
 from afd_serve.models.classifier import INPUTS
 from afd_serve.models.fde import FREQUENCIES
@@ -119,7 +120,7 @@ def _build(
         exported = Path(source)
     else:
         export_classifier(source, exported)
-    signature = Signature.from_json((exported / SIGNATURE_NAME).read_text())
+    signature = read_signature(exported)
     if platform == "pytorch_libtorch" and signature.engine != "torchscript":
         raise PackagingError(f"{platform} runs TorchScript; the model was exported for {signature.engine}")
     for part in ("python_cpu",) if platform == "python_cpu" else ("common", platform):
@@ -152,7 +153,8 @@ def _complete(templates: Path, out: Path, values: Mapping[str, object]) -> None:
         target = out / path.relative_to(templates)
         if path.name == "config.pbtxt":
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(Template(path.read_text()).substitute(values))
+            template = Template(path.read_text(encoding="utf-8"))
+            target.write_text(template.substitute(values), encoding="utf-8")
         elif path.name == "model.py":
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
@@ -168,9 +170,10 @@ def _add_models(built: Path, exported: Path, signature: Signature) -> None:
         version.mkdir(exist_ok=True)
         if (version / "model.py").is_file():
             shutil.copyfile(exported / SIGNATURE_NAME, version / SIGNATURE_NAME)
-        if "label_filename" in (model / "config.pbtxt").read_text():
+        if "label_filename" in (model / "config.pbtxt").read_text(encoding="utf-8"):
             # Clients get <probability>:<index>:<label>, one class per line of this file.
-            (model / "labels.txt").write_text("\n".join(signature.labels) + "\n")
+            lines = "".join(f"{' '.join(label.split())}\n" for label in signature.labels)
+            (model / "labels.txt").write_text(lines, encoding="utf-8", errors="replace")
     steps = (built / _CLASSIFIER).is_dir()
     for name in ENGINES[signature.engine].files:
         shutil.copyfile(exported / name, built / (_CLASSIFIER if steps else ENSEMBLE) / _VERSION / name)
@@ -231,7 +234,7 @@ def _check_classes(model: Any, signature: Signature) -> None:
 
 def _parse(path: Path) -> Any:
     try:
-        return text_format.Parse(path.read_text(), model_config.ModelConfig())
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config.ModelConfig())
     except text_format.ParseError as error:
         raise PackagingError(f"{path} is no model configuration: {error}") from error
 
@@ -263,11 +266,20 @@ def _put_in_place(built: Path, out_dir: Path) -> None:
         new, old = Path(aside) / "new", Path(aside) / "old"
         shutil.copytree(built, new)
         old.mkdir()
-        for name in sorted(_MODELS):  # those of another platform as well
-            if (out_dir / name).exists():
-                (out_dir / name).rename(old / name)
-            if (new / name).exists():
-                (new / name).rename(out_dir / name)
+        try:
+            for name in sorted(_MODELS):  # those of another platform as well
+                if (out_dir / name).exists():
+                    (out_dir / name).rename(old / name)
+                if (new / name).exists():
+                    (new / name).rename(out_dir / name)
+        except BaseException:
+            # Undone wherever it stopped: what lies aside is about to be deleted.
+            for name in sorted(_MODELS):
+                if (built / name).exists() and not (new / name).exists():
+                    (out_dir / name).rename(new / name)
+                if (old / name).exists():
+                    (old / name).rename(out_dir / name)
+            raise
 
 
 def _reason(error: OSError) -> object:
