@@ -74,7 +74,7 @@ class Dropping:
 def work():
     Dropping()
     print("goes on")
-    time.sleep(60)
+    time.sleep(600)
 
 try:
     with interruptible("interrupted"):

@@ -3,7 +3,6 @@
 import signal
 import sys
 import threading
-from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -54,7 +53,7 @@ def release_signals() -> None:
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
     """`_ENDING` raise KeyboardInterrupt, once: a closed terminal says it twice, and then there is work to save."""
-    ending = False
+    ending, main_thread = False, threading.get_ident()
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         nonlocal ending
@@ -69,7 +68,12 @@ def signals_interrupt() -> Iterator[None]:
             before_hook(found)
             return
         ending = False
-        threading.Timer(0.1, interrupt_main, [signal.SIGTERM]).start()
+        threading.Timer(0.1, interrupt_again).start()
+
+    def interrupt_again() -> None:
+        # Sent to the thread itself, which may be waiting for something.
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            signal.pthread_kill(main_thread, signal.SIGTERM)
 
     before_hook, sys.unraisablehook = sys.unraisablehook, dropped
     before = {number: signal.getsignal(number) for number in _ENDING}
