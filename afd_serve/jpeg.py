@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 import torch
 
 from afd_serve import __version__, _jpeg
+from afd_serve.cores import usable_cores
 from afd_serve.errors import InputError, JpegTooLargeError, OutputTooSmallError
 from afd_serve.jpeg_types import (
     ColorSpace,
@@ -208,7 +209,7 @@ def read_batch(
         _jpeg.read_batch(
             [opened[i] for i in readable],
             native_limits(limits),
-            threads=_usable_cores() if threads is None else _within(threads, "threads"),
+            threads=usable_cores() if threads is None else _within(threads, "threads"),
             pixels=pixels,
             scale=_within(scale, "scale", 8),
             tolerant=tolerant,
@@ -233,12 +234,6 @@ def _within(value: int, name: str, most: int = sys.maxsize) -> int:
     if not 1 <= number <= most:
         raise ValueError(f"{name} must be 1 to {most}, not {number}")
     return number
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _native_output(out: JpegOutput | None) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """Starts of servers that fail or are interrupted, with sleeping processes in the servers' place."""
 
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import pytest
 pytest.importorskip("psutil")
 
 from afd_serve.errors import ConfigError, DependencyError, ServingError
+from afd_serve.packaging.triton import TritonLimits
 from afd_serve.runs import alone_in
 from afd_serve.servers import quickstart, torchserve, triton, triton_quickstart
 from afd_serve.servers.java import Java, find_java
@@ -160,6 +162,19 @@ def test_a_state_directory_is_held_while_a_server_starts(monkeypatch: pytest.Mon
     assert serve_triton(tmp_path, triton.TritonPorts.free()) == "started"
 
 
+def test_triton_gets_a_process_for_each_core_that_may_be_used_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    packaged = []
+    monkeypatch.setattr(triton_quickstart, "package_triton", lambda *_, limits, **__: packaged.append(limits))
+    monkeypatch.setattr(triton_quickstart, "start", lambda *_, **__: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3, 5})
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for workers in (0, 2):
+        triton_quickstart.serve_triton("a model", tmp_path, python=Path(sys.executable), workers=workers)
+    assert packaged == [TritonLimits(decoders=3, classifiers=3), TritonLimits(decoders=2, classifiers=2)]
+
+
 @pytest.fixture
 def running_torchserve(sleeper: Sleeper, tmp_path: Path) -> TorchServe:
     pid = sleeper().pid
@@ -182,6 +197,28 @@ def test_a_server_is_found_where_its_state_directory_was_moved_to(running_triton
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert Triton.find(moved) == replace(running_triton, state_dir=moved)
     assert TorchServe.find(moved) is None
+
+
+def test_no_triton_takes_the_folder_of_a_torchserve(running_torchserve: TorchServe, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="is the folder of a TorchServe; stop that first"):
+        serve_triton(tmp_path, triton.TritonPorts.free())
+    assert TorchServe.find(tmp_path) == running_torchserve
+    assert TorchServe.stop(tmp_path)
+    assert Triton.predecessor(tmp_path, makes_way=False) is None
+
+
+def test_no_torchserve_takes_the_folder_of_a_triton(running_triton: Triton, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="is the folder of a Triton; stop that first"):
+        serve_torchserve(tmp_path, torchserve.Ports.free())
+    assert Triton.find(tmp_path) == running_triton
+
+
+def test_a_server_whose_kind_an_earlier_version_did_not_note_is_found(running_triton: Triton, tmp_path: Path) -> None:
+    values = json.loads((tmp_path / "server.json").read_text())
+    del values["kind"]
+    (tmp_path / "server.json").write_text(json.dumps(values))
+    assert Triton.find(tmp_path) == running_triton
+    assert TorchServe.find(tmp_path) is None
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """From a classifier's name to a Triton that has answered, doing only what is not done yet."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Final
@@ -8,6 +7,7 @@ from typing import Final
 import torch
 
 from afd_serve.client import Client, Options
+from afd_serve.cores import usable_cores
 from afd_serve.errors import ServingError
 from afd_serve.mode import Mode
 from afd_serve.packaging.triton import TritonLimits, package_triton, repository_templates
@@ -46,7 +46,7 @@ def serve_triton(
         python: A Python whose environment has ``nvidia-pytriton``; where left out, the running one if it has, or else
             one whose environment is made in ``state_dir``.
         ports: Where to listen.
-        workers: How many classifier processes; 0 stands for one per core.
+        workers: How many classifier processes; 0 stands for one per core that this process may use.
 
     Raises:
         ServingError: Triton cannot work in ``state_dir``, does not start, or does not answer.
@@ -61,7 +61,7 @@ def serve_triton(
         running = Triton.find(state_dir)
         if running is not None and running.fingerprint == fingerprint and probe(running, timeout=10) is None:
             return running
-        classifiers = workers or os.cpu_count() or 1
+        classifiers = workers or usable_cores()
         limits = TritonLimits(decoders=classifiers, classifiers=classifiers)
         # In a folder of its own: should the running server crash before it is replaced, it finds its models unchanged.
         repository = state_dir / f"{_REPOSITORY}-{fingerprint[:12]}"

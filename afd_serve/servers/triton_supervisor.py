@@ -3,8 +3,13 @@
 PREFIX, that of the server's shared memory, is there for `Triton.clean_up` to know the process by.
 
 The server is replaced as a whole when it has ended, when one of the Python processes that it had when it became ready
-has died, or when it fails to classify the sample picture twice in a row. The first two show within half a second. The
-third is patient, because a picture may wait behind others.
+has died, or when it fails two probes, which are 5 s apart. The first two show within half a second.
+
+A probe lets it classify the sample picture. One failure is not enough, two in a row are: a picture may wait behind
+others. Where one of several Python processes hangs, failures are rarely in a row, because the others answer most
+pictures. So a process that is stopped fails a probe before it is sent. Of one that hangs in another way, Triton says
+that it is not healthy: it has shown no sign of life for a second, which can happen to any process once where a machine
+is short of time. Two such answers about the same process are enough, whatever is between them.
 
 A first start that fails ends the supervisor, whose caller waits for it and tells the reason; one that crashes is tried
 once more.
@@ -14,11 +19,14 @@ A full disk is nobody's end: what cannot be written to the log is left out. Nor 
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
@@ -34,6 +42,10 @@ _STUB: Final = "triton_python_backend_stub"
 _LOOK_EVERY: Final = 0.25
 _PROBE_EVERY: Final = 5.0
 _PROBE_TIMEOUT: Final = 15.0
+_PROBES_KEPT: Final = 60
+"""What the last five minutes' probes said; of many processes, it may take long until one gets a probe again."""
+_NOT_HEALTHY: Final = re.compile(r"Stub process .*is not healthy|health mutex")
+"""Triton 2.51's words for a Python process without a sign of life, the second where that holds a lock meanwhile."""
 _START_TIMEOUT: Final = 120.0
 _LONGEST_PAUSE: Final = 30.0
 _LONGEST_LOG: Final = 20 << 20
@@ -113,7 +125,8 @@ class Supervisor:
 
     def _watch(self, process: subprocess.Popen[bytes]) -> str:
         """Look after the server until it is not well; the reason."""
-        failures, next_probe = 0, time.monotonic() + _PROBE_EVERY
+        probes: deque[str | None] = deque(maxlen=_PROBES_KEPT)
+        next_probe = time.monotonic() + _PROBE_EVERY
         while True:
             time.sleep(_LOOK_EVERY)
             status = process.poll()
@@ -125,10 +138,9 @@ class Supervisor:
             if time.monotonic() < next_probe:
                 continue
             _cut(self._server.log)
-            reason = probe(self._server, timeout=_PROBE_TIMEOUT)
-            failures = failures + 1 if reason else 0
-            if failures >= 2:
-                return f"it cannot classify: {reason}"
+            probes.append(_find_stopped(self._stubs) or probe(self._server, timeout=_PROBE_TIMEOUT))
+            if _is_enough(probes):
+                return f"it cannot classify: {probes[-1]}"
             next_probe = time.monotonic() + _PROBE_EVERY
 
     def _kill(self) -> None:
@@ -146,6 +158,24 @@ def _find_stubs(process: subprocess.Popen[bytes]) -> set[Process]:
             if _STUB in " ".join(child.cmdline()[:1]):
                 stubs.add((child.pid, started_at(child.pid)))
     return stubs
+
+
+def _find_stopped(stubs: Iterable[Process]) -> str | None:
+    """Say which one is stopped, as by SIGSTOP: it does nothing any more, whoever of the others answers."""
+    for pid, _ in stubs:
+        with suppress(psutil.NoSuchProcess):  # one that ends right now is found dead at the next look
+            if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+                return f"its Python process {pid} is stopped"
+    return None
+
+
+def _is_enough(probes: Iterable[str | None]) -> bool:
+    """Whether the last of these probes, each with its reason to fail or None, shows that the server is not well."""
+    *before, last = probes
+    if last is None:
+        return False
+    in_a_row = bool(before) and before[-1] is not None
+    return in_a_row or (_NOT_HEALTHY.search(last) is not None and last in before)
 
 
 def _die_with_parent() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from afd_serve.servers import state, triton
 from afd_serve.servers.triton import Triton, TritonPorts
 from afd_serve.servers.triton_environment import SHARED_MEMORY
 from afd_serve.servers.triton_quickstart import serve_triton, show
+from afd_serve.servers.triton_supervisor import _is_enough
 from tests.serving.pictures import GOOD
 from tests.serving.scrape import counted
 
@@ -104,6 +106,35 @@ def test_what_dies_under_load_comes_back_and_every_request_ends_in_time(
         while not client.healthy(timeout=30):
             assert time.monotonic() - back < in_time
             time.sleep(0.5)
+
+
+def says_not_healthy(server: Triton) -> str:
+    """What the server says when the process that hangs gets its turn, which it does for one picture or the next."""
+    said = (triton.probe(server, timeout=30) for _ in range(10))
+    return next(reason for reason in said if reason is not None)
+
+
+def test_a_python_process_that_hangs_beside_others_makes_way_for_a_new_server(
+    triton_server: Triton, start_seconds: float
+) -> None:
+    hanging = next(process for process in stubs(triton_server) if "/afd_classif" in process.cmdline()[1])
+    before = tritonserver(triton_server)
+    hanging.suspend()
+    try:
+        said = says_not_healthy(triton_server)
+        assert _is_enough([said, None, said]), "Triton words it in another way now"
+        _, alive = psutil.wait_procs([before], timeout=60)  # two probes, 5 s apart, on a machine that may be busy
+        assert not alive
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            hanging.kill()
+    ended = time.monotonic()
+    with Client(triton_server.grpc_url, attempts=1) as client:
+        while not client.healthy(timeout=30):
+            assert time.monotonic() - ended < max(15, 2 * start_seconds)
+            time.sleep(0.5)
+        assert all(isinstance(client.classify(GOOD["sample"]), Prediction) for _ in range(20))
+    assert "is stopped" in triton_server.log.read_text()
 
 
 def test_a_client_with_shared_memory_survives_a_restart(triton_server: Triton, regions: list[Path]) -> None:
