@@ -126,13 +126,15 @@ class FitConfig:
             raise ConfigError(f"crop sizes must be multiples of 32, not {self.sizes}")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"the learning rate must be a positive number, not {self.learning_rate}")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"the seed must be at least 0 and below 2**64, not {self.seed}")
 
     def to_json(self) -> str:
         """One JSON object with every key."""
         return json.dumps(asdict(self), indent=2, default=str)
 
     @classmethod
-    def from_json(cls, text: str) -> "FitConfig":
+    def from_json(cls, text: str | bytes) -> "FitConfig":
         """Read what `to_json` wrote.
 
         Raises:

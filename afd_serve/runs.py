@@ -57,8 +57,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, as `write_atomically` does."""
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """Write UTF-8 text, as `write_atomically` does; names of files that are no UTF-8 are escaped in it."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _lock(handle: int, folder: Path, wait: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from afd_serve.errors import CheckpointError
+from afd_serve.errors import BackboneError, CheckpointError
 from afd_serve.transforms import Preprocessing
 
 __all__ = ["FORMAT", "SIGNATURE_NAME", "Signature", "TensorSpec"]
@@ -83,7 +83,7 @@ class Signature:
                 )
             values["labels"] = tuple(values["labels"])
             return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        except (AttributeError, BackboneError, KeyError, RecursionError, TypeError, ValueError) as error:
             words = f"{type(error).__name__}: {error}"  # its repr would have all of the bytes that are no text
             raise CheckpointError(f"this is no signature of an exported classifier: {words}") from error
 

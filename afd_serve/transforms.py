@@ -4,8 +4,10 @@ A *box* is ``(left, top, right, bottom)`` in pixels of the picture, right and bo
 """
 
 import math
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +22,26 @@ Triple = tuple[float, float, float]
 Interpolation = Literal["bicubic", "bilinear"]
 
 
+def _number(value: Any) -> float:
+    return float(+value)  # which text has no sign for: "127" would be the numbers 1, 2 and 7
+
+
+def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
+    return tuple(map(_number, values))
+
+
+_PLAIN: Final[dict[str, tuple[Callable[[Any], object], str]]] = {
+    "size": (operator.index, "one whole number of pixels for both sides"),
+    "crop_fraction": (_number, "a number"),
+    "mean": (_numbers, "three numbers (R, G, B)"),
+    "std": (_numbers, "three numbers (R, G, B)"),
+}
+"""What makes Python's own numbers of a field's value, and what that value must be."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the model's input.
+    """How a picture becomes the model's input; numbers may be NumPy's or torch's, and become Python's own.
 
     Attributes:
         size: side of the square input, pixels.
@@ -39,7 +58,13 @@ class Preprocessing:
     std: Triple
 
     def __post_init__(self) -> None:
-        """Reject what no picture could be processed with."""
+        """Let fields hold what can be written as JSON, and reject what no picture could be processed with."""
+        for name, (plain, kind) in _PLAIN.items():
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, plain(value))
+            except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's
+                raise BackboneError(f"{name} must be {kind}, not {value!r}") from error
         if self.size < 8:
             raise BackboneError(f"input size must be at least 8 pixels, not {self.size}")
         if not 0.0 < self.crop_fraction <= 1.0:

@@ -273,6 +273,10 @@ USER_FILE = """
         module = EfficientNetLite(1.0, 1.0, 32, classes=2)
         return make_backbone(module, PREPROCESSING, ["cat", "dog"], name="x", sites=Sites("steam", (), "classifier"))
 
+    def ending():
+        import sys
+        sys.exit(0)
+
     def broken():
         raise KeyError("weights")
 
@@ -300,6 +304,10 @@ def test_a_users_file(tmp_path: Path) -> None:
         load_backbone(f"file:{path}:broken")
     with pytest.raises(BackboneError, match=r"mine\.py failed with ValueError: .*LazyModule"):
         load_backbone(f"file:{path}:unfinished")
+    with pytest.raises(
+        BackboneError, match=r"mine\.py ended Python.*below `if __name__ == \"__main__\":`, which is not"
+    ):
+        load_backbone(f"file:{path}:ending")
     with pytest.raises(BackboneError, match="no function other"):
         load_backbone(f"file:{path}:other")
     with pytest.raises(BackboneError, match=r"no Python file .*none\.py$"):
@@ -316,3 +324,10 @@ def test_a_users_file_may_import_torchvision(tmp_path: Path) -> None:
     code = f"from afd_serve.models.backbones import load_backbone; print(load_backbone('file:{path}').labels)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "('cat', 'dog')\n"), done.stderr
+
+
+def test_a_users_file_that_is_also_a_program_may_not_end_ours(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(USER_FILE) + "raise SystemExit\n")
+    with pytest.raises(BackboneError, match=r"mine\.py ended Python, by sys\.exit or the like, and must not"):
+        load_backbone(f"file:{path}")

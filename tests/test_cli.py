@@ -332,3 +332,10 @@ def test_doctor_has_a_line_for_everything(run: Run) -> None:
     (extension,) = [line for line in lines if "JPEG extension" in line]
     assert extension.startswith("ok")
     assert "libjpeg" in extension
+
+
+def test_names_that_the_output_has_no_letters_for_are_escaped(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "afd_serve", "stop", "--state-dir", tmp_path / os.fsdecode(b"d\xe9")]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert done.stdout == f"nothing runs in {tmp_path}/d\\udce9\n".encode()

@@ -188,9 +188,23 @@ def test_a_fitted_baseline_is_taken_up_again_and_a_foreign_one_is_refused(config
         comparison._baseline("arcnn")
 
 
+@pytest.mark.parametrize("damage", [b"", b"[3]", b"\xff"])
+def test_damaged_files_of_a_comparison_are_named(config: CompareConfig, damage: bytes) -> None:
+    config = replace(config, limit=1)
+    compare(config, ["direct"])
+    (config.out / "rows" / "direct.json").write_bytes(damage)
+    with pytest.raises(ConfigError, match=r"rows/direct\.json: this is no row .*; delete it to compute it again"):
+        compare(config, ["direct"])
+    (config.out / "config.json").write_bytes(damage)
+    with pytest.raises(ConfigError, match=r"out/config\.json is damaged"):
+        compare(config, ["direct"])
+
+
 def test_an_unknown_row_names_the_known(config: CompareConfig) -> None:
     with pytest.raises(ConfigError, match="magic; there are direct, arcnn"):
         compare(config, ["magic"])
+    with pytest.raises(ConfigError, match="unknown row ''; there are direct, arcnn"):
+        compare(config, [])
     with pytest.raises(ConfigError, match="no row"):
         Row.from_json("{}")
 

@@ -66,6 +66,7 @@ def test_csv_with_split(tmp_path: Path) -> None:
         ("file,label\na.png,horse\n", None, "line 2: 'horse' is none of the classifier's 3 classes"),
         ("file,label\na.png,3\n", None, "'3'"),
         ("file,label\na.png\n", None, "line 2: '' is none"),
+        (f"file,label\na.png,1\nb.png,{'9' * 5000}\n", None, "line 3: '9+' is none of the classifier's 3 classes"),
         ("file,label\n,1\n", None, "line 2, names no file"),
         ("file,label\na.png,1\nb.png,0\n./a.png,1\n", None, "line 4, names a.png a second time"),
         ("", None, "no column file, label"),

@@ -1,6 +1,7 @@
 """The protocols: what a client would send, file for file."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -111,6 +112,14 @@ def test_protocol_c_is_fixed_by_picture_and_seed() -> None:
         compressed(data, Condition("C", 4)),
     ]
     assert first not in others
+
+
+def test_what_protocol_c_draws_stays_as_it_is_and_any_file_name_will_do() -> None:
+    drawn = {name: _qualities(Condition("C", 5), name, seed=3) for name in ("a", "\u00f6/1 \U0001f600.png")}
+    assert list(drawn.values()) == [(7, 15, 15, 25, 15), (10, 15, 18, 10, 15)]
+    as_posix_has_it = "\u00f6/1 \U0001f600.png".encode().decode("ascii", "surrogateescape")
+    assert _qualities(Condition("C", 5), as_posix_has_it, seed=3) == (10, 15, 18, 10, 15)
+    assert len(_qualities(Condition("C", 5), os.fsdecode(b"\xff.png"), seed=3)) == 5
 
 
 def test_protocol_c_compresses_as_often_as_it_says() -> None:

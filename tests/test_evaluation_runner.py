@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,19 @@ def test_the_report_is_written_and_printed(
     assert "Recovered of the lost top-1" in text
     assert "QF 25" in text
     assert "QF 25" in (tmp_path / "report.md").read_text()
+
+
+def test_a_file_name_that_is_no_utf_8_is_classified_and_reported(
+    pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
+) -> None:
+    for name, data in ((b"good\xff.png", pictures[0].path.read_bytes()), (b"bad\xff.png", b"no picture")):
+        (tmp_path / "cat" / os.fsdecode(name)).parent.mkdir(exist_ok=True)
+        (tmp_path / "cat" / os.fsdecode(name)).write_bytes(data)
+    named = load_labelled(tmp_path, ("cat", "dog", "owl"))
+    report = summarize(evaluate(pipeline, named, evaluation, tmp_path), named, evaluation)
+    assert (report.pictures, [os.fsencode(name) for name in report.failures]) == (1, [b"cat/bad\xff.png"])
+    write_report(report, tmp_path)
+    assert "- `cat/bad\\udcff.png`: " in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def made_answers(pictures: Sequence[LabelledPicture]) -> dict[tuple[str, str, bool], Answer]:

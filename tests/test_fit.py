@@ -53,6 +53,7 @@ def test_a_fit_brings_the_loss_down_and_leaves_a_usable_run(config: FitConfig) -
     still = replace(config, learning_rate=1e-9)  # the loss of what it starts from, both times on the same batches
     unfitted = fit(replace(still, out=config.out / "unfitted")).loss
     assert 0 < fit(replace(still, out=config.out / "more", init=str(config.out))).loss < 0.9 * unfitted
+    assert after.remarks == ()
     assert FitConfig.from_json((config.out / "config.json").read_text()) == fitted
     assert len(losses(config.out)) == 12
     afd = load_afd(after.weights, load_backbone(config.backbone))
@@ -173,9 +174,14 @@ def test_a_seed_decides_the_weights_that_a_fit_starts_from(config: FitConfig, mo
     assert not torch.allclose(first[weight], other[weight])
 
 
-def test_a_finished_run_that_is_run_again_reports_its_loss(config: FitConfig) -> None:
-    config = replace(config, steps=2)
-    assert fit(config).loss == pytest.approx(fit(config).loss, abs=1e-5)
+def test_a_finished_run_that_is_run_again_reports_its_loss_and_that_nothing_was_left_to_do(config: FitConfig) -> None:
+    config = replace(config, steps=2, learning_rate=1e-9)
+    first, again = fit(config), fit(config)
+    assert first.loss == pytest.approx(again.loss, abs=1e-5)
+    assert first.remarks == ()
+    assert again.remarks == (
+        "all 2 steps were done before: the pictures were only used to estimate drift and sharpness",
+    )
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +210,14 @@ def test_the_log_has_each_step_once_after_a_run_was_killed(config: FitConfig) ->
     fit(config)
     log = (config.out / "log.jsonl").read_text()
     assert log == straight.weights.with_name("log.jsonl").read_text()
+
+
+def test_damaged_settings_of_a_run_are_named(config: FitConfig) -> None:
+    config.out.mkdir()
+    for damage in (b'{"backbone"', b"[]", b"\xff", b"{}"):
+        (config.out / "config.json").write_bytes(damage)
+        with pytest.raises(ConfigError, match=r"run/config\.json: this is no fit configuration: .*; choose another"):
+            fit(config)
 
 
 def test_a_run_with_other_settings_is_not_resumed(config: FitConfig) -> None:
@@ -288,6 +302,8 @@ def test_a_state_that_does_not_say_whose_it_is_is_refused(config: FitConfig) -> 
         {"sizes": (0,)},
         {"learning_rate": -1.0},
         {"learning_rate": math.nan},
+        {"seed": -1},
+        {"seed": 2**64},
     ],
 )
 def test_impossible_settings_are_refused(config: FitConfig, change: dict[str, object]) -> None:

@@ -90,6 +90,7 @@ def test_a_later_format_is_refused_by_its_number() -> None:
         unsigned("inputs"),
         unsigned(labels=None),
         unsigned(preprocessing={"size": 64, "mean": [0.0] * 3, "std": [1.0] * 3}),
+        unsigned(preprocessing=json.loads(SIGNATURE.to_json())["preprocessing"] | {"size": 1.5}),
     ],
 )
 def test_what_is_no_signature_is_refused(text: str | bytes) -> None:

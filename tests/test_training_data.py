@@ -1,5 +1,6 @@
 """The pairs that fitting sees."""
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, features
+from torch.utils.data import DataLoader
 
 from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
@@ -256,6 +258,17 @@ def test_a_batch_depends_on_no_unreadable_picture_that_was_met_before(
     assert torch.equal(late.clean, pairs(folder, batch_size=8)[2].clean)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_tells_which_pictures_of_its_own_could_not_be_read(
+    picture_folder: Callable[[int], Path], workers: int
+) -> None:
+    folder = picture_folder(3)
+    (folder / "1b.png").write_bytes(b"not a picture")
+    data = pairs(folder, replace(ONCE, p_mix=0), batch_size=1, batches=12)
+    told = [pair.unreadable for pair in DataLoader(data, batch_size=None, num_workers=workers)]
+    assert set(told) == {frozenset(), frozenset({2})}
+
+
 def test_pictures_of_which_none_can_be_read_are_refused(tmp_path: Path) -> None:
     for index in range(2):
         (tmp_path / f"{index}.jpg").write_bytes(b"not a picture")
@@ -281,3 +294,25 @@ def test_pictures_are_found_and_excluded(
         find_pictures([folder], [folder])
     with pytest.raises(ConfigError, match="does not exist"):
         find_pictures([folder / "nowhere"])
+
+
+def test_what_is_no_regular_file_is_no_picture(picture_folder: Callable[[int], Path]) -> None:
+    folder = picture_folder(2)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "folder.jpg").mkdir()
+    (folder / "lost.jpg").symlink_to("nowhere")
+    assert [path.name for path in find_pictures([folder])] == ["0.png", "1.png"]
+    with pytest.raises(ConfigError, match="hold 0"):
+        find_pictures([folder / "pipe.jpg"])
+
+
+def test_links_to_folders_are_followed_even_if_they_go_round(
+    picture_folder: Callable[[int], Path], tmp_path: Path
+) -> None:
+    folder, chosen = picture_folder(3), tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "linked").symlink_to(folder)
+    (folder / "back").symlink_to(chosen)
+    expected = [folder / f"{index}.png" for index in range(3)]
+    assert find_pictures([chosen]) == expected
+    assert find_pictures([folder], [chosen / "linked" / "1.png"]) == [expected[0], expected[2]]

@@ -1,11 +1,13 @@
 """Properties of the crop, the resize and the map from the JPEG's blocks to the model's grid."""
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -296,8 +298,35 @@ def test_indices_are_clamped_to_the_component() -> None:
         ({"mean": (1.0, 2.0, math.nan)}, "finite"),
         ({"std": (1.0, 2.0, math.inf)}, "finite"),
         ({"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}, "multiply both by 255"),
+        ({"size": (64, 64)}, r"^size must be one whole number of pixels for both sides, not \(64, 64\)$"),
+        ({"size": 64.0}, r"^size must be one whole number .*, not 64\.0$"),
+        ({"size": torch.tensor([64, 64])}, "^size must be one whole number"),
+        ({"crop_fraction": "0.875"}, "^crop_fraction must be a number, not '0.875'$"),
+        ({"mean": 127.0}, r"^mean must be three numbers \(R, G, B\), not 127\.0$"),
+        ({"mean": "127"}, "^mean must be three numbers"),
+        ({"mean": (10**400,) * 3}, "^mean must be three numbers"),
+        ({"std": torch.ones(3, 2)}, "^std must be three numbers"),
+        ({"std": None}, r"^std must be three numbers \(R, G, B\), not None$"),
     ],
 )
 def test_impossible_preprocessing_is_rejected(values: dict[str, object], reason: str) -> None:
     with pytest.raises(BackboneError, match=reason):
         replace(preprocessing(), **values)
+
+
+NUMBERS = {
+    "NumPy's": (np.int64(64), np.float32(0.875), np.float32([127, 128, 129]), tuple(np.float32([60, 61, 62]))),
+    "torch's": (torch.tensor(64), torch.tensor(0.875), torch.tensor([127.0, 128, 129]), torch.tensor([60, 61, 62])),
+    "Python's in lists": (64, 0.875, [127, 128, 129], [60, 61, 62]),
+    "of channels first": (64, 0.875, torch.tensor([127.0, 128, 129]).view(3, 1, 1), torch.tensor([[60.0], [61], [62]])),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_all_kinds_of_numbers_become_those_that_a_signature_and_the_extension_take(kind: str) -> None:
+    size, crop_fraction, mean, std = NUMBERS[kind]
+    made = Preprocessing(size, crop_fraction, "bicubic", mean, std)
+    expected = Preprocessing(64, 0.875, "bicubic", (127.0, 128.0, 129.0), (60.0, 61.0, 62.0))
+    assert (made, hash(made)) == (expected, hash(expected))
+    assert json.dumps(asdict(made)) == json.dumps(asdict(expected))
+    assert crop_box(80, 96, made) == crop_box(80, 96, expected)

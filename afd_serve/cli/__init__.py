@@ -3,6 +3,7 @@
 Modules that import torch are imported by the commands that need them: ``--help`` stays quick.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always; 0 done, 1 a picture cannot be used, 2 anything else, 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files, and labels, may be more than it can write
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=arguments)
     except AfdError as error:

@@ -27,7 +27,7 @@ def fit(
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = SERVED_PRESET,
     steps: Annotated[int | None, typer.Option(min=1, help="How many steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures per step.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and compression.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and compression.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load pictures.")] = None,
     exclude: Annotated[list[Path] | None, typer.Option(help="Files or folders to leave out.")] = None,
     init: Annotated[
@@ -53,6 +53,8 @@ def fit(
     )
     with interruptible("interrupted; the same command goes on from the last step"):
         result = run_fit(config)
+    for remark in result.remarks:
+        typer.echo(remark)
     typer.echo(
         f"{result.weights} (loss {result.loss:.4f}); next: afd-serve evaluate --model {out} --images ... --out ..."
     )
@@ -69,7 +71,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of what protocol C draws.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Torch's threads; more help on an idle machine only.")] = 1,
     latency: Annotated[
-        int, typer.Option(min=0, help="Rounds to time AFD against the bare backbone; on a quiet machine only.")
+        int,
+        typer.Option(
+            min=0, help="Rounds to time AFD against the bare backbone, which must be there; on a quiet machine only."
+        ),
     ] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the answers that --out holds.")] = False,
 ) -> None:
@@ -99,7 +104,7 @@ def compare(
     ] = None,
     ours: Annotated[list[str] | None, typer.Option(help="A fitted model to take for the row of its preset.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of each fit.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and compression.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and compression.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load pictures.")] = 1,
     latency: Annotated[int, typer.Option(min=0, help="Rounds to time each method against the bare backbone.")] = 0,
 ) -> None:
@@ -111,7 +116,7 @@ def compare(
     config = comparing.CompareConfig(
         backbone, _folders(images), labelled, out, split, limit, seed=seed, workers=workers, rounds=latency, **given
     )
-    wanted = [row.strip() for row in rows.split(",")] if rows else list(comparing.ROWS)
+    wanted = list(comparing.ROWS) if rows is None else [row.strip() for row in rows.split(",") if row.strip()]
     with interruptible("interrupted; the same command goes on from the row that is not done"):
         found = comparing.compare(config, wanted, ours or ())
     comparison = summarize_rows(found, config)

@@ -132,7 +132,7 @@ class Row:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Row":
+    def from_json(cls, text: str | bytes) -> "Row":
         """Read what `to_json` wrote.
 
         Raises:
@@ -164,8 +164,8 @@ def compare(config: CompareConfig, rows: Sequence[str] = tuple(ROWS), ours: Sequ
         BackboneError: The backbone cannot be loaded.
     """
     unknown = [row for row in rows if row not in ROWS]
-    if unknown:
-        raise ConfigError(f"unknown row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if unknown or not rows:
+        raise ConfigError(f"unknown row {', '.join(unknown) or repr('')}; there are {', '.join(ROWS)}")
     with alone_in(config.out):
         comparison = _Comparison(config, ours)
         wanted = [row for row in ROWS if row in rows or row == "direct"]
@@ -300,14 +300,24 @@ def _fit_config(config: CompareConfig) -> FitConfig:
 def _check_resumable(config: CompareConfig, fingerprint: str) -> None:
     path = config.out / _CONFIG_NAME
     if path.exists():
-        differing = config.differs(json.loads(path.read_text()), fingerprint)
+        differing = config.differs(_saved_config(path), fingerprint)
         if differing:
             raise ConfigError(f"{config.out} holds another comparison ({', '.join(differing)}); choose another folder")
 
 
+def _saved_config(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); choose another folder") from error
+
+
 def _read_row(path: Path, weights: str) -> Row | None:
     """A row that an earlier run left, if it is of the same weights."""
-    row = Row.from_json(path.read_text()) if path.exists() else None
+    try:
+        row = Row.from_json(path.read_bytes()) if path.exists() else None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; delete it to compute it again") from error
     return row if row is not None and row.weights == weights else None
 
 

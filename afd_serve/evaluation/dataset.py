@@ -14,6 +14,9 @@ __all__ = ["LabelledPicture", "load_labelled"]
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
+_MOST_DIGITS = 18
+"""Of an index; Python itself refuses to read numbers of thousands."""
+
 
 @dataclass(frozen=True)
 class LabelledPicture:
@@ -68,7 +71,7 @@ class _Classes:
 
     def index(self, text: str, where: str) -> int:
         name = text.strip()
-        is_index = name.isdecimal() and not self._numbers_are_names
+        is_index = name.isdecimal() and len(name) <= _MOST_DIGITS and not self._numbers_are_names
         index = int(name) if is_index else self._lookup.get(name.casefold().replace("_", " "), -1)
         if not 0 <= index < self._count:
             raise ConfigError(f"{where}: {text!r} is none of the classifier's {self._count} classes")

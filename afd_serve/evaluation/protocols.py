@@ -178,6 +178,7 @@ def _qualities(condition: Condition, picture_id: str, seed: int) -> tuple[int, .
         return (condition.level,)
     if condition.protocol == "resave":
         return _RESAVE
-    digest = hashlib.sha256(f"{seed}\n{condition.key}\n{picture_id}".encode()).digest()
+    drawn_for = f"{seed}\n{condition.key}\n{picture_id}"
+    digest = hashlib.sha256(drawn_for.encode(errors="surrogateescape")).digest()  # a file's name may be no UTF-8
     drawn = np.random.default_rng(int.from_bytes(digest[:8], "big")).choice(QUALITIES, size=condition.level)
     return tuple(int(quality) for quality in drawn)

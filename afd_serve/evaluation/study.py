@@ -9,7 +9,7 @@ from afd_serve.checkpoint import weights_digest
 from afd_serve.errors import BackboneError, InputError, NotExplainableError
 from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
 from afd_serve.evaluation.drift_maps import DriftExample, choose_examples, drift_example, example_condition
-from afd_serve.evaluation.latency import Latency, deployed_forms, measure
+from afd_serve.evaluation.latency import Forms, deployed_forms, measure
 from afd_serve.evaluation.report import write_report
 from afd_serve.evaluation.runner import RESULTS_FILE, Answer, Evaluation, Key, evaluate
 from afd_serve.evaluation.summary import Report, summarize
@@ -62,6 +62,7 @@ def run_study(study: Study, progress: Step | None = None, *, fresh: bool = False
         The report, and the files written.
 
     Raises:
+        BackboneError: the latency is asked for, and the bare backbone cannot be loaded.
         CheckpointError: there is no such model.
         ConfigError: the labelled set cannot be used, or ``study.out`` holds another evaluation, or another process is
             at work there.
@@ -82,10 +83,12 @@ def _run_alone(study: Study, progress: Step | None, fresh: bool) -> tuple[Report
         seed=study.seed,
         top_k=min(5, len(signature.labels)),
     )
+    forms = _forms(study)  # which may fail: hours of classifying should not come first
     if fresh:
         (study.out / RESULTS_FILE).unlink(missing_ok=True)
     answers = evaluate(pipeline, pictures, evaluation, study.out, progress)
-    report = summarize(answers, pictures, evaluation, labels=signature.labels, latency=_latency(study))
+    latency = measure(forms, study.latency_rounds) if forms else None
+    report = summarize(answers, pictures, evaluation, labels=signature.labels, latency=latency)
     used = [picture for picture in pictures if picture.id not in report.failures]
     examples = _drift_examples(study.model, pipeline, answers, used, evaluation)
     return report, write_report(report, study.out, examples)
@@ -98,8 +101,12 @@ def _identity(model: str, signature: Signature) -> str:
     return f"{signature.backbone}, preset {signature.preset}, {digest[:16]}"
 
 
-def _latency(study: Study) -> Latency | None:
-    return measure(deployed_forms(study.model), study.latency_rounds) if study.latency_rounds else None
+def _forms(study: Study) -> Forms | None:
+    """What is timed, where that is asked for."""
+    try:
+        return deployed_forms(study.model) if study.latency_rounds else None
+    except BackboneError as error:
+        raise BackboneError(f"the latency is in times the bare backbone's, which cannot be loaded: {error}") from error
 
 
 def _drift_examples(

@@ -362,5 +362,10 @@ def _guarded(path: Path, call: Callable[[], Any]) -> Any:
         return call()
     except AfdError:
         raise
+    except SystemExit as error:
+        raise BackboneError(
+            f"{path} ended Python, by sys.exit or the like, and must not; put what the file does as a program below "
+            '`if __name__ == "__main__":`, which is not run here'
+        ) from error
     except Exception as error:
         raise BackboneError(f"{path} failed with {type(error).__name__}: {error}") from error

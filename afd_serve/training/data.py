@@ -4,7 +4,8 @@ Batch ``k`` depends on the settings, the seed and ``k`` alone.
 """
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -56,14 +57,20 @@ class Recipe:
 
 
 class Pair(NamedTuple):
-    """One batch: what the student sees, and the clean pixels (uint8 [N, 3, S, S]) that the teacher sees."""
+    """One batch: what the student sees, and the clean pixels (uint8 [N, 3, S, S]) that the teacher sees.
+
+    ``unreadable`` are the indices of pictures that were drawn for it, but cannot be read.
+    """
 
     inputs: ClassifierInputs
     clean: Tensor
+    unreadable: frozenset[int] = frozenset()
 
 
 def find_pictures(folders: Sequence[Path], exclude: Sequence[Path] = ()) -> list[Path]:
     """All pictures below the folders (a file stands for itself), sorted, without those below ``exclude``.
+
+    Links are followed. What is no regular file, as a pipe, is no picture.
 
     Raises:
         ConfigError: A folder does not exist, or there are fewer than two pictures.
@@ -80,9 +87,21 @@ def _files_below(folders: Sequence[Path]) -> set[Path]:
     for folder in folders:
         if not folder.exists():
             raise ConfigError(f"{folder} does not exist")
-        files = [folder] if folder.is_file() else folder.rglob("*")
-        found.update(path.resolve() for path in files if path.suffix.lower() in _SUFFIXES)
+        files = [folder] if folder.is_file() else _walk(folder)
+        found.update(path.resolve() for path in files if path.suffix.lower() in _SUFFIXES and path.is_file())
     return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder and below those that it links to, each of which is entered once: links may go round."""
+    entered: set[Path] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place).resolve()
+        if here in entered:
+            folders.clear()
+            continue
+        entered.add(here)
+        yield from (here / name for name in files)
 
 
 class CompressedPairs(Dataset[Pair]):
@@ -115,6 +134,7 @@ class CompressedPairs(Dataset[Pair]):
         self.batches = batches
         self.seed = seed
         self.recipe = recipe or Recipe()
+        self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -122,12 +142,13 @@ class CompressedPairs(Dataset[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         """Make batch ``index``."""
+        self._unreadable = set()
         random = np.random.default_rng((self.seed, index))
         preprocessing = replace(self.preprocessing, size=self.sizes[index * len(self.sizes) // self.batches])
         pairs = [self._pair(random, preprocessing) for _ in range(self.batch_size)]
         inputs = stack([picture for picture, _ in pairs], [True] * len(pairs))
         clean = torch.from_numpy(np.stack([pixels for _, pixels in pairs])).permute(0, 3, 1, 2)
-        return Pair(inputs, clean)
+        return Pair(inputs, clean, frozenset(self._unreadable))
 
     def _pair(
         self, random: np.random.Generator, preprocessing: Preprocessing
@@ -162,13 +183,13 @@ class CompressedPairs(Dataset[Pair]):
     def _picture(self, random: np.random.Generator) -> Image.Image:
         """A random picture, as RGB; another one for one that cannot be read."""
         for _ in range(_MOST_DRAWS):
-            path = self.pictures[random.integers(len(self.pictures))]
+            index = int(random.integers(len(self.pictures)))
             try:
-                with Image.open(path) as picture:
+                with Image.open(self.pictures[index]) as picture:
                     picture.draft("RGB", (1024, 1024))
                     return as_rgb(picture)
             except UNREADABLE:
-                continue
+                self._unreadable.add(index)
         raise ConfigError(f"of {_MOST_DRAWS} fitting pictures, drawn from {len(self.pictures)}, none can be read")
 
     def _random_box(self, random: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:

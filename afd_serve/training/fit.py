@@ -1,6 +1,5 @@
 """Fitting: the frozen backbone on the clean crop teaches AFD on the compressed one."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from afd_serve.models.presets import preset_config
 from afd_serve.progress import task
 from afd_serve.runs import alone_in, write_text
 from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
+from afd_serve.training.log import append_loss, keep_until
 from afd_serve.training.losses import FeatureLoss
 from afd_serve.training.precision import autocast_to_bfloat16, strided_depthwise_in_float32
 from afd_serve.training.state import load_state, save_state
@@ -35,14 +35,17 @@ _CLOSING_BATCHES = 48
 _STATE_NAME = "state.safetensors"
 _CONFIG_NAME = "config.json"
 _LOG_NAME = "log.jsonl"
+_HOPELESS = 1e6
+"""Times the distance without AFD, from which on the estimates at the end would have no finite numbers."""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Where the weights lie, and the mean loss of the last steps."""
+    """Where the weights lie, the mean loss of the last steps, and what whoever asked for the fit should know of it."""
 
     weights: Path
     loss: float
+    remarks: tuple[str, ...] = ()
 
 
 def fit(config: FitConfig) -> FitResult:
@@ -52,8 +55,8 @@ def fit(config: FitConfig) -> FitResult:
     ``afd.safetensors``.
 
     Raises:
-        ConfigError: The settings cannot work, or differ from those of the run in ``config.out``, or another process is
-            at work there.
+        ConfigError: The settings cannot work, the fit diverges, or the run in ``config.out`` has other settings or
+            damaged ones, or another process is at work there.
         CheckpointError: The backbone's weights have changed since the run in ``config.out``, or its state is damaged.
         BackboneError: The backbone cannot be loaded, has no usable attach site, or has other weights each time.
     """
@@ -64,19 +67,22 @@ def fit(config: FitConfig) -> FitResult:
         _check_lasting(backbone)
         pictures = find_pictures(config.images, config.exclude)
         trainer = Trainer(config, backbone, pictures)
-        loss = trainer.run()
-    return FitResult(weights=config.out / WEIGHTS_NAME, loss=loss)
+        return trainer.run()
 
 
 def _check_resumable(config: FitConfig) -> None:
     path = config.out / _CONFIG_NAME
-    if path.exists():
-        differing = FitConfig.from_json(path.read_text()).resumes(config)
-        if differing:
-            raise ConfigError(
-                f"{config.out} holds a run with other settings ({', '.join(differing)}); choose another folder for "
-                "this one or delete that one"
-            )
+    if not path.exists():
+        return
+    try:
+        differing = FitConfig.from_json(path.read_bytes()).resumes(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; choose another folder for this run or delete that one") from error
+    if differing:
+        raise ConfigError(
+            f"{config.out} holds a run with other settings ({', '.join(differing)}); choose another folder for "
+            "this one or delete that one"
+        )
 
 
 def _check_lasting(backbone: Backbone) -> None:
@@ -144,6 +150,7 @@ class Trainer:
         self.afd = AfdNet(afd_config or preset_config(config.preset, backbone)).train()
         self.average = AfdNet(self.afd.config).eval().requires_grad_(False)
         self.normalize = Normalize(backbone.preprocessing)
+        self.embedding = backbone.embedding
         taps = _spread(backbone.blocks, _TAPS)
         self.frozen = frozen = fold_norms(backbone.module)
         self.teacher = strided_depthwise_in_float32(attach(frozen, taps=taps, embedding=backbone.embedding))
@@ -167,11 +174,13 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.afd.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
+        self.unreadable: set[int] = set()
         self.loss = self.calibrate()
         if config.init is not None:
             self._start_from(find_weights(config.init), backbone)
         self.average.load_state_dict(self.afd.state_dict())
         self.step = self._resume()
+        self.mean_loss = keep_until(config.out / _LOG_NAME, self.step)
 
     def _start_from(self, weights: Path, backbone: Backbone) -> None:
         """Take over earlier weights; FE-Nets that they lack stay as they are, which is the identity."""
@@ -186,27 +195,43 @@ class Trainer:
         loss: Tensor = self.loss(student[1:], teacher[1:])
         return loss
 
-    def run(self) -> float:
+    def run(self) -> FitResult:
         """Train until the last step; the state is saved as it goes and when it is interrupted.
 
         Returns:
-            The mean loss of the last steps; that of the log where all steps were done before.
+            What was fitted; the mean loss is that of the log where all steps were done before.
+
+        Raises:
+            ConfigError: The fit diverges.
         """
         write_text(self.config.out / _CONFIG_NAME, self.config.to_json())
-        recent = self._logged_loss()
+        begun = self.step
         with task("fitting") as report:
             try:
                 for pair in self._batches():
                     loss = self._train_step(pair)
-                    recent = loss if math.isnan(recent) else 0.98 * recent + 0.02 * loss
+                    self.mean_loss = loss if math.isnan(self.mean_loss) else 0.98 * self.mean_loss + 0.02 * loss
                     self.step += 1
-                    report(self.step, self.config.steps, f"loss {recent:.3f}")
-                    self._bookkeeping(recent)
+                    report(self.step, self.config.steps, f"loss {self.mean_loss:.3f}")
+                    self._bookkeeping()
             finally:
                 self._save_state()
-        self._fit_estimates()
+        left = self._fit_estimates()
         save_afd(self.average, self.config.out / WEIGHTS_NAME)
-        return recent
+        return FitResult(self.config.out / WEIGHTS_NAME, self.mean_loss, tuple(self._remarks(begun, left)))
+
+    def _remarks(self, begun: int, left: float) -> Iterator[str]:
+        """What the figures do not tell; ``left`` is what AFD leaves of the distance, as a share."""
+        if begun == self.config.steps:
+            yield f"all {begun} steps were done before: the pictures were only used to estimate drift and sharpness"
+        if left > 1:
+            yield (
+                f"AFD leaves features {left:.3g} times as far from the clean ones as they are without it: it needs "
+                "more steps or a lower --learning-rate"
+            )
+        if self.unreadable:
+            first = str(self.data.pictures[min(self.unreadable)])
+            yield f"{len(self.unreadable)} of {len(self.data.pictures)} pictures could not be read, as {first!r}"
 
     def _batches(self) -> Iterator[Pair]:
         first = _CALIBRATION_BATCHES + self.step
@@ -224,6 +249,9 @@ class Trainer:
             descriptor = self.afd.describe(*pair.inputs[1:4])
             outputs = self.student(rgb, *self.afd.guide(descriptor, pair.inputs.dequantized), descriptor)
         loss = self.compare(outputs, target)
+        if not loss.isfinite():
+            raise self._diverged(f"the loss of step {self.step + 1} is {float(loss.detach())}")
+        self.unreadable |= pair.unreadable
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.afd.parameters(), 1.0)
@@ -231,26 +259,53 @@ class Trainer:
         self._update_average()
         return float(loss.detach())
 
+    def _diverged(self, how: str) -> ConfigError:
+        return ConfigError(
+            f"the fit has diverged: {how}. Choose a --learning-rate lower than {self.config.learning_rate:g} and "
+            f"another --out, or delete {self.config.out}: what it holds would diverge again"
+        )
+
     @torch.no_grad()
-    def _fit_estimates(self) -> None:
-        """Solve the drift score, how far an unprotected embedding is from the clean one, and the sharpness."""
-        descriptors, distances, logits, wanted = [], [], [], []
-        protected = attach(self.frozen, insertions(self.average), kernels=kernel_changes(self.average), inputs=GUIDES)
+    def _fit_estimates(self) -> float:
+        """Solve the drift score, how far an unprotected embedding is from the clean one, and the sharpness.
+
+        Returns:
+            How far a protected embedding is from the clean one, as a share of the unprotected one's distance.
+        """
+        descriptors, distances, remaining, logits, wanted = [], [], [], [], []
+        protected = attach(
+            self.frozen,
+            insertions(self.average),
+            kernels=kernel_changes(self.average),
+            inputs=GUIDES,
+            embedding=self.embedding,
+        )
         pairs = self._closing_pairs()
         with task("estimating drift") as report:
             for index in range(len(pairs)):
                 pair = pairs[index]
+                self.unreadable |= pair.unreadable
                 clean, *_, embedding = self.teacher(self.normalize(pair.clean))
                 x = self.normalize(pair.inputs.rgb)
                 *_, unprotected = self.teacher(x)
                 descriptor = self.average.describe(*pair.inputs[1:4])
-                logits.append(protected(x, *self.average.guide(descriptor, pair.inputs.dequantized), descriptor))
+                guides = *self.average.guide(descriptor, pair.inputs.dequantized), descriptor
+                answers, corrected = protected(x, *guides)
+                logits.append(answers)
+                remaining.append(self.loss.embedding_distance(corrected, embedding))
                 wanted.append(clean)
                 descriptors.append(descriptor)
                 distances.append(self.loss.embedding_distance(unprotected, embedding))
                 report(index + 1, len(pairs))
-        self.average.fit_drift(torch.cat(descriptors), torch.cat(distances))
-        self.average.sharpness.fit(torch.cat(logits), torch.cat(descriptors), torch.cat(wanted))
+        described, distance = torch.cat(descriptors), torch.cat(distances)
+        left = float(torch.cat(remaining).mean() / distance.mean())
+        if not (left <= _HOPELESS and described.isfinite().all()):
+            raise self._diverged(f"it leaves features {left:.3g} times as far from the clean ones as they are without")
+        self.average.fit_drift(described, distance)
+        self.average.sharpness.fit(torch.cat(logits), described, torch.cat(wanted))
+        if not all(value.isfinite().all() for value in self.average.parameters()):
+            raise self._diverged("no sharpness can be found for its drift descriptors")
+        return left
 
     def _closing_pairs(self) -> CompressedPairs:
         """Pictures as they are served, good ones too: whole crops at the backbone's size, not mixed, not recoloured."""
@@ -276,6 +331,7 @@ class Trainer:
         cells, statistics, features = [], [], []
         for index in range(_CALIBRATION_BATCHES):
             pair = self.data[index]
+            self.unreadable |= pair.unreadable
             inputs = pair.inputs
             cells.append(inputs.dequantized.flatten(0, 2)[::7])
             statistics.append(picture_statistics(inputs.dequantized, inputs.quant_tables, inputs.geometry))
@@ -286,34 +342,18 @@ class Trainer:
         *taps, embedding = [s - m.square() for s, m in zip(square, mean, strict=True)]
         return FeatureLoss(taps, embedding, self.config.embedding_weight)
 
-    def _bookkeeping(self, loss: float) -> None:
+    def _bookkeeping(self) -> None:
         if self.step % 20 == 0 or self.step == self.config.steps:
-            with (self.config.out / _LOG_NAME).open("a") as log:
-                log.write(json.dumps({"step": self.step, "loss": round(loss, 5)}) + "\n")
+            append_loss(self.config.out / _LOG_NAME, self.step, self.mean_loss)
         if self.step % self.config.checkpoint_every == 0:
             self._save_state()
-
-    def _logged_loss(self) -> float:
-        path = self.config.out / _LOG_NAME
-        lines = path.read_text().splitlines() if path.exists() else []
-        return float(json.loads(lines[-1])["loss"]) if lines else math.nan
 
     def _save_state(self) -> None:
         save_state(self.config.out / _STATE_NAME, self.step, self.afd, self.average, self.optimizer)
 
     def _resume(self) -> int:
         path = self.config.out / _STATE_NAME
-        step = load_state(path, self.afd, self.average, self.optimizer) if path.exists() else 0
-        self._forget_after(step)
-        return step
-
-    def _forget_after(self, step: int) -> None:
-        """Drop from the log what a run that was killed did after its last saved state: it is done again."""
-        path = self.config.out / _LOG_NAME
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        if kept != lines:
-            write_text(path, "".join(kept))
+        return load_state(path, self.afd, self.average, self.optimizer) if path.exists() else 0
 
 
 def _channel_moments(teacher: fx.GraphModule, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
