@@ -124,6 +124,22 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A file with a picture for which the gate opens."""
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(recompressed(scene(), 10))
+    return path
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A file of which most is missing."""
+    path = tmp_path / "damaged.jpg"
+    path.write_bytes(encoded(scene(), quality=50)[:200])
+    return path
+
+
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """Writing more than ``size`` bytes into one file fails, as it does on a full disk; for child processes as well."""

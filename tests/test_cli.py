@@ -23,20 +23,6 @@ from tests import tiny_backbone
 from tests.conftest import Run, encoded, recompressed, scene
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.jpg"
-    path.write_bytes(recompressed(scene(), 10))
-    return path
-
-
-@pytest.fixture
-def damaged(tmp_path: Path) -> Path:
-    path = tmp_path / "damaged.jpg"
-    path.write_bytes(encoded(scene(), quality=50)[:200])
-    return path
-
-
 def test_help_is_quick_because_torch_stays_out() -> None:
     code = (
         "import sys, afd_serve.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"

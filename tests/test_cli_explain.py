@@ -8,21 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import Run, encoded, recompressed, scene
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.jpg"
-    path.write_bytes(recompressed(scene(), 10))
-    return path
-
-
-@pytest.fixture
-def damaged(tmp_path: Path) -> Path:
-    path = tmp_path / "damaged.jpg"
-    path.write_bytes(encoded(scene(), quality=50)[:200])
-    return path
+from tests.conftest import Run
 
 
 def test_classify_draws_where_the_picture_has_drifted(run: Run, picture: Path, tiny_run: Path, tmp_path: Path) -> None:
