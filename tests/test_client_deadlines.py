@@ -1,5 +1,6 @@
 """The blocking client keeps its deadlines over HTTP, however slowly a server sends, and whether or not it reads."""
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -14,10 +15,10 @@ from afd_serve.errors import DeadlineExceededError
 pytest.importorskip("urllib3")
 pytest.importorskip("tritonclient.grpc")
 
-from afd_serve.client import Client
+from afd_serve.client import AsyncClient, Client, Failure, Prediction
 from afd_serve.client.deadlines import POOLS
 from tests.client_answers import CLOCK, answers
-from tests.client_servers import Tls
+from tests.client_servers import Tls, http_servers
 
 BODY = answers(CLOCK).body
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -122,6 +123,17 @@ def test_a_server_that_takes_no_picture_is_not_waited_for_beyond_the_deadline(
     with Client(serve(converse), ca=certificate[0], timeout=1) as client, pytest.raises(DeadlineExceededError):
         client.classify(bytes(24 << 20))  # more than the system buffers
     over.set()
+
+
+def test_a_large_picture_does_not_hold_up_the_event_loop_whose_deadlines_would_pass() -> None:
+    """aiohttp warns of what it is to send in one go, and warnings are errors here."""
+
+    async def ask(url: str) -> Prediction | Failure:
+        async with AsyncClient(url) as client:
+            return await client.classify(bytes(24 << 20))
+
+    with http_servers() as serve_http:
+        assert asyncio.run(ask(serve_http(lambda *_: answers(CLOCK)))) == CLOCK
 
 
 def test_what_it_took_to_connect_is_not_granted_again() -> None:

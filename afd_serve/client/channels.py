@@ -1,5 +1,6 @@
 """One exchange of bytes with a server, over HTTP or gRPC, blocking or not. What the bytes mean is not known here."""
 
+import io
 import re
 import ssl
 from collections.abc import Mapping
@@ -251,7 +252,7 @@ class AsyncHttpChannel:
             async with self._session.request(
                 "POST" if call.body else "GET",
                 self._base + call.target,
-                data=call.body or None,
+                data=io.BytesIO(call.body) if call.body else None,  # bytes would hold up the loop until all are sent
                 headers={**self._own, **call.headers},
                 timeout=aiohttp.ClientTimeout(total=timeout),
                 allow_redirects=False,  # as urllib3 is told: a picture goes where it was sent
