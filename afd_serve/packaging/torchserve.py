@@ -91,7 +91,10 @@ def _export_elsewhere(source: str | Path, out: Path) -> None:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Let another process do its work; where this one is interrupted, the other ends before its folder is removed."""
+    """Let another process do its work; where this one is interrupted, the other ends before its folder is removed.
+
+    `subprocess.run` would kill it as well, but not wait for its end.
+    """
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, env=environment, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"

@@ -51,14 +51,14 @@ class BackgroundServer(ABC):
     @classmethod
     def load(cls, state_dir: Path) -> Self | None:
         """The server that was started last in a state directory; it may have ended since."""
+        values = _described(state_dir)
+        if not values or values.pop(_KIND, cls.__name__) != cls.__name__:
+            return None
         try:
-            values = json.loads((state_dir / _FILE).read_text(encoding="utf-8"))
-            if values.pop(_KIND, cls.__name__) != cls.__name__:
-                return None
             kinds = get_type_hints(cls)
             restored = {name: _restored(kinds[name], value) for name, value in values.items()}
             return cls(**restored | {"state_dir": state_dir.resolve()})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
     @classmethod
@@ -96,10 +96,7 @@ class BackgroundServer(ABC):
 
     @classmethod
     def _check_kind(cls, state_dir: Path) -> None:
-        try:
-            kind = json.loads((state_dir / _FILE).read_text(encoding="utf-8")).get(_KIND, cls.__name__)
-        except (OSError, ValueError, AttributeError):  # no server, as for `load`
-            return
+        kind = _described(state_dir).get(_KIND, cls.__name__)
         if kind != cls.__name__:
             raise ServingError(
                 f"{state_dir} is the folder of a {kind}; stop that first (afd-serve stop --state-dir {state_dir}), or "
@@ -153,6 +150,14 @@ class BackgroundServer(ABC):
         """Whether ``server.json`` is still about this server."""
         last = self.load(self.state_dir)
         return last is not None and last.mark == self.mark
+
+
+def _described(state_dir: Path) -> dict[str, Any]:
+    """The values of ``server.json``; none where it is missing or damaged."""
+    try:
+        return dict(json.loads((state_dir / _FILE).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return {}
 
 
 def _restored(kind: Any, value: Any) -> Any:
