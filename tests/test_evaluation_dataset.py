@@ -1,5 +1,6 @@
 """Labelled sets from folders and CSV files."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_folders_named_by_label_or_index(tmp_path: Path) -> None:
     assert [(p.id, p.label) for p in pictures[::4]] == [("2/0.JPEG", 2), ("Tabby_Cat/0.JPEG", 0), ("dog/0.JPEG", 1)]
     assert len(pictures) == 12
     assert all(p.path.is_file() for p in pictures)
+
+
+def test_only_files_are_pictures_and_missing_ones_are_not_passed_over(tmp_path: Path) -> None:
+    root = make_folders(tmp_path, "dog")
+    os.mkfifo(root / "dog" / "pipe.jpg")
+    (root / "dog" / "more.jpg").mkdir()
+    (root / "dog" / "more.jpg" / "a.png").write_bytes(b"")
+    (root / "dog" / "lost.jpg").symlink_to(root / "nowhere")
+    names = {p.id.removeprefix("dog/") for p in load_labelled(root, LABELS)}
+    assert names == {"0.JPEG", "1.JPEG", "2.JPEG", "3.JPEG", "more.jpg/a.png", "lost.jpg"}
 
 
 def test_folders_named_by_wnid(tmp_path: Path) -> None:

@@ -80,12 +80,17 @@ class _Classes:
 
 def _from_folders(root: Path, classes: _Classes) -> Iterator[LabelledPicture]:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES]
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and _may_be_read(path)]
         if not files:
             continue
         label = classes.index(folder.name, str(folder))
         for path in files:
             yield LabelledPicture(path.relative_to(root).as_posix(), path, label)
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether this is a file or a link to one that is missing, which is to be reported; a pipe would be waited for."""
+    return path.is_file() or not path.exists()
 
 
 def _from_csv(path: Path, split: str | None, classes: _Classes) -> Iterator[LabelledPicture]:
