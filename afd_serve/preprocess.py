@@ -225,7 +225,7 @@ def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
             _check_size(picture.width, picture.height, limits)
             picture.load()
             return np.asarray(as_rgb(_upright(picture)))
-    except (PictureTooLargeError, MemoryError):
+    except (PictureTooLargeError, NotAnImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise PictureTooLargeError(
@@ -255,7 +255,15 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode with 8 bits per sample, red, green and blue."""
+    """A picture of any mode with 8 bits per sample, red, green and blue.
+
+    Raises:
+        NotAnImageError: Its samples are floating-point numbers.
+    """
+    if picture.mode == "F":  # 0 to 1, 0 to 255, metres: taken for what they are not, all would be black or white
+        raise NotAnImageError(
+            "the picture's samples are floating-point numbers, whose range is not known: send 8 or 16 bits per sample"
+        )
     if picture.mode.startswith("I"):  # 16 bits per sample, which Pillow would clip to 255 instead of scaling
         picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
     return picture.convert("RGB")

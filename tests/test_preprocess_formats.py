@@ -119,6 +119,12 @@ def test_sixteen_bits_per_sample_are_scaled_not_clipped() -> None:
     assert np.array_equal(deep.rgb, prepare(encoded(Image.fromarray(grey), "PNG"), PREPROCESSING).rgb)
 
 
+def test_floating_point_samples_are_refused_not_guessed_at() -> None:
+    shades = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    with pytest.raises(NotAnImageError, match=r"floating-point numbers, .*: send 8 or 16 bits"):
+        prepare(encoded(Image.fromarray(shades), "TIFF"), PREPROCESSING)
+
+
 def test_a_png_of_a_decoded_jpeg_shows_the_jpegs_compression() -> None:
     data = encoded(scene(224, 224), quality=12, subsampling=0)
     size = Preprocessing(224, 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3)
