@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from afd_serve.config import SERVED_PRESET, AfdConfig
-from afd_serve.errors import CheckpointError
+from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
 from afd_serve.runs import write_atomically
@@ -53,7 +53,10 @@ def read_config(path: Path) -> AfdConfig:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
     if CONFIG_KEY not in metadata:
         raise CheckpointError(f"{path} holds no AFD configuration; was it written by `afd-serve fit`?")
-    return AfdConfig.from_json(metadata[CONFIG_KEY])
+    try:
+        return AfdConfig.from_json(metadata[CONFIG_KEY])
+    except ConfigError as error:
+        raise CheckpointError(f"{path} holds a damaged AFD configuration: {error}") from error
 
 
 def load_afd(path: Path, backbone: Backbone) -> AfdNet:

@@ -122,12 +122,16 @@ class FitConfig:
             raise ConfigError(f"no preset is called {self.preset!r}; there are {', '.join(PRESETS)}")
         if self.steps < 1 or self.batch_size < 2:
             raise ConfigError("a fit needs at least one step and batches of at least two pictures")
-        if any(size < 32 or size % 32 for size in self.sizes):
-            raise ConfigError(f"crop sizes must be multiples of 32, not {self.sizes}")
+        if not self.sizes or any(size < 32 or size % 32 for size in self.sizes):
+            raise ConfigError(f"crop sizes must be multiples of 32, at least one, not {self.sizes}")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"the learning rate must be a positive number, not {self.learning_rate}")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"the seed must be at least 0 and below 2**64, not {self.seed}")
+        if self.workers < 0 or self.warmup_steps < 0 or self.checkpoint_every < 1:
+            raise ConfigError("workers and warmup_steps must be at least 0, checkpoint_every at least 1")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema, what the average keeps, must be at least 0 and below 1, not {self.ema}")
 
     def to_json(self) -> str:
         """One JSON object with every key."""

@@ -81,6 +81,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize("configuration", ["", "{}", "[]", '{"gates": null}'])
+def test_a_damaged_configuration_is_refused_with_the_files_name(tmp_path: Path, configuration: str) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "afd.safetensors", {CONFIG_KEY: configuration})
+    with pytest.raises(CheckpointError, match=r"afd\.safetensors holds a damaged AFD configuration"):
+        read_config(tmp_path / "afd.safetensors")
+
+
 def test_foreign_tensors_are_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "afd.safetensors")
     with pytest.raises(CheckpointError, match="no AFD configuration"):

@@ -43,7 +43,7 @@ def test_a_fit_that_is_told_to_end_saves_its_state(
         finally:
             fit.kill()
     last = err.splitlines()[-1]
-    assert (fit.returncode, last) == (130, "interrupted; the same command goes on from the last step")
+    assert (fit.returncode, last) == (130, "interrupted; the same command goes on from the last saved step")
     assert (out / "state.safetensors").exists()
 
 
@@ -113,6 +113,30 @@ def test_the_end_of_a_process_that_loads_pictures_is_an_interruption() -> None:
     status, out, err = in_a_process_of_its_own(_LOADER_ENDED)
     assert (status, out) == (0, "130\n")
     assert err.startswith("interrupted; it goes on (DataLoader worker")
+
+
+# What a set raises in a loader's process comes out of PyTorch as an error of the same kind that names the process.
+_LOADER_FAILED = """
+from torch.utils.data import DataLoader, Dataset
+from afd_serve.cli.interruption import interruptible
+
+class Failing(Dataset):
+    def __getitem__(self, index):
+        raise RuntimeError("out of pictures")
+
+    def __len__(self):
+        return 1
+
+try:
+    with interruptible("interrupted; it goes on"):
+        next(iter(DataLoader(Failing(), num_workers=1)))
+except RuntimeError as error:
+    print(str(error).splitlines()[-1])
+"""
+
+
+def test_an_error_in_a_process_that_loads_pictures_is_no_interruption() -> None:
+    assert in_a_process_of_its_own(_LOADER_FAILED) == (0, "RuntimeError: out of pictures\n", "")
 
 
 _STARTED = """

@@ -18,7 +18,7 @@ from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.sharpness import Sharpness
 from afd_serve.training import fit as fit_module
-from afd_serve.training.data import CompressedPairs, Recipe, find_pictures
+from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
 from afd_serve.training.fit import Trainer, _spread, fit, rate_share, training_sizes
 from afd_serve.training.losses import FeatureLoss
 from tests import tiny_backbone
@@ -112,16 +112,20 @@ def gradients(trainer: Trainer) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in found])
 
 
+def step_that_moves_nothing(trainer: Trainer, pair: Pair) -> None:
+    trainer.step = trainer.config.steps  # the rate has come down to zero
+    trainer._train_step(pair)
+
+
 def test_a_steps_gradient_is_its_own_and_no_longer_than_one(trainer: Trainer) -> None:
-    trainer.step = trainer.config.steps  # the rate has come down to zero: nothing moves
     alone, other = trainer.data[2], trainer.data[3]
-    trainer._train_step(alone)
+    step_that_moves_nothing(trainer, alone)
     expected = gradients(trainer)
-    trainer._train_step(other)
-    trainer._train_step(alone)
+    step_that_moves_nothing(trainer, other)
+    step_that_moves_nothing(trainer, alone)
     torch.testing.assert_close(gradients(trainer), expected)
     trainer.loss.embedding_weight = 1e6
-    trainer._train_step(alone)
+    step_that_moves_nothing(trainer, alone)
     assert gradients(trainer).norm() == pytest.approx(1, rel=1e-3)
 
 
@@ -184,23 +188,32 @@ def test_a_finished_run_that_is_run_again_reports_its_loss_and_that_nothing_was_
     )
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(config: FitConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("first", "then"), [(True, False), (False, True)], ids=["before", "after"])
+@pytest.mark.parametrize("what", ["_train_step", "_update_average", "_bookkeeping"])
+def test_a_run_that_is_interrupted_anywhere_resumes_to_the_same_weights(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch, what: str, first: bool, then: bool
+) -> None:
+    config = replace(config, checkpoint_every=5)
     straight = fit(replace(config, out=config.out / "straight"))
-    step = fit_module.Trainer._train_step
+    whole = getattr(fit_module.Trainer, what)
 
-    def interrupted(self: fit_module.Trainer, pair: object) -> float:
-        if self.step == 13:
+    def interrupted(self: fit_module.Trainer, *pair: Pair) -> None:
+        due = self.step == 13
+        if due and first:
             raise KeyboardInterrupt
-        return step(self, pair)  # type: ignore[arg-type]
+        whole(self, *pair)
+        if due and then:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(fit_module.Trainer, "_train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fit(config)
-    monkeypatch.setattr(fit_module.Trainer, "_train_step", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module.Trainer, what, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config)
     resumed = fit(config)
+    assert (resumed.loss, resumed.remarks) == (straight.loss, straight.remarks)
     expected, actual = load_file(straight.weights), load_file(resumed.weights)
     for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value)
+        assert torch.equal(actual[name], value), name
 
 
 def test_the_log_has_each_step_once_after_a_run_was_killed(config: FitConfig) -> None:
@@ -304,6 +317,13 @@ def test_a_state_that_does_not_say_whose_it_is_is_refused(config: FitConfig) -> 
         {"learning_rate": math.nan},
         {"seed": -1},
         {"seed": 2**64},
+        {"sizes": ()},
+        {"workers": -1},
+        {"warmup_steps": -1},
+        {"checkpoint_every": 0},
+        {"ema": 1.0},
+        {"ema": -0.1},
+        {"ema": math.nan},
     ],
 )
 def test_impossible_settings_are_refused(config: FitConfig, change: dict[str, object]) -> None:

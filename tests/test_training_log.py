@@ -1,6 +1,5 @@
 """The log of a fit survives what happens to files."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ def log(tmp_path: Path) -> Path:
 
 
 def test_what_is_done_again_is_dropped(log: Path) -> None:
-    assert keep_until(log, 40) == 0.025
+    keep_until(log, 40)
     assert log.read_text() == '{"step": 20, "loss": 0.05}\n{"step": 40, "loss": 0.025}\n'
-    assert math.isnan(keep_until(log, 0))
+    keep_until(log, 0)
     assert log.read_text() == ""
 
 
@@ -31,14 +30,14 @@ def test_a_damaged_line_is_dropped_and_the_others_are_kept(log: Path, damage: by
     before = log.read_bytes()
     first, *rest = before.splitlines(keepends=True)
     log.write_bytes(first + damage + b"\n" + b"".join(rest) + damage)
-    assert keep_until(log, 60) == 0.01667
+    keep_until(log, 60)
     assert log.read_bytes() == before
 
 
 def test_a_log_that_is_whole_is_left_alone(log: Path) -> None:
     log.chmod(0o400)
     before = log.stat().st_ino
-    assert keep_until(log, 60) == 0.01667
+    keep_until(log, 60)
     assert log.stat().st_ino == before
-    assert math.isnan(keep_until(log.with_name("none"), 60))
+    keep_until(log.with_name("none"), 60)
     assert not log.with_name("none").exists()

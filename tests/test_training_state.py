@@ -1,5 +1,6 @@
 """The state that an interrupted fit goes on from."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from afd_serve.checkpoint import CONFIG_KEY
 from afd_serve.errors import CheckpointError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
 from afd_serve.models.presets import preset_config
-from afd_serve.training.state import load_state, save_state
+from afd_serve.training.state import Done, load_state, save_state
 from tests.conftest import largest_file
 
+DONE = Done(2, 0.1 + 0.2, frozenset({1, 3}))
 Parts = tuple[AfdNet, AfdNet, torch.optim.AdamW]
 
 
@@ -37,9 +40,9 @@ def trained(tiny: Backbone) -> Parts:
 
 
 def test_what_the_next_step_depends_on_is_saved_and_loaded(tiny: Backbone, trained: Parts, tmp_path: Path) -> None:
-    save_state(tmp_path / "state", 2, *trained)
+    save_state(tmp_path / "state", DONE, *trained)
     loaded = parts(tiny)
-    assert load_state(tmp_path / "state", *loaded) == 2
+    assert load_state(tmp_path / "state", *loaded) == DONE
     for ours, theirs in zip(loaded[:2], trained[:2], strict=True):
         assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
     for ours, theirs in zip(loaded[0].parameters(), trained[0].parameters(), strict=True):
@@ -50,28 +53,40 @@ def test_what_the_next_step_depends_on_is_saved_and_loaded(tiny: Backbone, train
 
 
 def test_before_the_first_step_there_are_no_moments(tiny: Backbone, tmp_path: Path) -> None:
-    save_state(tmp_path / "state", 0, *parts(tiny))
+    save_state(tmp_path / "state", Done(), *parts(tiny))
     *modules, optimizer = parts(tiny)
-    assert load_state(tmp_path / "state", modules[0], modules[1], optimizer) == 0
+    done = load_state(tmp_path / "state", modules[0], modules[1], optimizer)
+    assert (done.step, done.unreadable) == (0, frozenset())
+    assert math.isnan(done.loss)
     assert not optimizer.state
 
 
 def test_a_full_disk_leaves_the_state_as_it_was(trained: Parts, tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"earlier")
     with largest_file(1000), pytest.raises(OSError, match="File too large"):
-        save_state(tmp_path / "state", 2, *trained)
+        save_state(tmp_path / "state", DONE, *trained)
     assert (tmp_path / "state").read_bytes() == b"earlier"
 
 
 def test_what_has_changed_since_is_said(tiny: Backbone, trained: Parts, tmp_path: Path) -> None:
-    save_state(tmp_path / "state", 2, *trained)
+    save_state(tmp_path / "state", DONE, *trained)
     with pytest.raises(CheckpointError, match="the sites where AFD attaches changed"):
         load_state(tmp_path / "state", *parts(tiny, "default"))
     with pytest.raises(CheckpointError, match="the backbone's weights changed"):
         load_state(tmp_path / "state", *parts(replace(tiny, fingerprint="0" * 64)))
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"step": "2"}])
+def test_a_damaged_configuration_is_refused_with_the_files_name(tiny: Backbone, tmp_path: Path) -> None:
+    done = '{"step": 2, "loss": 0.5, "unreadable": []}'
+    save_file({"x": torch.zeros(1)}, tmp_path / "state", {"done": done, CONFIG_KEY: "{}"})
+    with pytest.raises(CheckpointError, match=r"state cannot be resumed from .*configuration"):
+        load_state(tmp_path / "state", *parts(tiny))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, {"done": "2"}, {"done": "{}"}, {"done": '{"step": "x", "loss": 1, "unreadable": []}'}, {"done": "{"}],
+)
 def test_a_file_that_is_no_state_is_refused(tiny: Backbone, tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "state", metadata)
     with pytest.raises(CheckpointError, match="cannot be resumed from"):
@@ -80,7 +95,7 @@ def test_a_file_that_is_no_state_is_refused(tiny: Backbone, tmp_path: Path, meta
 
 def test_a_state_of_which_a_part_is_missing_is_refused(tiny: Backbone, trained: Parts, tmp_path: Path) -> None:
     afd, _, optimizer = trained
-    save_state(tmp_path / "state", 2, afd, torch.nn.Identity(), optimizer)  # type: ignore[arg-type]
+    save_state(tmp_path / "state", DONE, afd, torch.nn.Identity(), optimizer)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="cannot be resumed from"):
         load_state(tmp_path / "state", *parts(tiny))
 

@@ -51,7 +51,7 @@ def fit(
     config = FitConfig(
         backbone, _folders(images), out, preset=preset, seed=seed, exclude=tuple(exclude or ()), init=init, **settings
     )
-    with interruptible("interrupted; the same command goes on from the last step"):
+    with interruptible("interrupted; the same command goes on from the last saved step"):
         result = run_fit(config)
     for remark in result.remarks:
         typer.echo(remark)

@@ -1,5 +1,6 @@
 """Commands that take long end in one line when they are interrupted."""
 
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 __all__ = ["hold_signals", "interruptible", "release_signals", "signals_interrupt"]
+
+_LOADER_ENDED: Final = re.compile(r"DataLoader worker \(pid")
+"""How PyTorch begins to say that a process of a loader has ended; what such a process raised comes in other words."""
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
@@ -34,14 +38,17 @@ def interruptible(message: str) -> Iterator[None]:
         typer.echo(message, err=True)
         raise typer.Exit(INTERRUPTED) from None
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not _LOADER_ENDED.match(str(error)):
             raise
         typer.echo(f"{message} ({str(error).strip()})", err=True)
         raise typer.Exit(INTERRUPTED) from error
 
 
 def hold_signals() -> None:
-    """Let what tells this process to end wait until `release_signals`, also in a program that takes its place."""
+    """Let what tells this process to end wait until `release_signals`, also in a program that takes its place.
+
+    Where other threads run, one of them may take the signal: then it interrupts this one at once, as without this.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDING, signal.SIGINT))
 
 
@@ -76,10 +83,11 @@ def signals_interrupt() -> Iterator[None]:
             signal.pthread_kill(main_thread, signal.SIGTERM)
 
     before_hook, sys.unraisablehook = sys.unraisablehook, dropped
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
+    # What is ignored stays so, and what Python did not install (None) it could not restore.
+    handlers = {number: signal.getsignal(number) for number in _ENDING}
+    before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
 from afd_serve.training.log import append_loss, keep_until
 from afd_serve.training.losses import FeatureLoss
 from afd_serve.training.precision import autocast_to_bfloat16, strided_depthwise_in_float32
-from afd_serve.training.state import load_state, save_state
+from afd_serve.training.state import Done, load_state, save_state
 
 __all__ = ["FitResult", "Trainer", "fit", "rate_share"]
 
@@ -41,7 +41,7 @@ _HOPELESS = 1e6
 
 @dataclass(frozen=True)
 class FitResult:
-    """Where the weights lie, the mean loss of the last steps, and what whoever asked for the fit should know of it."""
+    """Where the weights lie, the mean loss of the last steps, and remarks for the caller."""
 
     weights: Path
     loss: float
@@ -174,13 +174,16 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.afd.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
-        self.unreadable: set[int] = set()
+        self._unreadable: set[int] = set()
         self.loss = self.calibrate()
         if config.init is not None:
             self._start_from(find_weights(config.init), backbone)
         self.average.load_state_dict(self.afd.state_dict())
-        self.step = self._resume()
-        self.mean_loss = keep_until(config.out / _LOG_NAME, self.step)
+        done = self._resume()
+        self.step, self.mean_loss = done.step, done.loss
+        self._unreadable |= {index for index in done.unreadable if index < len(pictures)}
+        self._whole = True
+        keep_until(config.out / _LOG_NAME, self.step)
 
     def _start_from(self, weights: Path, backbone: Backbone) -> None:
         """Take over earlier weights; FE-Nets that they lack stay as they are, which is the identity."""
@@ -199,7 +202,7 @@ class Trainer:
         """Train until the last step; the state is saved as it goes and when it is interrupted.
 
         Returns:
-            What was fitted; the mean loss is that of the log where all steps were done before.
+            What was fitted; the mean loss is that of then where all steps were done before.
 
         Raises:
             ConfigError: The fit diverges.
@@ -209,13 +212,12 @@ class Trainer:
         with task("fitting") as report:
             try:
                 for pair in self._batches():
-                    loss = self._train_step(pair)
-                    self.mean_loss = loss if math.isnan(self.mean_loss) else 0.98 * self.mean_loss + 0.02 * loss
-                    self.step += 1
+                    self._train_step(pair)
                     report(self.step, self.config.steps, f"loss {self.mean_loss:.3f}")
                     self._bookkeeping()
             finally:
-                self._save_state()
+                if self._whole:  # else the state that was saved last is the one to go on from
+                    self._save_state()
         left = self._fit_estimates()
         save_afd(self.average, self.config.out / WEIGHTS_NAME)
         return FitResult(self.config.out / WEIGHTS_NAME, self.mean_loss, tuple(self._remarks(begun, left)))
@@ -229,16 +231,16 @@ class Trainer:
                 f"AFD leaves features {left:.3g} times as far from the clean ones as they are without it: it needs "
                 "more steps or a lower --learning-rate"
             )
-        if self.unreadable:
-            first = str(self.data.pictures[min(self.unreadable)])
-            yield f"{len(self.unreadable)} of {len(self.data.pictures)} pictures could not be read, as {first!r}"
+        if self._unreadable:
+            first = str(self.data.pictures[min(self._unreadable)])
+            yield f"{len(self._unreadable)} of {len(self.data.pictures)} pictures could not be read, as {first!r}"
 
     def _batches(self) -> Iterator[Pair]:
         first = _CALIBRATION_BATCHES + self.step
         rest = Subset(self.data, range(first, _CALIBRATION_BATCHES + self.config.steps))
         yield from DataLoader(rest, batch_size=None, num_workers=self.config.workers)
 
-    def _train_step(self, pair: Pair) -> float:
+    def _train_step(self, pair: Pair) -> None:
         rate = self.config.learning_rate * rate_share(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -251,13 +253,20 @@ class Trainer:
         loss = self.compare(outputs, target)
         if not loss.isfinite():
             raise self._diverged(f"the loss of step {self.step + 1} is {float(loss.detach())}")
-        self.unreadable |= pair.unreadable
+        self._unreadable |= pair.unreadable
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.afd.parameters(), 1.0)
+        self._advance(float(loss.detach()))
+
+    def _advance(self, loss: float) -> None:
+        """Take the step that the gradients say; an interruption may come anywhere in it."""
+        self._whole = False
         self.optimizer.step()
         self._update_average()
-        return float(loss.detach())
+        self.mean_loss = loss if math.isnan(self.mean_loss) else 0.98 * self.mean_loss + 0.02 * loss
+        self.step += 1
+        self._whole = True
 
     def _diverged(self, how: str) -> ConfigError:
         return ConfigError(
@@ -284,7 +293,7 @@ class Trainer:
         with task("estimating drift") as report:
             for index in range(len(pairs)):
                 pair = pairs[index]
-                self.unreadable |= pair.unreadable
+                self._unreadable |= pair.unreadable
                 clean, *_, embedding = self.teacher(self.normalize(pair.clean))
                 x = self.normalize(pair.inputs.rgb)
                 *_, unprotected = self.teacher(x)
@@ -331,7 +340,7 @@ class Trainer:
         cells, statistics, features = [], [], []
         for index in range(_CALIBRATION_BATCHES):
             pair = self.data[index]
-            self.unreadable |= pair.unreadable
+            self._unreadable |= pair.unreadable
             inputs = pair.inputs
             cells.append(inputs.dequantized.flatten(0, 2)[::7])
             statistics.append(picture_statistics(inputs.dequantized, inputs.quant_tables, inputs.geometry))
@@ -349,11 +358,12 @@ class Trainer:
             self._save_state()
 
     def _save_state(self) -> None:
-        save_state(self.config.out / _STATE_NAME, self.step, self.afd, self.average, self.optimizer)
+        done = Done(self.step, self.mean_loss, frozenset(self._unreadable))
+        save_state(self.config.out / _STATE_NAME, done, self.afd, self.average, self.optimizer)
 
-    def _resume(self) -> int:
+    def _resume(self) -> Done:
         path = self.config.out / _STATE_NAME
-        return load_state(path, self.afd, self.average, self.optimizer) if path.exists() else 0
+        return load_state(path, self.afd, self.average, self.optimizer) if path.exists() else Done()
 
 
 def _channel_moments(teacher: fx.GraphModule, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -1,7 +1,6 @@
 """The log of a fit: an object of JSON per line, with a step and the mean loss of those before it."""
 
 import json
-import math
 from pathlib import Path
 
 from afd_serve.runs import write_text
@@ -15,18 +14,13 @@ def append_loss(path: Path, step: int, loss: float) -> None:
         log.write(_line(step, round(loss, 5)))
 
 
-def keep_until(path: Path, step: int) -> float:
-    """Drop what a run that was killed did after its last saved state, as it is done again, and what is damaged.
-
-    Returns:
-        The loss of the last line that is left; NaN where there is none.
-    """
+def keep_until(path: Path, step: int) -> None:
+    """Drop what a run that was killed did after its last saved state, as it is done again, and what is damaged."""
     before = path.read_bytes() if path.exists() else b""
     kept = [entry for entry in map(_entry, before.splitlines()) if entry is not None and entry[0] <= step]
     text = "".join(_line(*entry) for entry in kept)
     if text.encode() != before:
         write_text(path, text)
-    return kept[-1][1] if kept else math.nan
 
 
 def _line(step: int, loss: float) -> str:

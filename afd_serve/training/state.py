@@ -1,5 +1,8 @@
-"""The state of an interrupted fit as one safetensors file: weights, their average, and AdamW's moments."""
+"""The state of an interrupted fit as one safetensors file: how far it is, weights, their average, AdamW's moments."""
 
+import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,29 +12,46 @@ from torch import Tensor
 
 from afd_serve.checkpoint import CONFIG_KEY
 from afd_serve.config import AfdConfig
-from afd_serve.errors import CheckpointError
+from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.runs import write_atomically
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["Done", "load_state", "save_state"]
 
+_DONE_KEY = "done"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def save_state(path: Path, step: int, afd: AfdNet, average: AfdNet, optimizer: torch.optim.AdamW) -> None:
-    """Write everything that the next step depends on; ``step`` is the number of steps done."""
+@dataclass(frozen=True)
+class Done:
+    """How far a fit is.
+
+    Attributes:
+        step: The number of steps done.
+        loss: Their mean loss, the last ones weighing most; NaN before the first.
+        unreadable: The pictures, by their index, that could not be read.
+    """
+
+    step: int = 0
+    loss: float = math.nan
+    unreadable: frozenset[int] = frozenset()
+
+
+def save_state(path: Path, done: Done, afd: AfdNet, average: AfdNet, optimizer: torch.optim.AdamW) -> None:
+    """Write everything that the next step and the result depend on."""
     tensors = {f"afd.{name}": value for name, value in afd.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for name, parameter in afd.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    data = save(contiguous, {"step": str(step), CONFIG_KEY: afd.config.to_json()})
+    progress = {"step": done.step, "loss": done.loss, "unreadable": sorted(done.unreadable)}
+    data = save(contiguous, {_DONE_KEY: json.dumps(progress), CONFIG_KEY: afd.config.to_json()})
     write_atomically(path, lambda target: target.write_bytes(data))
 
 
-def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.AdamW) -> int:
-    """Read what `save_state` wrote into the three objects; returns the number of steps done.
+def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.AdamW) -> Done:
+    """Read what `save_state` wrote into the three objects; returns how far the fit was.
 
     Raises:
         CheckpointError: The file is damaged or belongs to a module of another shape or for another backbone's weights,
@@ -40,7 +60,7 @@ def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            step, fitted = int(metadata["step"]), AfdConfig.from_json(metadata[CONFIG_KEY])
+            done, fitted = _read_done(metadata[_DONE_KEY]), AfdConfig.from_json(metadata[CONFIG_KEY])
             if fitted != afd.config:
                 raise CheckpointError(_another(path, fitted, afd.config))
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -50,9 +70,14 @@ def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.
             moments = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS if f"{moment}.{name}" in tensors}
             if moments:
                 optimizer.state[parameter] = moments
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{path} cannot be resumed from ({error}); delete it to start afresh") from error
-    return step
+    return done
+
+
+def _read_done(text: str) -> Done:
+    values = json.loads(text)
+    return Done(int(values["step"]), float(values["loss"]), frozenset(map(int, values["unreadable"])))
 
 
 def _another(path: Path, fitted: AfdConfig, ours: AfdConfig) -> str:
