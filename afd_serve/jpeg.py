@@ -263,19 +263,31 @@ def _made_native(limits: JpegLimits) -> _jpeg.Limits:
 _NATIVE_DEFAULT_LIMITS: Final = _made_native(DEFAULT_LIMITS)
 
 
+_READ_AT_ONCE: Final = 2**16
+"""Bytes, where a file does not say how many it has."""
+
+
 def _bytes_of(source: "JpegSource", limits: JpegLimits) -> "Buffer":
-    """Returns the source's bytes; a file that passes the limit is refused unread."""
+    """Returns the source's bytes; a file that passes the limit is refused unread, and a pipe once it does."""
     if not isinstance(source, str | os.PathLike):
         if not memoryview(source).c_contiguous:
             raise TypeError("the bytes do not lie one behind the other; pass a contiguous copy of them")
         return source
     with _opened(source) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limits.max_bytes:
-            raise JpegTooLargeError(
-                f"{size} bytes exceed the limit of {limits.max_bytes}; pass JpegLimits(max_bytes=...) to allow more"
-            )
-        return file.read()
+        expected, count, parts = os.fstat(file.fileno()).st_size, 0, []
+        _check_bytes(expected, limits)
+        while part := file.read(max(expected - count, _READ_AT_ONCE)):
+            parts.append(part)
+            count += len(part)
+            _check_bytes(count, limits)
+        return b"".join(parts)
+
+
+def _check_bytes(count: int, limits: JpegLimits) -> None:
+    if count > limits.max_bytes:
+        raise JpegTooLargeError(
+            f"{count} bytes exceed the limit of {limits.max_bytes}; pass JpegLimits(max_bytes=...) to allow more"
+        )
 
 
 def _opened(path: "str | os.PathLike[str]") -> BinaryIO:

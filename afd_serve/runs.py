@@ -20,8 +20,10 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder, which is made where it is missing; what a process held is free when it ends, however it ends.
 
+    A fork of the process, as a loader of pictures is, holds it too until it ends; programs that it starts do not.
+
     Args:
-        folder: Where the work goes on; processes that are started meanwhile do not hold it.
+        folder: Where the work goes on.
         wait: Let another run there come to its end.
 
     Raises:
