@@ -21,10 +21,10 @@ from afd_serve.jpeg import JpegLimits
 from afd_serve.quality import CompressionHistory, is_starved
 from afd_serve.transforms import Box, Preprocessing, block_grid, crop_box
 
-__all__ = ["UNREADABLE", "ClassifierInputs", "PreparedPicture", "as_rgb", "prepare", "stack"]
+__all__ = ["PICTURE_SUFFIXES", "UNREADABLE", "ClassifierInputs", "PreparedPicture", "as_rgb", "prepare", "stack"]
 
-UNREADABLE: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises on bad files."""
+UNREADABLE: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, NotAnImageError)
+"""What Pillow raises on bad files, and `as_rgb` on pictures whose samples it cannot interpret."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -210,6 +210,16 @@ _MAX_SIDE: Final = 65500
 
 _FORMATS: Final = ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """What Pillow may open: no format that starts another program (EPS) or that nobody uploads."""
+
+PICTURE_SUFFIXES: Final = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif"),
+        *(".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".tif", ".tiff"),
+        *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm"),
+    )
+)
+"""Suffixes, in lower case, of the files that `prepare` reads: JPEGs and `_FORMATS`, without PFM, whose samples are
+floating-point numbers. What takes pictures from folders goes by these."""
 
 
 def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, and a line now and then where its output goes to a file."""
+"""Progress of long-running work: a bar on a terminal, and a line now and then where its output goes to a file."""
 
 import sys
 import time

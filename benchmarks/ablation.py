@@ -8,6 +8,7 @@ without, mean over the held-out pictures; the recovered share is that of top-1, 
 """
 
 import argparse
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -182,13 +183,20 @@ def parse() -> argparse.Namespace:
 
 def outcome_of(name: str, arguments: argparse.Namespace, backbone: Backbone) -> Outcome:
     """Read a row, or compute it."""
-    key = f"{name}-{arguments.steps}-{arguments.seed}-{backbone.fingerprint[:12]}"
-    path = arguments.out / "rows" / f"{key}.json"
+    key = f"{name}-{arguments.steps}-{arguments.seed}-{backbone.fingerprint[:12]}-{inputs_digest(arguments)}"
+    path = arguments.out / "rows" / f"{key}-{arguments.limit}.json"
     if not path.exists():
         outcome = compute(VARIANTS[name], arguments, backbone, arguments.out / "fits" / key)
         write_atomically(path, lambda target: target.write_text(json.dumps(asdict(outcome))))
     values = json.loads(path.read_text())
     return Outcome(**values | {"recovered": tuple(values["recovered"])})
+
+
+def inputs_digest(arguments: argparse.Namespace) -> str:
+    """A few letters for what a fit depends on besides what the names of rows spell out."""
+    folders = [str(Path(folder).resolve()) for folder in arguments.images.split(",")]
+    facts = [folders, str(arguments.labelled.resolve()), arguments.split, arguments.size]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
 def compute(variant: Variant, arguments: argparse.Namespace, backbone: Backbone, out: Path) -> Outcome:

@@ -9,6 +9,7 @@ slowest of five reads, in processor time, the first one with cold caches among t
 peak memory rose. Needs Linux.
 """
 
+import argparse
 import io
 import json
 import subprocess
@@ -103,6 +104,7 @@ def main() -> None:
     if len(sys.argv) == 3:
         measure(Path(sys.argv[1]), sys.argv[2] == "tolerant")
         return
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     table = Table("bomb", "bytes", "mode", "ms", "MiB", "verdict", title="Refusing what would cost much")
     with tempfile.TemporaryDirectory() as folder:
         for name, make in BOMBS.items():

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pictures import made_pictures
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -67,19 +68,6 @@ def installed_readers() -> tuple[dict[str, Reader], list[str]]:
         except ImportError as error:
             notes.append(f"left out: {name} ({str(error).splitlines()[0]})")
     return readers, notes
-
-
-def made_pictures(count: int) -> list[bytes]:
-    """Noise with the spectrum of photographs, 500x375, saved at quality 95."""
-    rng = np.random.default_rng(0)
-    frequency = np.hypot(np.fft.fftfreq(375)[:, None], np.fft.fftfreq(500)[None]) + 1e-3
-    files = []
-    for _ in range(count):
-        spectrum = np.fft.fft2(rng.normal(size=(375, 500, 3)), axes=(0, 1)) / frequency[..., None]
-        field = np.fft.ifft2(spectrum, axes=(0, 1)).real
-        samples = (128 + 50 * field / field.std()).clip(0, 255).astype(np.uint8)
-        files.append(saved(Image.fromarray(samples), quality=95))
-    return files
 
 
 def saved(picture: Image.Image, **options: Any) -> bytes:
@@ -226,7 +214,7 @@ def main() -> None:
         paths = sorted(p for p in arguments.folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg"})
         originals = [path.read_bytes() for path in paths[: arguments.pictures]]
     else:
-        originals = made_pictures(arguments.pictures)
+        originals = [saved(picture, quality=95) for picture in made_pictures(arguments.pictures)]
     kinds = kinds_of(originals)
     readers, notes = installed_readers()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from afd_serve.servers.torchserve import TorchServe
 
-__all__ = ["Answer", "prediction_request", "read_answer"]
+__all__ = ["Answer", "Connection", "prediction_request", "read_answer"]
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,31 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     body = await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
     return Answer(int(head.split(None, 2)[1]), body, b"connection: close" in head)
+
+
+class Connection:
+    """Asks the server at a port over a connection that stays open, and opens another after the server closed it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def open(self) -> None:
+        self._streams = await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def send(self, request: bytes) -> Answer:
+        if self._streams is None or self._streams[0].at_eof():
+            self.close()
+            await self.open()
+        assert self._streams is not None
+        reader, writer = self._streams
+        writer.write(request)
+        answer = await read_answer(reader)
+        if answer.last:
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+        self._streams = None

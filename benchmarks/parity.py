@@ -23,8 +23,6 @@ from afd_serve.response import ModelInfo, prediction_to_dict
 from afd_serve.servers.quickstart import serve_torchserve
 from afd_serve.servers.torchserve import Ports, TorchServe
 
-PORTS = Ports(18080, 18081, 18082, 17070, 17071)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,7 +49,7 @@ def main() -> None:
 
 def ask_server(model: str, items: list[bytes]) -> list[object]:
     with tempfile.TemporaryDirectory() as state:
-        server = serve_torchserve(model, Path(state), ports=PORTS)
+        server = serve_torchserve(model, Path(state), ports=Ports.free())
         try:
             with ThreadPoolExecutor(4) as clients:
                 return list(clients.map(lambda item: answer(server, item), track(items, "server")))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pictures import made_pictures
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -89,18 +90,6 @@ def readers() -> tuple[dict[str, Reader], list[str]]:
         simplejpeg, lambda pixels: cv2.resize(pixels, SIZE, interpolation=cv2.INTER_AREA)
     )
     return rows, notes
-
-
-def made_pictures(count: int) -> list[Image.Image]:
-    """Noise with the spectrum of photographs, 500x375."""
-    rng = np.random.default_rng(0)
-    frequency = np.hypot(np.fft.fftfreq(375)[:, None], np.fft.fftfreq(500)[None]) + 1e-3
-    pictures = []
-    for _ in range(count):
-        spectrum = np.fft.fft2(rng.normal(size=(375, 500, 3)), axes=(0, 1)) / frequency[..., None]
-        field = np.fft.ifft2(spectrum, axes=(0, 1)).real
-        pictures.append(Image.fromarray((128 + 50 * field / field.std()).clip(0, 255).astype(np.uint8)))
-    return pictures
 
 
 def pictures_in(folder: Path, count: int) -> list[Image.Image]:

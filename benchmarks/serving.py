@@ -35,10 +35,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from http_load import prediction_request, read_answer
+from http_load import Connection, prediction_request
 from machine import cpu_name, family, memory
 from matplotlib.figure import Figure
-from pictures import made_pictures
+from pictures import made_jpegs
 from rich.console import Console
 from rich.table import Table
 
@@ -180,36 +180,35 @@ class Load:
         return count / (time.perf_counter() - start)
 
     async def _worker(self, waiting: Iterator[int]) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        connection = Connection(self.port)
         for index in waiting:
-            await self._ask(reader, writer, index)
-        writer.close()
+            await self._ask(connection, index)
+        connection.close()
 
     async def opened(self, count: int, rate: float, connections: int = 32) -> list[float]:
         """Seconds from when each request was due until its answer, with Poisson arrivals."""
         gaps = np.random.default_rng(count).exponential(1 / rate, count)
-        free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+        free: asyncio.Queue[Connection] = asyncio.Queue()
         for _ in range(connections):
-            free.put_nowait(await asyncio.open_connection("127.0.0.1", self.port))
+            connection = Connection(self.port)
+            await connection.open()
+            free.put_nowait(connection)
         start = time.perf_counter()
         due = start + np.cumsum(gaps)
         latencies = await asyncio.gather(*(self._at(float(moment), index, free) for index, moment in enumerate(due)))
         while not free.empty():
-            free.get_nowait()[1].close()
+            free.get_nowait().close()
         return list(latencies)
 
-    async def _at(
-        self, moment: float, index: int, free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
-    ) -> float:
+    async def _at(self, moment: float, index: int, free: asyncio.Queue[Connection]) -> float:
         await asyncio.sleep(max(0.0, moment - time.perf_counter()))
         connection = await free.get()
-        await self._ask(*connection, index)
+        await self._ask(connection, index)
         free.put_nowait(connection)
         return time.perf_counter() - moment
 
-    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, index: int) -> None:
-        writer.write(self.requests[index % len(self.requests)])
-        answer = await read_answer(reader)
+    async def _ask(self, connection: Connection, index: int) -> None:
+        answer = await connection.send(self.requests[index % len(self.requests)])
         self.failed += answer.status != 200
 
 
@@ -300,7 +299,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="per server; 0 for one per core")
     arguments = parser.parse_args()
     usable = islice(coloured(arguments.pictures), 256) if arguments.pictures else ()
-    pictures = list(usable) or made_pictures(32)
+    pictures = list(usable) or made_jpegs(32)
     names = arguments.systems.split(",") if arguments.systems else fit_for_this_cpu()
     workers = arguments.workers or os.cpu_count() or 1
     rounds: dict[str, list[Measured]] = {name: [] for name in names}

@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from pictures import made_pictures
+from machine import cpu_name
+from pictures import made_jpegs
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -146,10 +147,9 @@ def measure_server(
 
 def facts(server: triton.Triton) -> str:
     """What the figures depend on."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     version = ask(urllib.request.Request(f"{server.url}/v2"), 10).json()["version"]
     return (
-        f"{names[0].partition(':')[2].strip() if names else platform.machine()}, {os.cpu_count()} cores, "
+        f"{cpu_name()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, torch {torch.__version__}, Triton {version}, {server.repository.name}: "
         f"{json.dumps(sorted(path.name for path in server.repository.iterdir()))}; load {os.getloadavg()[0]:.1f}"
     )
@@ -181,7 +181,7 @@ def main() -> None:
     if server is None:
         parser.error(f"no server runs in {arguments.state_dir}")
     files = sorted(arguments.pictures.glob("*.jp*g"))[:64] if arguments.pictures else []
-    pictures = [file.read_bytes() for file in files] or made_pictures(32)
+    pictures = [file.read_bytes() for file in files] or made_jpegs(32)
     total = arguments.requests * arguments.per_request
     many = [pictures[index % len(pictures)] for index in range(total)]
     batches = [many[start : start + arguments.per_request] for start in range(0, total, arguments.per_request)]

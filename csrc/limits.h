@@ -13,6 +13,9 @@ struct Limits {
   double max_blocks_per_byte;
 };
 
+// Those of `afd_serve.jpeg.JpegLimits`, for what does not come from Python.
+inline constexpr Limits kDefaultLimits{100'000'000, 67'108'864, 64, 1'073'741'824, 8.0};
+
 // Pictures of up to this many blocks are cheap (8 MiB of coefficients) however few bytes they have, so that
 // `max_blocks_per_byte` does not apply to them: a small flat picture, or a small part of a truncated one, is honest.
 inline constexpr std::uint64_t kAlwaysAllowedBlocks = 65536;

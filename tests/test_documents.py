@@ -3,12 +3,15 @@
 import re
 import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 
 from afd_serve.cli import app
+from afd_serve.quality import harmless_from
+from afd_serve.request import DEFAULT_TOP_K, MAX_PICTURES, MAX_TOP_K
 from afd_serve.sample import sample_picture
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +43,12 @@ def test_the_python_examples_answer(
     assert "wall clock" in capsys.readouterr().out
 
 
+def test_commands_and_benchmarks_are_found_in_the_pages() -> None:
+    """Of an empty list nothing would be tested, and nobody told."""
+    assert len(commands()) >= 10
+    assert len(NAMED_BENCHMARKS) >= 8
+
+
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_command_line_is_one_that_exists(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -54,13 +63,56 @@ def test_every_command_line_is_one_that_exists(
         context = command.make_context(command.name, rest, parent=context)
 
 
-BENCHMARKS = sorted({name for page in PAGES for name in re.findall(r"benchmarks/\w+\.py", page.read_text())})
+NAMED_BENCHMARKS = sorted({name for page in PAGES for name in re.findall(r"benchmarks/(\w+\.py)", page.read_text())})
+SHARED = {"http_load.py", "machine.py", "pictures.py"}
+"""What benchmarks import, and nobody runs."""
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_finds_what_it_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    assert "main" in runpy.run_path(str(ROOT / name))
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_every_benchmark_finds_what_it_imports_and_tells_how_it_is_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(path.parent)
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    names = runpy.run_path(str(path))
+    if path.name in SHARED:
+        assert "main" not in names
+        return
+    with pytest.raises(SystemExit) as ended:
+        names["main"]()
+    assert ended.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMED_BENCHMARKS)
+def test_every_benchmark_that_a_page_names_can_be_run(name: str) -> None:
+    assert (ROOT / "benchmarks" / name).is_file()
+    assert name not in SHARED
+
+
+def page_says(page: str, pattern: str) -> list[tuple[int, ...]]:
+    """The numbers in each place of a page where this stands, however its lines are broken."""
+    found = re.findall(pattern, " ".join((ROOT / page).read_text().split()))
+    return [tuple(map(int, [numbers] if isinstance(numbers, str) else numbers)) for numbers in found]
+
+
+def test_the_limits_of_requests_are_those_that_the_page_on_serving_tells() -> None:
+    assert page_says("docs/serving.md", r"`top_k` \| (\d+) to (\d+), (\d+) where left out") == [
+        (1, MAX_TOP_K, DEFAULT_TOP_K)
+    ]
+    assert page_says("docs/serving.md", r"each under a name of its own, (\d+) at most") == [(MAX_PICTURES,)]
+    assert page_says("docs/serving.md", r"up to (\d+) per request") == [(MAX_PICTURES,)]
+
+
+def test_the_gate_closes_from_the_qualities_on_that_the_pages_tell() -> None:
+    own, twice, four_times = (
+        next(quality for quality in range(1, 101) if harmless_from(quality) <= reduction) for reduction in (1, 2, 4)
+    )
+    thresholds = (
+        r"below QF (\d+) at the model's own size, below QF (\d+) at twice, below QF (\d+) at four times that size"
+    )
+    assert page_says("README.md", thresholds) == [(own, twice, four_times)]
+    assert page_says("docs/own_classifier.md", r"saved at a quality of (\d+) or more") == [(own,)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,7 +14,7 @@ from torch import Tensor
 from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.evaluation import compare as compare_module
 from afd_serve.evaluation.baselines import BaselineClassifier
-from afd_serve.evaluation.compare import CONDITIONS, GATED_CLEAN, ROWS, CompareConfig, Row, compare, macs
+from afd_serve.evaluation.compare import CONDITIONS, GATED_CLEAN, ROWS, CompareConfig, Contents, Row, compare, macs
 from afd_serve.evaluation.compare_report import print_comparison, summarize_rows, write_comparison
 from afd_serve.models.backbones import Backbone
 from afd_serve.runs import alone_in
@@ -61,7 +61,11 @@ def test_a_comparison_and_its_continuation(
         assert all(column[0] == -1 and set(column[1:]) <= {0, 1} for column in row.hits.values())  # broken.png
     assert lite.hits[GATED_CLEAN] == direct.hits["clean"]  # the gate is closed for PNG files of photographs
     exclude = json.loads((config.out / "fits" / "lite" / "config.json").read_text())["exclude"]
-    assert len(exclude) == 4
+    assert [Path(path).name for path in exclude] == [
+        "broken.png",
+        *(f"labelled{index}.png" for index in range(3)),
+        "out",
+    ]
 
     def refuse(*_: object) -> None:
         raise AssertionError("a row that is done was computed again")
@@ -163,8 +167,84 @@ def test_two_comparisons_do_not_work_in_one_folder(config: CompareConfig) -> Non
 def test_rows_are_joined_where_nothing_that_they_depend_on_differs(
     config: CompareConfig, change: dict[str, Any], keys: list[str]
 ) -> None:
-    saved = json.loads(config.to_json("fingerprint"))
-    assert replace(config, **change).differs(saved, "fingerprint") == keys
+    contents = Contents("fingerprint", "fitted on", "measured on")
+    saved = json.loads(config.to_json(contents))
+    assert replace(config, **change).differs(saved, contents) == keys
+
+
+def test_a_comparison_goes_on_where_its_folder_of_pictures_has_moved(
+    config: CompareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder,) = config.images
+    labelled = config.labelled.rename(tmp_path / "labels.csv")
+    labelled.write_text(
+        labelled.read_text().replace("\nlabelled", "\nlabelled/labelled").replace("\nbroken", "\nlabelled/broken")
+    )
+    (tmp_path / "labelled").mkdir()
+    for path in (*folder.glob("labelled*.png"), folder / "broken.png"):
+        path.rename(tmp_path / "labelled" / path.name)
+    (folder / "deeper").mkdir()
+    (folder / "3.png").rename(folder / "deeper" / "3.png")
+    config = replace(config, labelled=labelled)
+    rows = compare(config, ["direct"])
+    monkeypatch.setattr(compare_module._Comparison, "_build", None)
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert compare(replace(config, images=(moved,)), ["direct"]) == rows
+
+
+def add(folder: Path) -> None:
+    scene(90, 100, seed=30).save(folder / "4.png")
+
+
+def remove(folder: Path) -> None:
+    (folder / "3.png").unlink()
+
+
+def replace_one(folder: Path) -> None:
+    scene(40, 40, seed=30).save(folder / "3.png")
+
+
+@pytest.mark.parametrize("change", [add, remove, replace_one])
+def test_rows_fitted_on_other_pictures_are_not_joined(config: CompareConfig, change: Callable[[Path], None]) -> None:
+    (folder,) = config.images
+    compare(config, ["direct"])
+    record = (config.out / "config.json").read_text()
+    change(folder)
+    with pytest.raises(ConfigError, match=r"^the unlabelled pictures in .*pictures are not .* choose another folder$"):
+        compare(config, ["direct"])
+    assert (config.out / "config.json").read_text() == record
+
+
+def another_labelled_picture(folder: Path) -> None:
+    scene(90, 100, seed=31).save(folder / "labelled3.png")
+    with (folder / "labels.csv").open("a") as file:
+        file.write("\nlabelled3.png,3")
+
+
+def another_class(folder: Path) -> None:
+    labels = folder / "labels.csv"
+    labels.write_text(labels.read_text().replace("labelled1.png,1", "labelled1.png,2"))
+
+
+def another_in_its_place(folder: Path) -> None:
+    scene(40, 40, seed=31).save(folder / "labelled1.png")
+
+
+@pytest.mark.parametrize("change", [another_labelled_picture, another_class, another_in_its_place])
+def test_rows_measured_on_other_pictures_are_not_paired(config: CompareConfig, change: Callable[[Path], None]) -> None:
+    (folder,) = config.images
+    compare(config, ["direct"])
+    change(folder)
+    with pytest.raises(ConfigError, match=r"^the labelled pictures of .*labels\.csv are not .* choose another folder$"):
+        compare(config, ["direct", "batchnorm"])
+
+
+def test_results_among_the_pictures_are_no_pictures_to_fit_on(config: CompareConfig) -> None:
+    (folder,) = config.images
+    config = replace(config, out=folder / "out")
+    rows = compare(config, ["direct"])
+    scene().save(config.out / "comparison.png")
+    assert compare(config, ["direct"]) == rows
 
 
 def test_a_classifier_without_batchnorm_has_no_row_of_it(config: CompareConfig, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.dataset import load_labelled
 from afd_serve.labels import imagenet_labels
+from afd_serve.preprocess import PICTURE_SUFFIXES
 
 LABELS = ("tabby cat", "Dog", "wall clock")
 
@@ -26,6 +27,13 @@ def test_folders_named_by_label_or_index(tmp_path: Path) -> None:
     assert [(p.id, p.label) for p in pictures[::4]] == [("2/0.JPEG", 2), ("Tabby_Cat/0.JPEG", 0), ("dog/0.JPEG", 1)]
     assert len(pictures) == 12
     assert all(p.path.is_file() for p in pictures)
+
+
+def test_pictures_of_every_format_that_is_served_are_found(tmp_path: Path) -> None:
+    (tmp_path / "dog").mkdir()
+    for suffix in PICTURE_SUFFIXES:
+        (tmp_path / "dog" / f"picture{suffix.upper()}").write_bytes(b"")
+    assert len(load_labelled(tmp_path, LABELS)) == len(PICTURE_SUFFIXES)
 
 
 def test_only_files_are_pictures_and_missing_ones_are_not_passed_over(tmp_path: Path) -> None:

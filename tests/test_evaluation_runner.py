@@ -144,6 +144,37 @@ def test_a_damaged_file_of_answers_is_explained(
         evaluate(pipeline, pictures, clean, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        "[]",
+        "3",
+        "null",
+        "{}",
+        '{"picture": "cat/0.png", "condition": "clean", "afd": true}',
+        '{"picture": "cat/0.png", "condition": "clean", "afd": true, "indices": 3}',
+        '{"picture": "cat/0.png", "condition": "clean", "afd": true, "indices": [], "more": 1}',
+        '{"picture": [], "condition": "clean", "afd": true, "indices": []}',
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_row_that_is_no_answer_is_explained(
+    pipeline: Pipeline,
+    pictures: list[LabelledPicture],
+    evaluation: Evaluation,
+    tmp_path: Path,
+    row: str,
+    first: bool,
+) -> None:
+    clean, path = replace(evaluation, protocols=("clean",)), tmp_path / RESULTS_FILE
+    evaluate(pipeline, [], clean, tmp_path)
+    path.write_text(f"{row}\n{path.read_text()}" if first else f"{path.read_text()}{row}\n")
+    with pytest.raises(
+        ConfigError, match=rf"{RESULTS_FILE} is damaged \(.*\); choose another folder or delete the file"
+    ):
+        evaluate(pipeline, pictures, clean, tmp_path)
+
+
 def test_a_picture_that_can_be_read_meanwhile_is_classified(
     pipeline: Pipeline, pictures: list[LabelledPicture], evaluation: Evaluation, tmp_path: Path
 ) -> None:
@@ -199,11 +230,13 @@ def test_unreadable_pictures_are_left_out_and_named(
     noise.write_bytes(b"no picture at all")
     Image.open(pictures[0].path).save(truncated)
     truncated.write_bytes(truncated.read_bytes()[:-300])
-    bad = [LabelledPicture(path.name, path, 0) for path in (noise, truncated, tmp_path / "gone.jpg")]
+    depth = tmp_path / "depth.tif"
+    Image.fromarray(np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)).save(depth)
+    bad = [LabelledPicture(path.name, path, 0) for path in (noise, truncated, depth, tmp_path / "gone.jpg")]
     answers = evaluate(pipeline, [*bad, *pictures], evaluation, tmp_path / "out")
     report = summarize(answers, [*bad, *pictures], evaluation)
     assert report.pictures == len(pictures)
-    assert set(report.failures) == {"noise.png", "truncated.jpg", "gone.jpg"}
+    assert set(report.failures) == {"noise.png", "truncated.jpg", "depth.tif", "gone.jpg"}
     with pytest.raises(ConfigError, match="no picture could be classified"):
         summarize(answers, bad, evaluation)
 

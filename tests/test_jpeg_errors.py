@@ -366,6 +366,13 @@ class TestLimits:
             with pytest.raises(ValueError, match=field):
                 jpeg.JpegLimits(**{field: value})
 
+    def test_those_of_what_does_not_come_from_python_are_the_same(self) -> None:
+        header = (Path(__file__).parent.parent / "csrc" / "limits.h").read_text()
+        native = re.search(r"Limits kDefaultLimits\{(.*)\};", header)
+        assert native is not None
+        values = tuple(float(number) for number in native[1].replace("'", "").split(","))
+        assert values == dataclasses.astuple(jpeg.DEFAULT_LIMITS)
+
     def test_limits_are_sizes_that_there_can_be(self) -> None:
         largest = {field.name: sys.maxsize for field in dataclasses.fields(jpeg.JpegLimits)}
         for limits in (jpeg.JpegLimits(**largest), jpeg.JpegLimits(max_blocks_per_byte=math.inf)):

@@ -12,7 +12,7 @@ from PIL import Image, features
 from afd_serve.errors import JpegTooLargeError, NotAnImageError, PictureTooLargeError
 from afd_serve.jpeg import JpegLimits
 from afd_serve.models.backbones import Preprocessing
-from afd_serve.preprocess import prepare
+from afd_serve.preprocess import _FORMATS, PICTURE_SUFFIXES, prepare
 from tests.conftest import decoded, encoded, scene
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
@@ -117,6 +117,17 @@ def test_sixteen_bits_per_sample_are_scaled_not_clipped() -> None:
     grey = np.asarray(scene().convert("L"))
     deep = prepare(encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), PREPROCESSING)
     assert np.array_equal(deep.rgb, prepare(encoded(Image.fromarray(grey), "PNG"), PREPROCESSING).rgb)
+
+
+def test_files_are_known_by_the_suffixes_of_the_formats_that_are_read() -> None:
+    if not (features.check("webp") and features.check("avif")):
+        pytest.skip("this Pillow lacks formats")
+    by_suffix = Image.registered_extensions()
+    assert {suffix for suffix, kind in by_suffix.items() if kind in ("JPEG", *_FORMATS)} == PICTURE_SUFFIXES | {".pfm"}
+    for suffix in PICTURE_SUFFIXES:
+        kind = by_suffix[suffix]
+        picture = scene().convert("1" if suffix == ".pbm" else "RGB")
+        assert prepare(encoded(picture, kind), PREPROCESSING).has_tables is (kind == "JPEG")
 
 
 def test_floating_point_samples_are_refused_not_guessed_at() -> None:

@@ -118,6 +118,14 @@ def test_other_codecs_compress_in_equal_shares_at_the_qualities_of_their_own(
     assert found == {encoded(scene(), kind, quality=30) for kind in kinds}
 
 
+def test_a_pillow_that_writes_no_other_codec_compresses_all_as_jpeg(
+    picture_folder: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "_OTHER_CODECS", ())
+    data = pairs(picture_folder(2), replace(ONCE, p_other_codec=1))
+    assert data._compress(np.random.default_rng(0), scene()).startswith(b"\xff\xd8")
+
+
 def test_half_of_the_qualities_lie_below_the_geometric_mean_of_their_bounds() -> None:
     random = np.random.default_rng(0)
     drawn = [_draw(random, (5, 45)) for _ in range(2000)]
@@ -269,6 +277,12 @@ def test_a_batch_tells_which_pictures_of_its_own_could_not_be_read(
     assert set(told) == {frozenset(), frozenset({2})}
 
 
+def test_for_a_picture_whose_samples_are_floating_point_numbers_another_is_drawn(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)).save(tmp_path / "0.tif")
+    scene().save(tmp_path / "1.png")
+    assert pairs(tmp_path, batch_size=16)[0].unreadable == {0}
+
+
 def test_pictures_of_which_none_can_be_read_are_refused(tmp_path: Path) -> None:
     for index in range(2):
         (tmp_path / f"{index}.jpg").write_bytes(b"not a picture")
@@ -288,12 +302,24 @@ def test_pictures_are_found_and_excluded(
     monkeypatch.chdir(folder.parent)
     relative = [Path(folder.name, "deep"), Path(folder.name, "0.png")]
     assert [path.name for path in find_pictures([folder], relative)] == ["1.png", "3.png"]
-    with pytest.raises(ConfigError, match="hold 1"):
+    with pytest.raises(ConfigError, match=r"^fitting needs at least two pictures; .*0\.png hold 1$"):
         find_pictures([folder / "0.png"])
-    with pytest.raises(ConfigError, match="hold 0"):
+    with pytest.raises(ConfigError, match="hold none"):
         find_pictures([folder], [folder])
     with pytest.raises(ConfigError, match="does not exist"):
         find_pictures([folder / "nowhere"])
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "GIF", "JPEG2000", "PPM"])
+def test_pictures_of_every_format_that_is_served_are_fitted_on(tmp_path: Path, kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    suffix = next(suffix for suffix, format_ in Image.registered_extensions().items() if format_ == kind)
+    for index in range(2):
+        (tmp_path / f"{index}{suffix}").write_bytes(encoded(scene(seed=index), kind))
+    pair = pairs(tmp_path)[0]
+    assert not pair.unreadable
+    assert pair.clean.float().std() > 10
 
 
 def test_what_is_no_regular_file_is_no_picture(picture_folder: Callable[[int], Path]) -> None:
@@ -302,7 +328,7 @@ def test_what_is_no_regular_file_is_no_picture(picture_folder: Callable[[int], P
     (folder / "folder.jpg").mkdir()
     (folder / "lost.jpg").symlink_to("nowhere")
     assert [path.name for path in find_pictures([folder])] == ["0.png", "1.png"]
-    with pytest.raises(ConfigError, match="hold 0"):
+    with pytest.raises(ConfigError, match="hold none"):
         find_pictures([folder / "pipe.jpg"])
 
 

@@ -3,7 +3,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer()
-
-# Answers appear as they come, memory stays as it is, and a server's deadline is for so many, however many there are.
-_AT_ONCE: Final = 32
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -71,7 +68,7 @@ def classify(
 ) -> None:
     """Classify pictures here, or on a server."""
     from afd_serve import classification
-    from afd_serve.request import Options
+    from afd_serve.request import MAX_PICTURES, Options
     from afd_serve.results import Failure
 
     mode = _chosen_mode(mode, afd)
@@ -85,8 +82,10 @@ def classify(
     if explain:
         chosen.check_draws()
     failed, answers = False, []
-    for start in range(0, len(pictures), _AT_ONCE):
-        some = pictures[start : start + _AT_ONCE]
+    # As many at a time as one request carries: answers appear as they come, memory stays as it is, and a server's
+    # deadline is for so many, however many there are.
+    for start in range(0, len(pictures), MAX_PICTURES):
+        some = pictures[start : start + MAX_PICTURES]
         contents = [path.read_bytes() for path in some]
         results, model_info = chosen.classify(contents, options)
         failed |= any(isinstance(result, Failure) for result in results)

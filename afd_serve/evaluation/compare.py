@@ -4,8 +4,9 @@ Every method is fitted on the same unlabelled pictures for the same number of st
 pictures under protocol A. A row that is done is a file in ``rows/``, and is not computed again.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +36,7 @@ from afd_serve.runs import alone_in, write_atomically, write_text
 from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import fit
 
-__all__ = ["CONDITIONS", "FITTED_HERE", "GATED_CLEAN", "ROWS", "CompareConfig", "Row", "compare", "macs"]
+__all__ = ["CONDITIONS", "FITTED_HERE", "GATED_CLEAN", "ROWS", "CompareConfig", "Contents", "Row", "compare", "macs"]
 
 ROWS: Final = {
     "direct": "no protection",
@@ -95,15 +96,30 @@ class CompareConfig:
     bf16: bool = True
     rounds: int = 0
 
-    def to_json(self, fingerprint: str) -> str:
-        """One JSON object with every key, and the fingerprint of the backbone."""
-        return json.dumps(asdict(self) | {"fingerprint": fingerprint}, indent=2, default=str)
+    def to_json(self, contents: "Contents") -> str:
+        """One JSON object with every key, and what the names among them stand for."""
+        return json.dumps(asdict(self) | asdict(contents), indent=2, default=str)
 
-    def differs(self, saved: dict[str, Any], fingerprint: str) -> list[str]:
+    def differs(self, saved: dict[str, Any], contents: "Contents") -> list[str]:
         """The keys in which rows of a saved configuration cannot be joined with those of this one."""
         free = {"out", "workers", "rounds", "images"}
-        ours: dict[str, Any] = json.loads(self.to_json(fingerprint))
+        ours: dict[str, Any] = json.loads(self.to_json(contents))
         return [name for name, value in ours.items() if name not in free and saved.get(name) != value]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a configuration's names stand for, which may change while the names stay as they are.
+
+    Attributes:
+        fingerprint: of the backbone.
+        fitting_pictures: digest of the names, relative to their folder, and sizes of the unlabelled pictures.
+        labelled_pictures: digest of the names, sizes and classes of the labelled pictures.
+    """
+
+    fingerprint: str
+    fitting_pictures: str
+    labelled_pictures: str
 
 
 @dataclass(frozen=True)
@@ -180,14 +196,22 @@ class _Comparison:
     def __init__(self, config: CompareConfig, ours: Sequence[str]) -> None:
         self.config = config
         self.backbone = load_backbone(config.backbone)
-        _check_resumable(config, self.backbone.fingerprint)
         labels = self.backbone.labels
         everything = load_labelled(config.labelled, labels, split=config.split)
         self.pictures = load_labelled(config.labelled, labels, split=config.split, limit=config.limit)
-        self.fitting = replace(_fit_config(config), exclude=tuple(picture.path for picture in everything))
+        # Where the results lie among the pictures, the report's plot is none of them.
+        exclude = (*(picture.path for picture in everything), config.out)
+        self.fitting = replace(_fit_config(config), exclude=exclude)
         self.unlabelled = find_pictures(self.fitting.images, self.fitting.exclude)
+        roots = [folder.resolve() for folder in config.images]
+        contents = Contents(
+            self.backbone.fingerprint,
+            _digest((_name(path, roots), _size(path)) for path in self.unlabelled),
+            _digest((picture.id, _size(picture.path), picture.label) for picture in self.pictures),
+        )
+        _check_resumable(config, contents)
         self.ours = {read_config(find_weights(model)).preset: model for model in ours}
-        write_text(config.out / _CONFIG_NAME, config.to_json(self.backbone.fingerprint))
+        write_text(config.out / _CONFIG_NAME, config.to_json(contents))
 
     def row(self, name: str) -> Row:
         """Read a row, or compute it."""
@@ -297,12 +321,39 @@ def _fit_config(config: CompareConfig) -> FitConfig:
     )
 
 
-def _check_resumable(config: CompareConfig, fingerprint: str) -> None:
+def _name(path: Path, roots: Sequence[Path]) -> str:
+    """A picture's name inside the first of the folders that holds it; its own where a link leads out of them all."""
+    inside = (path.relative_to(root).as_posix() for root in roots if root != path and path.is_relative_to(root))
+    return next(inside, path.name)
+
+
+def _size(path: Path) -> int:
+    """Bytes; -1 for a labelled picture that is missing, which is no error but a picture that cannot be read."""
+    return path.stat().st_size if path.exists() else -1
+
+
+def _digest(pictures: Iterable[tuple[object, ...]]) -> str:
+    """Of a set of pictures, whatever their order."""
+    return hashlib.sha256(json.dumps(sorted(pictures)).encode()).hexdigest()
+
+
+def _check_resumable(config: CompareConfig, contents: Contents) -> None:
     path = config.out / _CONFIG_NAME
-    if path.exists():
-        differing = config.differs(_saved_config(path), fingerprint)
-        if differing:
-            raise ConfigError(f"{config.out} holds another comparison ({', '.join(differing)}); choose another folder")
+    if not path.exists():
+        return
+    differing = config.differs(_saved_config(path), contents)
+    changed = {
+        "fitting_pictures": f"the unlabelled pictures in {', '.join(map(str, config.images))}",
+        "labelled_pictures": f"the labelled pictures of {config.labelled}",
+    }
+    settings = [name for name in differing if name not in changed]
+    if settings:
+        raise ConfigError(f"{config.out} holds another comparison ({', '.join(settings)}); choose another folder")
+    if differing:
+        raise ConfigError(
+            f"{' and '.join(changed[name] for name in differing)} are not those that the rows in {config.out} were "
+            "computed from: names, sizes or classes differ; restore them or choose another folder"
+        )
 
 
 def _saved_config(path: Path) -> dict[str, Any]:

@@ -9,10 +9,9 @@ import numpy as np
 
 from afd_serve.errors import ConfigError
 from afd_serve.labels import label_lookup
+from afd_serve.preprocess import PICTURE_SUFFIXES
 
 __all__ = ["LabelledPicture", "load_labelled"]
-
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
 _MOST_DIGITS = 18
 """Of an index; Python itself refuses to read numbers of thousands."""
@@ -80,7 +79,7 @@ class _Classes:
 
 def _from_folders(root: Path, classes: _Classes) -> Iterator[LabelledPicture]:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and _may_be_read(path)]
+        files = [path for path in sorted(folder.rglob("*")) if _is_picture(path)]
         if not files:
             continue
         label = classes.index(folder.name, str(folder))
@@ -88,9 +87,9 @@ def _from_folders(root: Path, classes: _Classes) -> Iterator[LabelledPicture]:
             yield LabelledPicture(path.relative_to(root).as_posix(), path, label)
 
 
-def _may_be_read(path: Path) -> bool:
-    """Whether this is a file or a link to one that is missing, which is to be reported; a pipe would be waited for."""
-    return path.is_file() or not path.exists()
+def _is_picture(path: Path) -> bool:
+    """Whether this is a picture, or a link to one that is missing, which is reported; a pipe would be waited for."""
+    return path.suffix.lower() in PICTURE_SUFFIXES and (path.is_file() or not path.exists())
 
 
 def _from_csv(path: Path, split: str | None, classes: _Classes) -> Iterator[LabelledPicture]:

@@ -49,8 +49,8 @@ class Latency:
 
     Attributes:
         bare_ms: median milliseconds per picture of the bare backbone.
-        closed: how many times that a picture takes whose gate is closed, with its 95% interval over rounds.
-        opened: the same with the gate open.
+        closed: time with the gate closed, as a multiple of ``bare_ms``, with its 95% interval over rounds.
+        opened: time with the gate open, as a multiple of ``bare_ms``, with its 95% interval over rounds.
         batch: pictures per call.
         rounds: how often each form was timed.
     """

@@ -184,31 +184,34 @@ def _append(file: IO[str], answers: Mapping[Key, Answer]) -> None:
 def _read_answers(path: Path, evaluation: Evaluation) -> dict[Key, Answer]:
     """Read an earlier run's answers, but not its failures, to the same evaluation; start the file if there was none."""
     identity = _identity(evaluation)
-    rows = list(_read_rows(path)) if path.exists() else []
-    if not rows:
+    lines = _whole_lines(path) if path.exists() else []
+    if not lines:
         path.write_text(json.dumps({"evaluation": identity, "model": evaluation.model}) + "\n", encoding="utf-8")
         return {}
-    if rows[0].get("evaluation") != identity:
-        raise ConfigError(f"{path} holds another evaluation's answers; choose another folder or delete the file")
-    return {
-        (row.pop("picture"), row.pop("condition"), row.pop("afd")): Answer(**{**row, "indices": tuple(row["indices"])})
-        for row in rows[1:]
-        if row["failure"] is None  # what could not be read may be readable by now
-    }
+    try:
+        if json.loads(lines[0])["evaluation"] != identity:
+            raise ConfigError(f"{path} holds another evaluation's answers; choose another folder or delete the file")
+        answers = dict(map(_read_answer, lines[1:]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}); choose another folder or delete the file") from error
+    return {key: answer for key, answer in answers.items() if answer.failure is None}  # it may be readable by now
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the file's rows and cut off a last line that was torn by an interruption."""
+def _read_answer(line: bytes) -> tuple[Key, Answer]:
+    """One row as `_append` wrote it; one that is damaged raises whatever its kind of damage does."""
+    row: dict[str, Any] = json.loads(line)
+    key = row.pop("picture"), row.pop("condition"), row.pop("afd")
+    return key, Answer(**row | {"indices": tuple(row["indices"])})
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """The file's lines; a last one that was torn by an interruption is cut off."""
     text = path.read_bytes()
     end = text.rfind(b"\n") + 1
     if end != len(text):
         with path.open("r+b") as file:
             file.truncate(end)
-    try:
-        for line in text[:end].splitlines():
-            yield json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); choose another folder or delete the file") from error
+    return text[:end].splitlines()
 
 
 def _identity(evaluation: Evaluation) -> str:

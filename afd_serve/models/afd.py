@@ -52,7 +52,8 @@ class AfdNet(nn.Module):
     def drift_score(self, descriptor: Tensor) -> Tensor:
         """The drift score [N], >= 0, of descriptors [N, D]; the head is linear in the score's log(1 + x).
 
-        It is the expected relative distance of the unprotected embedding from the clean one.
+        The expected squared distance of the unprotected embedding from the clean one, in units of the embedding's
+        variance.
         """
         return torch.expm1(self.drift(descriptor).squeeze(1).clamp(0, 10))
 

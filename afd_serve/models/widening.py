@@ -1,8 +1,8 @@
-"""Feature maps with channels besides that nothing depends on, so that there are as many as fill a processor's tiles.
+"""Feature maps padded with unused channels, so that their number fills the processor's tiles.
 
 Where tiles of 32 values are multiplied, a convolution that reads 144 channels takes four times as long as one that
-reads 160, and a gate's shift is added to 24 channels in four times the time that it takes for 32. Whoever reads the
-channels besides multiplies them by zero, which changes no answer.
+reads 160, and a gate's shift is added to 24 channels in four times the time that it takes for 32. Nothing depends on
+the unused channels: whoever reads them multiplies them by zero, which changes no answer.
 """
 
 import copy

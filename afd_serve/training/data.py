@@ -18,12 +18,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from afd_serve.errors import ConfigError
-from afd_serve.preprocess import UNREADABLE, ClassifierInputs, PreparedPicture, as_rgb, prepare, stack
+from afd_serve.preprocess import (
+    PICTURE_SUFFIXES,
+    UNREADABLE,
+    ClassifierInputs,
+    PreparedPicture,
+    as_rgb,
+    prepare,
+    stack,
+)
 from afd_serve.transforms import Preprocessing, resize_crop
 
 __all__ = ["CompressedPairs", "Pair", "Recipe", "find_pictures"]
-
-_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 _MOST_DRAWS: Final = 200
 
@@ -78,7 +84,8 @@ def find_pictures(folders: Sequence[Path], exclude: Sequence[Path] = ()) -> list
     excluded = _files_below(exclude)
     pictures = sorted(path for path in _files_below(folders) if path not in excluded)
     if len(pictures) < 2:
-        raise ConfigError(f"fitting needs pictures; {', '.join(map(str, folders))} hold {len(pictures)}")
+        where = ", ".join(map(str, folders))
+        raise ConfigError(f"fitting needs at least two pictures; {where} hold {len(pictures) or 'none'}")
     return pictures
 
 
@@ -88,7 +95,7 @@ def _files_below(folders: Sequence[Path]) -> set[Path]:
         if not folder.exists():
             raise ConfigError(f"{folder} does not exist")
         files = [folder] if folder.is_file() else _walk(folder)
-        found.update(path.resolve() for path in files if path.suffix.lower() in _SUFFIXES and path.is_file())
+        found.update(path.resolve() for path in files if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
     return found
 
 
@@ -203,7 +210,7 @@ class CompressedPairs(Dataset[Pair]):
     def _compress(self, random: np.random.Generator, picture: Image.Image) -> bytes:
         """Compress once or more; the last result is what a client would upload."""
         recipe = self.recipe
-        if random.random() < recipe.p_other_codec:
+        if random.random() < recipe.p_other_codec and _OTHER_CODECS:
             return _encode_otherwise(random, picture, _draw(random, recipe.other_codec))
         kind = random.random()
         if kind < recipe.p_clean:
@@ -233,6 +240,7 @@ def _encode(picture: Image.Image, quality: int, subsampling: int) -> bytes:
 
 
 _OTHER_CODECS: Final = tuple(codec for codec in ("WEBP", "AVIF") if features.check(codec.lower()))
+"""Lossy codecs besides JPEG that this Pillow writes, which may be none: then all is compressed as JPEG."""
 
 
 def _encode_otherwise(random: np.random.Generator, picture: Image.Image, quality: int) -> bytes:

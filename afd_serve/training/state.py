@@ -70,7 +70,11 @@ def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.
             moments = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS if f"{moment}.{name}" in tensors}
             if moments:
                 optimizer.state[parameter] = moments
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path} cannot be resumed from: it lacks {error}, as those of other versions do; delete it to start afresh"
+        ) from error
+    except (OSError, SafetensorError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{path} cannot be resumed from ({error}); delete it to start afresh") from error
     return done
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from http_load import prediction_request
-from pictures import made_pictures
+from pictures import made_jpegs
 from PIL import Image
 
 from afd_serve.pipeline import Pipeline, Prediction
@@ -101,7 +101,7 @@ def _malformed(name: str, server: TorchServe) -> Question:
 
 @cache
 def _noise() -> list[bytes]:
-    return made_pictures(16)
+    return made_jpegs(16)
 
 
 @cache

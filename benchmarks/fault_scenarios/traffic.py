@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+import http_load
 import numpy as np
-from http_load import Answer, read_answer
 
 from afd_serve.errors import ServingError
 from afd_serve.servers.torchserve import TorchServe
@@ -53,7 +53,7 @@ class Tally:
     def requests(self) -> int:
         return self.right + self.refused.total() + self.wrong + self.failed.total() + self.lost
 
-    def judge(self, question: Question, answer: Answer | Exception, sent: float) -> None:
+    def judge(self, question: Question, answer: http_load.Answer | Exception, sent: float) -> None:
         if isinstance(answer, Exception):
             self.lost += 1
             self._keep(f"{question.name}: {answer!r}")
@@ -92,43 +92,24 @@ class Tally:
         return milliseconds([seconds for _, seconds in self.answered], share)
 
 
-class Connection:
-    """Asks one server over a connection that stays open, and opens another after the server closed it."""
+class Connection(http_load.Connection):
+    """One whose answers are judged."""
 
     def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint.port)
         self.endpoint = endpoint
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, question: Question, tally: Tally) -> None:
         sent = time.monotonic()
         self.endpoint.under_way += 1
         try:
-            answer: Answer | Exception = await asyncio.wait_for(self._exchange(question), TIMEOUT)
+            answer: http_load.Answer | Exception = await asyncio.wait_for(self.send(question.request), TIMEOUT)
         except (OSError, EOFError, TimeoutError) as error:
             answer = error
             self.close()
         finally:
             self.endpoint.under_way -= 1
         tally.judge(question, answer, sent)
-
-    async def open(self) -> None:
-        self._streams = await asyncio.open_connection("127.0.0.1", self.endpoint.port)
-
-    async def _exchange(self, question: Question) -> Answer:
-        if self._streams is None or self._streams[0].at_eof():
-            await self.open()
-        assert self._streams is not None
-        reader, writer = self._streams
-        writer.write(question.request)
-        answer = await read_answer(reader)
-        if answer.last:
-            self.close()
-        return answer
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-        self._streams = None
 
 
 @dataclass

@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -26,14 +27,17 @@ async def kill_workers(bench: Bench) -> Outcome:
         end = time.monotonic() + bench.seconds
         while time.monotonic() < end:
             if ready := await ready_workers(bench.endpoint.server):
-                killed.append((choice.choice(sorted(ready)), time.monotonic()))
-                os.kill(killed[-1][0], signal.SIGKILL)
+                pid, moment = choice.choice(sorted(ready)), time.monotonic()
+                with suppress(ProcessLookupError):  # it has ended since it said that it is ready
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append((pid, moment))
             await bench.wait(BETWEEN_KILLS, f"{len(killed)} killed")
-        waited = time.monotonic() - killed[-1][1]
+        waited = time.monotonic() - killed[-1][1] if killed else 0.0
         recovery = await recovered(bench.endpoint, bench.workers, [pid for pid, _ in killed])
     gaps = [_next_right(traffic.tally, moment) for _, moment in killed]
-    figures = {"kills": len(killed), "longest wait for a right answer, s": round(max(gaps), 2)}
-    return Outcome(traffic.tally, None if recovery is None else waited + recovery, figures)
+    figures = {"kills": len(killed), "longest wait for a right answer, s": round(max(gaps, default=0.0), 2)}
+    complaints = [] if killed else ["no worker was ever ready to be killed"]
+    return Outcome(traffic.tally, None if recovery is None else waited + recovery, figures, complaints)
 
 
 def _next_right(tally: Tally, moment: float) -> float:
@@ -49,7 +53,8 @@ async def out_of_memory(bench: Bench) -> Outcome:
     async with under_load(bench.endpoint) as traffic:
         await bench.wait(2, "load")
         for pid in pids:
-            _limit(pid, psutil.Process(pid).memory_info().vms + HEADROOM)
+            with suppress(psutil.NoSuchProcess):
+                _limit(pid, psutil.Process(pid).memory_info().vms + HEADROOM)
         connection = Connection(bench.endpoint)
         end = time.monotonic() + bench.seconds / 2
         while time.monotonic() < end:
@@ -57,7 +62,7 @@ async def out_of_memory(bench: Bench) -> Outcome:
             bench.say(f"{starved.requests} large pictures for workers without memory")
             await asyncio.sleep(0.2)
         for pid in pids:
-            if psutil.pid_exists(pid):
+            with suppress(psutil.NoSuchProcess):
                 _limit(pid, resource.RLIM_INFINITY)
         lifted = time.monotonic()
         recovery = await recovered(bench.endpoint, bench.workers)

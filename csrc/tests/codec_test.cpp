@@ -24,14 +24,14 @@ using afd::coefficients_of;
 using afd::encode;
 using afd::EncodeOptions;
 using afd::ErrorKind;
+using afd::kDefaultLimits;
 using afd::kinds;
-using afd::kLimits;
 using afd::pixels_of;
 using afd::read;
 using afd::reference_coefficients;
 
 // Reads the file from an allocation of exactly its size, so that ASan sees a read past its end.
-bool fails_with(ErrorKind kind, const Bytes& file, const afd::Limits& limits = kLimits,
+bool fails_with(ErrorKind kind, const Bytes& file, const afd::Limits& limits = kDefaultLimits,
                 const afd::ReadOptions& options = {}) {
   const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[file.size()]);
   std::copy(file.begin(), file.end(), exact.get());
@@ -109,13 +109,13 @@ void flipped_bytes_fail_or_decode_and_leak_nothing() {
 
 void limits_name_themselves() {
   const Bytes file = encode(64, 64, {3, 2, 2, true, false, 0});
-  afd::Limits limits = kLimits;
+  afd::Limits limits = kDefaultLimits;
   limits.max_pixels = 64 * 64 - 1;
   CHECK(fails_with(ErrorKind::kTooLarge, file, limits));
-  limits = kLimits;
+  limits = kDefaultLimits;
   limits.max_bytes = file.size() - 1;
   CHECK(fails_with(ErrorKind::kTooLarge, file, limits));
-  limits = kLimits;
+  limits = kDefaultLimits;
   limits.max_scans = 9;  // jpeg_simple_progression makes ten
   CHECK(fails_with(ErrorKind::kTooLarge, file, limits));
   limits.max_scans = 10;
@@ -222,7 +222,7 @@ void pictures_go_into_the_callers_memory() {
     for (std::size_t afd::Output::* size : {&afd::Output::coefficient_count, &afd::Output::sample_count}) {
       afd::ReadOptions wrong = options;
       wrong.output.*size -= 1;
-      CHECK(fails_with(ErrorKind::kOutputTooSmall, file, kLimits, wrong));
+      CHECK(fails_with(ErrorKind::kOutputTooSmall, file, kDefaultLimits, wrong));
     }
   }
 }
@@ -252,7 +252,7 @@ void another_picture_in_the_same_memory_is_not_taken_for_the_first() {
     options.sink = &exchanger;
     std::string message;
     try {
-      afd::JpegReader(memory.data(), memory.size(), kLimits, false).read(options);
+      afd::JpegReader(memory.data(), memory.size(), kDefaultLimits, false).read(options);
     } catch (const afd::JpegFailure& failure) {
       message = failure.kind() == ErrorKind::kCorrupt ? failure.what() : "";
     }
@@ -266,14 +266,14 @@ void threads_keep_the_order_of_a_batch() {
   std::vector<afd::Input> inputs;
   for (const Bytes& file : files) inputs.push_back({file.data(), file.size()});
   for (const std::size_t threads : {1, 2, 4, 100}) {
-    const std::vector<afd::BatchItem> items = afd::read_batch(inputs, kLimits, false, {}, threads);
+    const std::vector<afd::BatchItem> items = afd::read_batch(inputs, kDefaultLimits, false, {}, threads);
     CHECK(items.size() == files.size());
     for (std::size_t i = 0; i < items.size(); ++i) {
       CHECK((items[i].failure != nullptr) == (i % 5 == 3));
       if (!items[i].failure) CHECK(coefficients_of(items[i].picture) == reference_coefficients(files[i]));
     }
   }
-  CHECK(afd::read_batch({}, kLimits, false, {}, 2).empty());
+  CHECK(afd::read_batch({}, kDefaultLimits, false, {}, 2).empty());
 }
 
 }  // namespace

@@ -34,7 +34,6 @@ using Bytes = std::vector<std::uint8_t>;
 using afd::ErrorKind;
 using afd::Outcome;
 
-constexpr afd::Limits kLimits{100'000'000, 64 << 20, 64, std::uint64_t{1} << 30, 8.0};
 constexpr unsigned kHangSeconds = 900;  // all ways to read one file, under sanitizers, on a busy machine
 
 // What a file showed. Those up to kUnsupported are as it should be.
@@ -153,7 +152,7 @@ class Mode {
     for (const afd::Decoder decoder : {afd::Decoder::kLibjpeg, afd::Decoder::kPortable, afd::Decoder::kFastest}) {
       options.decoder = decoder;
       const std::clock_t start = std::clock();  // the processor's time: others may keep the machine busy
-      Outcome next = afd::outcome_of(exact.get(), file.size(), kLimits, tolerant, options);
+      Outcome next = afd::outcome_of(exact.get(), file.size(), afd::kDefaultLimits, tolerant, options);
       slowest = std::max(slowest, static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC);
       agree_ = agree_ && (first || next == outcome_);
       outcome_ = std::move(next);

@@ -26,8 +26,8 @@ using afd::encode;
 using afd::EncodeOptions;
 using afd::hand_made;
 using afd::kBlocks;
+using afd::kDefaultLimits;
 using afd::kinds;
-using afd::kLimits;
 using afd::pixels_of;
 using afd::random_file;
 using afd::random_progressive_file;
@@ -113,7 +113,7 @@ bool decoders_agree_on(const Bytes& file) {
     const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[file.size()]);
     std::copy(file.begin(), file.end(), exact.get());
     const afd::ReadOptions options{file.size() % 4 == 0, 8, false, {}};
-    if (!afd::decoders_agree(exact.get(), file.size(), kLimits, tolerant, options)) return false;
+    if (!afd::decoders_agree(exact.get(), file.size(), kDefaultLimits, tolerant, options)) return false;
   }
   return true;
 }

@@ -22,7 +22,7 @@ using afd::encode;
 using afd::EncodeOptions;
 using afd::Filter;
 using afd::Instructions;
-using afd::kLimits;
+using afd::kDefaultLimits;
 
 // Sampling factors and processes of files whose rows are decoded one by one, and of others.
 const EncodeOptions kKinds[] = {{3, 2, 2},
@@ -102,7 +102,7 @@ void a_flat_picture_stays_flat() {
 }
 
 afd::Picture read(const Bytes& file, const afd::ReadOptions& options) {
-  return afd::JpegReader(file.data(), file.size(), kLimits, false).read(options);
+  return afd::JpegReader(file.data(), file.size(), kDefaultLimits, false).read(options);
 }
 
 void a_box_that_single_precision_puts_behind_the_picture_reads_nothing() {
@@ -207,7 +207,7 @@ void prepared(const Bytes& file) {
   const std::unique_ptr<std::uint8_t[]> exact(new std::uint8_t[file.size()]);
   std::copy(file.begin(), file.end(), exact.get());
   try {
-    afd::prepare(exact.get(), file.size(), kLimits, {32, 0.875, Filter::kBicubic});
+    afd::prepare(exact.get(), file.size(), kDefaultLimits, {32, 0.875, Filter::kBicubic});
   } catch (const afd::JpegFailure&) {
   }
 }

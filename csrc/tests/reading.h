@@ -11,7 +11,7 @@
 namespace afd {
 
 inline Picture read(const Bytes& file, const ReadOptions& options = {}, bool tolerant = false,
-                    const Limits& limits = kLimits) {
+                    const Limits& limits = kDefaultLimits) {
   return JpegReader(file.data(), file.size(), limits, tolerant).read(options);
 }
 

@@ -44,8 +44,6 @@ inline int run_tests(std::initializer_list<Test> tests, int argc, char** argv) {
   return failed_checks == 0 ? 0 : 1;
 }
 
-inline constexpr Limits kLimits{100'000'000, 64 << 20, 100, std::uint64_t{1} << 30, 8.0};
-
 struct EncodeOptions {
   int components = 3;
   int h = 2;
