@@ -77,10 +77,10 @@ class _OnnxRuntime:
 
 @cache
 def _openvino_core() -> Any:
-    """OpenVINO's, one for the process, which keeps it to its end.
+    """The process's only ``openvino.Core``, kept until the process ends.
 
-    Where the CPU has AMX each of them gives the thread that makes it a stack for signals, and takes its predecessor's
-    back when it goes. Where they do not go in the opposite order of their coming that one is gone before, and the
+    On CPUs with AMX each core installs a stack for signals on the thread that creates it, and restores the one before
+    when it is destroyed. If several are not destroyed in the reverse order, a stack that was freed is restored, and the
     next signal ends the process with a segmentation fault (OpenVINO 2026.4).
     """
     os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")

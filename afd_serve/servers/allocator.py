@@ -1,11 +1,11 @@
 """jemalloc in place of the C library's allocator, for the workers of a server.
 
-TorchScript asks for memory anew for every feature map, which takes a tenth of a worker's time with the C library's
-allocator, and half of that with jemalloc; a worker then also holds 50 MiB less. It has to be there before anything
-else is loaded (``LD_PRELOAD``), for the whole server. What is freed it keeps for half a minute instead of ten seconds:
-otherwise it gives the largest features of a float32 model back and fetches them anew with every picture, for a quarter
-of the model's time. OpenVINO cannot live with that: it binds past what was preloaded,
-frees with one allocator what came from the other, and the process ends.
+TorchScript allocates memory for every feature map, which takes a tenth of a worker's time with the C library's
+allocator, and half of that with jemalloc; a worker then also holds 50 MiB less. jemalloc must be preloaded
+(``LD_PRELOAD``), for the whole server. It keeps what is freed for half a minute instead of ten seconds: otherwise it
+returns the largest feature maps of a float32 model to the system and fetches them again with every picture, which takes
+a quarter of the model's time. OpenVINO crashes with it: it resolves some of the allocator's symbols past the preloaded
+library, so that memory is freed by another allocator than the one that made it.
 """
 
 import ctypes.util

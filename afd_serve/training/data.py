@@ -38,9 +38,9 @@ _MOST_DRAWS: Final = 200
 class Recipe:
     """How fitting pictures are cropped, varied and compressed; all ``p_*`` are probabilities.
 
-    Few pictures are soon known by heart: mixing two of them, turning them and changing their colours makes the teacher
-    say something new, which costs nothing because it needs no labels. ``only_open`` draws a compression anew for which
-    the gate would stay closed: AFD has no part in what is made of such a picture.
+    A small set is soon memorized. Mixing two pictures, turning and recolouring them gives new answers of the teacher,
+    at no cost, because they need no labels. With ``only_open`` a compression that would leave the gate closed is drawn
+    again: AFD does not affect such a picture.
     """
 
     least_area: float = 0.1

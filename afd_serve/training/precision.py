@@ -18,7 +18,7 @@ _CONV2D: Final = {"input": None, "weight": None, "bias": None, "stride": 1, "pad
 
 
 def autocast_to_bfloat16(wanted: bool) -> torch.autocast:
-    """What computes in bfloat16 inside its ``with`` block, if that is wanted and the CPU has it."""
+    """A context in which operations run in bfloat16, if that is wanted and the CPU has it."""
     return torch.autocast("cpu", torch.bfloat16, enabled=wanted and torch.bfloat16 in torchscript.precisions())
 
 
