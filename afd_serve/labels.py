@@ -1,10 +1,11 @@
 """Class names: the 1000 ImageNet classes in their usual order, and the lookup from a folder's name to a class."""
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-__all__ = ["imagenet_labels", "imagenet_wnids", "label_lookup"]
+__all__ = ["imagenet_labels", "imagenet_wnids", "label_key", "label_lookup"]
 
 
 @cache
@@ -27,16 +28,25 @@ def imagenet_wnids() -> tuple[str, ...]:
     return tuple(wnid for wnid, _ in _imagenet_rows())
 
 
+def label_key(name: str) -> str:
+    """Return what all ways to write a class's name have in common.
+
+    Case is folded, spaces stand for underscores, and letters are composed with their accents, which macOS keeps apart
+    in the names of files.
+    """
+    return unicodedata.normalize("NFC", name.casefold().replace("_", " "))
+
+
 def label_lookup(labels: Sequence[str]) -> dict[str, int]:
     """Map every way to write a class (its name, its wnid if the labels are ImageNet's) to its index.
 
-    Keys are normalized with ``str.casefold`` and have spaces for underscores; a name that two classes share is left
-    out, so that it fails instead of choosing one of them.
+    Keys are what `label_key` makes of them; a name that two classes share is left out, so that it fails instead of
+    choosing one of them.
     """
     table: dict[str, int] = {}
     shared: set[str] = set()
     for index, label in enumerate(labels):
-        key = label.casefold().replace("_", " ")
+        key = label_key(label)
         if table.setdefault(key, index) != index:
             shared.add(key)
     if tuple(labels) == imagenet_labels():

@@ -57,6 +57,18 @@ class ValueDependent(Unscriptable):
         return y
 
 
+class Casting(Unscriptable):
+    """Makes float32 of its input, whatever its weights are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def casting() -> Backbone:
+    inner = tiny_backbone.backbone()
+    return replace(inner, module=Casting(inner.module).eval())
+
+
 def unscriptable() -> Backbone:
     inner = tiny_backbone.backbone()
     return replace(inner, module=Unscriptable(inner.module).eval())

@@ -1,6 +1,7 @@
 """Attaching to a backbone without touching it."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from afd_serve.errors import AttachError
 from afd_serve.models.adapters import KernelAdapter
 from afd_serve.models.attach import Insertion, KernelChange, SiteShape, attach, convolutions, probe_shapes
 from afd_serve.models.backbones import Backbone
+from afd_serve.models.folding import fold_norms
 from tests.tiny_backbone import SIZE
 
 
@@ -211,6 +213,79 @@ def test_a_backbone_that_branches_on_values_or_sizes_is_refused_with_the_reason(
     for module in (Branching(), Resizing(), Counting(), Looping()):
         with pytest.raises(AttachError, match=r"cannot be recorded.*not on their values"):
             attach(module)
+
+
+class ByKeyword(nn.Module):
+    """Calls its layers with named arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+        self.norm.running_mean.fill_(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(input=self.norm(input=self.conv(input=x)).mean((2, 3)))
+
+
+def test_layers_may_be_called_with_named_arguments() -> None:
+    network = ByKeyword().eval()
+    logits, embedding = attach(network, embedding="fc")(picture())
+    assert torch.equal(logits, network.fc(embedding))
+    changed = attach(network, kernels=[KernelChange("conv", Negate())], taps=["conv"])(picture())[1]
+    torch.testing.assert_close(changed, -network.conv(picture()))
+    folded = fold_norms(network)
+    assert isinstance(folded.norm, nn.Identity)
+    torch.testing.assert_close(folded(picture()), network(picture()), atol=1e-5, rtol=1e-5)
+
+
+class HeadOnPlaces(nn.Module):
+    """Averages over places behind the last layer."""
+
+    def __init__(self, arrange: Callable[[Tensor], Tensor], axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv, self.fc, self.arrange, self.axes = nn.Conv2d(3, 5, 3), nn.Linear(5, 4), arrange, axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.arrange(self.conv(x))).mean(self.axes)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "axes"), [(lambda x: x.flatten(2).mT, (1,)), (lambda x: x.permute(0, 2, 3, 1), (1, 2))]
+)
+def test_what_a_linear_layer_reads_is_averaged_over_tokens_or_places(
+    arrange: Callable[[Tensor], Tensor], axes: tuple[int, ...]
+) -> None:
+    network = HeadOnPlaces(arrange, axes).eval()
+    logits, features, embedding = attach(network, taps=["conv"], embedding="fc")(picture())
+    torch.testing.assert_close(embedding, features.mean((2, 3)))
+    torch.testing.assert_close(network.fc(embedding), logits)
+
+
+class Assigning(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0] = 0
+        return x
+
+
+class Making(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.zeros(x.shape[0], 1, 1, 1)
+
+
+class Raising(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise KeyError("x")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [(Assigning, "by torch.cat or torch.where"), (Making, r"x\.new_zeros"), (Raising, r"cannot be recorded.*'x'")],
+)
+def test_what_stands_in_the_way_of_a_recording_is_said(kind: type[nn.Module], advice: str) -> None:
+    with pytest.raises(AttachError, match=advice):
+        attach(kind())
 
 
 def test_shapes_are_probed(tiny: Backbone) -> None:

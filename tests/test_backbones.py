@@ -5,6 +5,7 @@ import importlib.util
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +20,11 @@ from afd_serve.engines.torchscript import quiet
 from afd_serve.errors import AttachError, BackboneError, DependencyError
 from afd_serve.labels import imagenet_labels
 from afd_serve.models.backbones import Preprocessing, load_backbone, make_backbone
+from afd_serve.models.checks import ask, check_recording
 from afd_serve.models.discovery import Sites, feature_maps
 from afd_serve.models.efficientnet_lite import VARIANTS
+from afd_serve.models.state_dicts import load_weights
+from afd_serve.models.torchvision_compat import import_timm
 from tests.foreign import SmallNet, needs
 
 NAMES = tuple(VARIANTS)
@@ -136,13 +140,24 @@ OTHER_WEIGHTS = {
         r"another network's: fc\.weight have other shapes\. .*file:<path\.py>$",
     ),
     "under other names": (
-        lambda state: {f"module.{name}": value for name, value in state.items()},
-        r"\w+ and 99 more are missing; module\.conv1\.weight, .* and 119 more are not in it",
+        lambda state: {f"net.{name}": value for name, value in state.items()},
+        r"\w+ and 99 more are missing; net\.conv1\.weight, .* and 119 more are not in it",
     ),
+    "wrapped, of another network": (lambda _: {"module.weight": torch.zeros(2)}, r"module\.weight are not in it"),
+    "of nothing": (lambda _: {}, r"and 119 more are missing\.|and \d+ more are missing\."),
     "among a training's state": (lambda state: {"epoch": 3, "model": state}, "holds epoch, model beside tensors"),
     "in a list": (lambda state: list(state.values()), "holds a list"),
     "in a pickled network": (lambda _: nn.Linear(2, 2), r"a pickled network does; save its state_dict\(\) alone$"),
 }
+
+
+@pytest.mark.parametrize("start", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_a_wrapped_network_are_those_of_what_it_wraps(start: str, tmp_path: Path) -> None:
+    network, path = SmallNet(), tmp_path / "weights.pth"
+    state = {name: value + 1 for name, value in network.state_dict().items()}
+    torch.save({f"{start}{name}": value for name, value in state.items()}, path)
+    load_weights(network, path)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", OTHER_WEIGHTS)
@@ -179,7 +194,7 @@ def test_own_sites_are_checked() -> None:
         make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("trunk",), "fc"))
     with pytest.raises(AttachError, match="body must be the classifier's last layer"):
         make_backbone(SmallNet(), SMALL, labels, name="own", sites=Sites("entry", ("body",), "body"))
-    with pytest.raises(BackboneError, match=r"give \(2, 1, 4\), but 4 labels need \(2, 4\)"):
+    with pytest.raises(BackboneError, match=r"give \(3, 1, 4\), but 4 labels need \(3, 4\)"):
         make_backbone(nn.Sequential(SmallNet(), nn.Unflatten(1, (1, 4))), SMALL, labels, name="own")
     with pytest.raises(BackboneError, match="2 labels"):
         make_backbone(SmallNet(), SMALL, ("a", "b"), name="own", sites=Sites("entry", ("body",), "fc"))
@@ -220,6 +235,13 @@ def scripted() -> nn.Module:
         return cast("nn.Module", torch.jit.script(SmallNet()))
 
 
+def quantized() -> nn.Module:
+    network = SmallNet().eval()
+    with warnings.catch_warnings(action="ignore"):
+        network.fc = torch.ao.nn.quantized.dynamic.Linear(8, 4)
+    return network
+
+
 class OptimizedModule(SmallNet):
     """Named as what `torch.compile` returns; to import that takes longer than all tests here."""
 
@@ -233,11 +255,146 @@ UNFIT = {
     ),
     "left to chance": (lambda: Altered(functional.dropout), "nothing may be left to chance"),
     "of no finite logits": (lambda: Altered(after=lambda x: x / 0), "no finite numbers"),
-    "of another error": (lambda: Altered(dict), "cannot take two pictures of 32x32"),
+    "of another error": (lambda: Altered(dict), "cannot take three pictures of 32x32"),
+    "for several pictures": (lambda: Altered(lambda x: x.view(3, *x.shape[1:])), "cannot take one picture of 32x32"),
+    "of probabilities": (lambda: Altered(after=lambda x: x.softmax(1)), "gives probabilities.*without its softmax"),
     "in TorchScript": (scripted, "TorchScript.*the nn.Module that it was made from"),
     "wrapped for many GPUs": (lambda: nn.DataParallel(SmallNet()), r"return what it wraps, its \.module"),
     "wrapped by torch.compile": (OptimizedModule, r"return what it wraps, its \._orig_mod"),
+    "with a wrapped part": (
+        lambda: nn.Sequential(nn.DataParallel(SmallNet())),
+        r"a DataParallel \(0\) cannot be attached to: use what it wraps, its \.module",
+    ),
+    "with quantized layers": (quantized, r"quantized layers \(fc\) cannot be attached to"),
 }
+
+
+@pytest.mark.parametrize("labels", [[], ["defect"]])
+def test_a_single_logit_tells_nothing(labels: list[str]) -> None:
+    with pytest.raises(BackboneError, match=rf"two labels or more, not {len(labels)}: .*return two logits"):
+        make_backbone(SmallNet(), SMALL, labels, name="own")
+
+
+class Checking(SmallNet):
+    """Does something to tensors that it does not do to what is recorded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(1) if isinstance(x, Tensor) else x)
+
+
+class Casting(SmallNet):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+class Unpacking(SmallNet):
+    def forward(self, x: Any) -> Tensor:
+        return super().forward(x.pixel_values if hasattr(x, "pixel_values") else x)
+
+
+class Indexing(SmallNet):
+    def forward(self, x: Any) -> Tensor:
+        return super().forward(x if torch.is_tensor(x) else x["image"])
+
+
+class Hooked(SmallNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_forward_hook(lambda _module, _inputs, logits: logits.flip(1))
+
+
+@pytest.mark.parametrize("kind", [Checking, Casting, Hooked])
+def test_a_classifier_whose_recording_answers_otherwise_is_refused(kind: type[nn.Module]) -> None:
+    with pytest.raises(AttachError, match=rf"^{kind.__name__}, recorded as a graph, gives other logits.*isinstance"):
+        make_backbone(kind(), SMALL, list("abcd"), name="own")
+
+
+@pytest.mark.parametrize("kind", [Unpacking, Indexing])
+def test_a_classifier_whose_recording_cannot_run_is_refused_in_one_line(
+    kind: type[nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = rf"^{kind.__name__}, recorded as a graph, cannot run \(.*\); .*isinstance"
+    with warnings.catch_warnings(action="ignore"), pytest.raises(AttachError, match=reason) as refused:
+        make_backbone(kind(), SMALL, list("abcd"), name="own")
+    assert "\n" not in str(refused.value)
+    assert capsys.readouterr().err == "", "torch.fx prints where a call of a recording fails"
+
+
+def test_what_is_left_to_chance_for_all_pictures_alike_is_seen_before_it_is_recorded() -> None:
+    with pytest.raises(BackboneError, match="nothing may be left to chance"):
+        ask(Altered(lambda x: x + torch.randn(1)).eval(), 32, 4)
+
+
+def test_what_is_left_to_chance_now_and_then_is_not_taken_for_a_recording_that_leaves_something_out() -> None:
+    offsets = iter([0.0, 0.0, 0.0, 1.0, 2.0])  # it is asked three times, recorded, and asked once more
+
+    class Wavering(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + next(offsets)
+
+    network = Wavering().eval()
+    answers = ask(network, 32, 4)
+    with pytest.raises(BackboneError, match="nothing may be left to chance"):
+        check_recording(network, answers)
+
+
+class Conv2dSame(nn.Conv2d):
+    """By the name of timm's, with another padding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(functional.pad(x, (1, 1, 1, 1), mode="reflect"), self.weight, self.bias, self.stride)
+
+
+def test_a_users_class_by_the_name_of_timms_stays_as_it_is() -> None:
+    network = SmallNet()
+    network.entry[0] = conv = Conv2dSame(3, 8, 3, 2)
+    backbone = make_backbone(network, SMALL, list("abcd"), name="own")
+    assert backbone.module.get_submodule("entry.0") is conv
+
+
+class Training(SmallNet):
+    """With a `train` of its own that forgets to return itself, and a state that is no tensor."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+
+def test_what_a_users_module_does_besides_is_no_obstacle() -> None:
+    backbone = make_backbone(Training(), SMALL, list("abcd"), name="own")
+    assert not backbone.module.training
+
+
+def test_a_classifier_made_in_inference_mode_can_be_learned_through() -> None:
+    with torch.inference_mode():
+        network = SmallNet()
+        network.entry.append(nn.BatchNorm2d(8))
+        network.body[0].weight, network.scale = network.body[0].weight, torch.ones(1)
+        network.again = nn.ModuleList([nn.Linear(8, 4)])
+        network.again[0].weight = network.fc.weight
+        expected = network.eval()(torch.ones(1, 3, 32, 32))
+    module = make_backbone(network, SMALL, list("abcd"), name="own").module
+    held = [*module.parameters(), *module.buffers(), module.scale]
+    assert not any(value.is_inference() or value.requires_grad for value in held)
+    assert module.again[0].weight is module.fc.weight
+    pictures = torch.ones(1, 3, 32, 32, requires_grad=True)
+    logits = module(pictures)
+    torch.testing.assert_close(logits.detach(), expected.clone())
+    logits.sum().backward()
+    assert pictures.grad is not None
+
+
+def test_a_crop_that_is_not_timms_is_remarked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("timm")
+    data, spec = import_timm().data, "timm:test_resnet.r160_in1k@random"
+    assert load_backbone(spec).remarks == ()
+    resolve = data.resolve_model_data_config
+    monkeypatch.setattr(data, "resolve_model_data_config", lambda model: {**resolve(model), "crop_mode": "squash"})
+    (remark,) = load_backbone(spec).remarks
+    assert remark.startswith("timm prepares pictures for test_resnet.r160_in1k by its crop mode 'squash'")
 
 
 @pytest.mark.parametrize("kind", UNFIT)
@@ -283,6 +440,16 @@ USER_FILE = """
     def wrong():
         return "a string"
 
+    def unsettling():
+        import torch
+        print("building")
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        return EfficientNetLite(1.0, 1.0, 32, classes=2).float(), PREPROCESSING, ["cat", "dog"]
+
+    def missing():
+        import no_such_sibling
+
     def unfinished():
         return nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), PREPROCESSING, ["cat", "dog"]
 """
@@ -314,6 +481,26 @@ def test_a_users_file(tmp_path: Path) -> None:
         load_backbone(f"file:{tmp_path / 'none.py'}")
     with pytest.raises(BackboneError, match=f"no Python file mine.py in {Path.cwd()}"):
         load_backbone("file:mine.py")
+
+
+def test_what_a_users_file_sets_and_prints_stays_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("print('loading')\n" + textwrap.dedent(USER_FILE).lstrip().replace("from __future__", "# "))
+    try:
+        load_backbone(f"file:{path}:unsettling")
+        assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "loading\nbuilding\n")
+
+
+def test_a_module_that_a_users_file_does_not_find_may_lie_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(USER_FILE))
+    with pytest.raises(BackboneError, match=r"No module named 'no_such_sibling'; .*put its folder in PYTHONPATH"):
+        load_backbone(f"file:{path}:missing")
 
 
 def test_a_users_file_may_import_torchvision(tmp_path: Path) -> None:

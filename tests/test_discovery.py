@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from afd_serve.engines.torchscript import quiet
 from afd_serve.errors import AttachError
 from afd_serve.models.attach import has_hooks
 from afd_serve.models.backbones import load_backbone
@@ -105,6 +106,79 @@ def test_the_last_convolution_is_no_block() -> None:
     ends = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), *ends)
     assert find_sites(network.eval(), classes=4, size=32) == Sites("0", (), "2")
+
+
+class FirstRegistered(nn.Module):
+    """Its last layer is made before others as wide, one of which only training calls, and one for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+        self.entry = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        self.squeeze, self.excite = nn.Linear(8, 4), nn.Linear(4, 8)
+        self.aux, self.unread = nn.Linear(8, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.entry(x)
+        y = y * self.excite(self.squeeze(y.mean((2, 3))))[:, :, None, None]
+        logits: torch.Tensor = self.fc(y.mean((2, 3)))
+        self.unread(logits)
+        return logits + self.aux(y.mean((2, 3))) if self.training else logits
+
+
+def test_the_last_layer_is_the_one_that_is_called_last_and_read() -> None:
+    assert find_sites(FirstRegistered().eval(), classes=4, size=32).embedding == "fc"
+
+
+class BasicBlock(nn.Sequential):
+    """A block by the name of a known family's."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__(nn.Conv2d(8, 8, 3, stride, 1), nn.ReLU())
+
+
+class LikeAResNet(nn.Module):
+    """Has the names of a ResNet, and ``uses`` says for what it calls the stem's."""
+
+    def __init__(self, uses: str) -> None:
+        super().__init__()
+        self.uses = uses
+        self.conv, self.relu = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()
+        self.second, self.first, self.fc = BasicBlock(2), BasicBlock(1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        y = self.relu(y) if "stem" in self.uses else torch.relu(y)
+        y = self.second(self.first(y))
+        y = self.first(y) if "twice" in self.uses else y
+        y = self.relu(y) if "end" in self.uses else torch.relu(y)
+        return self.fc(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("uses", "stem", "blocks"),
+    [
+        ("stem", "relu", ("first", "second")),
+        ("stem, end", "conv", ("first.0", "second.0")),
+        ("end", "conv", ("first.0", "second.0")),
+        ("nothing", "conv", ("first.0", "second.0")),
+    ],
+)
+def test_known_names_are_believed_where_the_stems_is_called_before_the_blocks_and_only_there(
+    uses: str, stem: str, blocks: tuple[str, ...]
+) -> None:
+    assert find_sites(LikeAResNet(uses).eval(), classes=4, size=32) == Sites(stem, blocks, "fc")
+
+
+def test_blocks_that_are_called_twice_are_of_no_known_family() -> None:
+    assert find_sites(LikeAResNet("stem, twice").eval(), classes=4, size=32).stem == "conv"
+
+
+def test_a_classifier_within_torchscript_is_said_to_be_closed() -> None:
+    with quiet():
+        network = nn.Sequential(torch.jit.script(SmallNet()))
+    with pytest.raises(AttachError, match="linear layers: none; 0 is TorchScript, whose layers are not seen"):
+        find_sites(network.eval(), classes=4, size=32)
 
 
 def test_a_stem_of_a_known_name_without_known_blocks_is_of_no_known_family() -> None:

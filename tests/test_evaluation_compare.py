@@ -14,8 +14,9 @@ from torch import Tensor
 from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.evaluation import compare as compare_module
 from afd_serve.evaluation.baselines import BaselineClassifier
-from afd_serve.evaluation.compare import CONDITIONS, GATED_CLEAN, ROWS, CompareConfig, Contents, Row, compare, macs
+from afd_serve.evaluation.compare import CONDITIONS, GATED_CLEAN, ROWS, CompareConfig, Row, compare, macs
 from afd_serve.evaluation.compare_report import print_comparison, summarize_rows, write_comparison
+from afd_serve.evaluation.contents import Contents
 from afd_serve.models.backbones import Backbone
 from afd_serve.runs import alone_in
 from tests import foreign, tiny_backbone

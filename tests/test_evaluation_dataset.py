@@ -1,6 +1,7 @@
 """Labelled sets from folders and CSV files."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ def test_folders_named_by_label_or_index(tmp_path: Path) -> None:
     assert [(p.id, p.label) for p in pictures[::4]] == [("2/0.JPEG", 2), ("Tabby_Cat/0.JPEG", 0), ("dog/0.JPEG", 1)]
     assert len(pictures) == 12
     assert all(p.path.is_file() for p in pictures)
+
+
+def test_folders_may_have_their_accents_apart(tmp_path: Path) -> None:
+    folder = unicodedata.normalize("NFD", "Krähe")
+    assert folder != "Krähe"
+    assert {picture.label for picture in load_labelled(make_folders(tmp_path, folder), ("Elster", "Krähe"))} == {1}
 
 
 def test_pictures_of_every_format_that_is_served_are_found(tmp_path: Path) -> None:

@@ -188,6 +188,14 @@ def test_a_finished_run_that_is_run_again_reports_its_loss_and_that_nothing_was_
     )
 
 
+def test_what_is_remarked_of_a_backbone_is_told_with_the_fit(
+    config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = replace(load_backbone(config.backbone), remarks=("its crop is another",))
+    monkeypatch.setattr(fit_module, "load_backbone", lambda _spec: backbone)
+    assert fit(replace(config, steps=1, learning_rate=1e-9)).remarks[0] == "its crop is another"
+
+
 @pytest.mark.parametrize(("first", "then"), [(True, False), (False, True)], ids=["before", "after"])
 @pytest.mark.parametrize("what", ["_train_step", "_update_average", "_bookkeeping"])
 def test_a_run_that_is_interrupted_anywhere_resumes_to_the_same_weights(

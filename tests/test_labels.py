@@ -1,6 +1,8 @@
 """The names of ImageNet's classes, and how a user's names find them."""
 
-from afd_serve.labels import imagenet_labels, imagenet_wnids, label_lookup
+import unicodedata
+
+from afd_serve.labels import imagenet_labels, imagenet_wnids, label_key, label_lookup
 
 
 def test_labels_are_1000_unique_names_with_their_wnids() -> None:
@@ -11,3 +13,10 @@ def test_labels_are_1000_unique_names_with_their_wnids() -> None:
     lookup = label_lookup(labels)
     assert lookup["great white shark"] == lookup["n01484850"] == 2
     assert label_lookup(["Cat", "cat", "dog_house"]) == {"dog house": 2}
+
+
+def test_a_name_is_the_same_with_its_accents_apart() -> None:
+    apart = unicodedata.normalize("NFD", "Häuser_am Fluß")
+    assert apart != "Häuser_am Fluß"
+    assert label_key(apart) == label_key("häuser am FLUSS")
+    assert label_lookup(["Häuser_am Fluß"]) == label_lookup([apart]) == {label_key(apart): 0}

@@ -85,6 +85,24 @@ def test_gates_are_behind_the_last_norm_of_the_main_path_or_behind_a_block_that_
     assert list(preset_config("default", backbone).gates) == gates
 
 
+class SpareNorm(nn.Module):
+    """Has a norm that it does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.spare = nn.Conv2d(4, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def test_a_norm_that_is_not_called_is_no_site() -> None:
+    backbone = network(2, SpareNorm())
+    assert list(preset_config("default", backbone).gates) == [GateSiteConfig("0", 4), GateSiteConfig("1.norm", 4)]
+    stem = network(2, SpareNorm(), sites=Sites("1", (), "4"))
+    assert [site.site for site in preset_config("paper", stem).fe] == ["1.norm"]
+
+
 def test_gates_are_behind_a_block_whose_last_norm_sees_windows() -> None:
     gates = preset_config("default", network(2, Windows(), nn.Conv2d(4, 4, 1))).gates
     assert [gate.site for gate in gates] == ["0", "1", "2"]

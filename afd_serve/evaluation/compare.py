@@ -4,9 +4,8 @@ Every method is fitted on the same unlabelled pictures for the same number of st
 pictures under protocol A. A row that is done is a file in ``rows/``, and is not computed again.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,7 @@ from afd_serve.engines import Engine, torchscript
 from afd_serve.errors import CheckpointError, ConfigError, InputError
 from afd_serve.evaluation.baseline_fit import BASELINES, adapted_norms, fit_baseline, has_norms, restorer
 from afd_serve.evaluation.baselines import BaselineClassifier, NormBank
+from afd_serve.evaluation.contents import Contents
 from afd_serve.evaluation.dataset import LabelledPicture, load_labelled
 from afd_serve.evaluation.latency import Forms, Latency, measure
 from afd_serve.evaluation.metrics import Interval
@@ -36,7 +36,7 @@ from afd_serve.runs import alone_in, write_atomically, write_text
 from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import fit
 
-__all__ = ["CONDITIONS", "FITTED_HERE", "GATED_CLEAN", "ROWS", "CompareConfig", "Contents", "Row", "compare", "macs"]
+__all__ = ["CONDITIONS", "FITTED_HERE", "GATED_CLEAN", "ROWS", "CompareConfig", "Row", "compare", "macs"]
 
 ROWS: Final = {
     "direct": "no protection",
@@ -96,30 +96,15 @@ class CompareConfig:
     bf16: bool = True
     rounds: int = 0
 
-    def to_json(self, contents: "Contents") -> str:
+    def to_json(self, contents: Contents) -> str:
         """One JSON object with every key, and what the names among them stand for."""
         return json.dumps(asdict(self) | asdict(contents), indent=2, default=str)
 
-    def differs(self, saved: dict[str, Any], contents: "Contents") -> list[str]:
+    def differs(self, saved: dict[str, Any], contents: Contents) -> list[str]:
         """The keys in which rows of a saved configuration cannot be joined with those of this one."""
         free = {"out", "workers", "rounds", "images"}
         ours: dict[str, Any] = json.loads(self.to_json(contents))
         return [name for name, value in ours.items() if name not in free and saved.get(name) != value]
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a configuration's names stand for, which may change while the names stay as they are.
-
-    Attributes:
-        fingerprint: of the backbone.
-        fitting_pictures: digest of the names, relative to their folder, and sizes of the unlabelled pictures.
-        labelled_pictures: digest of the names, sizes and classes of the labelled pictures.
-    """
-
-    fingerprint: str
-    fitting_pictures: str
-    labelled_pictures: str
 
 
 @dataclass(frozen=True)
@@ -203,12 +188,7 @@ class _Comparison:
         exclude = (*(picture.path for picture in everything), config.out)
         self.fitting = replace(_fit_config(config), exclude=exclude)
         self.unlabelled = find_pictures(self.fitting.images, self.fitting.exclude)
-        roots = [folder.resolve() for folder in config.images]
-        contents = Contents(
-            self.backbone.fingerprint,
-            _digest((_name(path, roots), _size(path)) for path in self.unlabelled),
-            _digest((picture.id, _size(picture.path), picture.label) for picture in self.pictures),
-        )
+        contents = Contents.of(self.backbone.fingerprint, self.unlabelled, config.images, self.pictures)
         _check_resumable(config, contents)
         self.ours = {read_config(find_weights(model)).preset: model for model in ours}
         write_text(config.out / _CONFIG_NAME, config.to_json(contents))
@@ -319,22 +299,6 @@ def _fit_config(config: CompareConfig) -> FitConfig:
         workers=config.workers,
         bf16=config.bf16,
     )
-
-
-def _name(path: Path, roots: Sequence[Path]) -> str:
-    """A picture's name inside the first of the folders that holds it; its own where a link leads out of them all."""
-    inside = (path.relative_to(root).as_posix() for root in roots if root != path and path.is_relative_to(root))
-    return next(inside, path.name)
-
-
-def _size(path: Path) -> int:
-    """Bytes; -1 for a labelled picture that is missing, which is no error but a picture that cannot be read."""
-    return path.stat().st_size if path.exists() else -1
-
-
-def _digest(pictures: Iterable[tuple[object, ...]]) -> str:
-    """Of a set of pictures, whatever their order."""
-    return hashlib.sha256(json.dumps(sorted(pictures)).encode()).hexdigest()
 
 
 def _check_resumable(config: CompareConfig, contents: Contents) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from afd_serve.errors import ConfigError
-from afd_serve.labels import label_lookup
+from afd_serve.labels import label_key, label_lookup
 from afd_serve.preprocess import PICTURE_SUFFIXES
 
 __all__ = ["LabelledPicture", "load_labelled"]
@@ -71,7 +71,7 @@ class _Classes:
     def index(self, text: str, where: str) -> int:
         name = text.strip()
         is_index = name.isdecimal() and len(name) <= _MOST_DIGITS and not self._numbers_are_names
-        index = int(name) if is_index else self._lookup.get(name.casefold().replace("_", " "), -1)
+        index = int(name) if is_index else self._lookup.get(label_key(name), -1)
         if not 0 <= index < self._count:
             raise ConfigError(f"{where}: {text!r} is none of the classifier's {self._count} classes")
         return index

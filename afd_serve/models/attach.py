@@ -4,34 +4,30 @@
 in that graph, so the backbone object stays as it was (detaching is dropping the graph) and the result is scriptable.
 """
 
-import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from afd_serve.errors import AttachError
+from afd_serve.models.recording import Trace, trace
 
 __all__ = [
-    "ArgumentTracer",
     "Insertion",
     "KernelChange",
     "SiteShape",
-    "apart",
     "attach",
     "conv_arguments",
     "convolutions",
     "graph_module",
     "grey_picture",
     "has_hooks",
-    "not_recorded",
     "owns_kernel",
     "probe_shapes",
-    "trace",
 ]
 
 
@@ -62,97 +58,6 @@ class SiteShape:
     channels: int
     stride: int
     windows: int = 1
-
-
-class ArgumentTracer(fx.Tracer):
-    """A tracer whose `given` says what takes the place of an argument of the forward that is recorded."""
-
-    def given(self, argument: fx.Proxy) -> Any:
-        """What the forward gets for an argument."""
-        raise NotImplementedError
-
-    def create_args_for_root(
-        self,
-        root_fn: Callable[..., Any],
-        is_module: bool,
-        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
-    ) -> tuple[Any, list[Any]]:
-        """Make the forward's arguments, as the base class does but for what `given` says."""
-        function, (root, *arguments) = super().create_args_for_root(root_fn, is_module, concrete_args)
-        return function, [root, *map(self.given, arguments)]
-
-
-class _SiteTracer(ArgumentTracer):
-    """A tracer that remembers which node holds the output of each module, leaf or not.
-
-    A backbone's optional arguments keep their defaults: nobody passes them, and none may come before added inputs.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: dict[str, fx.Node] = {}
-
-    def given(self, argument: fx.Proxy) -> Any:
-        if not argument.node.args:
-            return argument
-        default = argument.node.args[0]
-        self.graph.erase_node(argument.node)
-        return default
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        out = super().call_module(m, forward, args, kwargs)
-        if isinstance(out, fx.Proxy):
-            self.outputs[self.path_of_module(m)] = out.node
-        return out
-
-
-class Trace(NamedTuple):
-    """A backbone as recorded.
-
-    Attributes:
-        graph: Calls of its modules.
-        outputs: The node that holds the output of each of its modules, leaf or not.
-        constants: Tensors that the graph may read from the backbone itself and that are no parameters or buffers.
-    """
-
-    graph: fx.Graph
-    outputs: dict[str, fx.Node]
-    constants: dict[str, Tensor]
-
-
-def trace(backbone: nn.Module) -> Trace:
-    """Record a backbone's forward pass.
-
-    Raises:
-        AttachError: The backbone cannot be recorded.
-    """
-    tracer = _SiteTracer()
-    try:
-        copied = apart(backbone)
-        graph = tracer.trace(copied)
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        raise not_recorded(backbone, error) from error
-    # Constants inside a forward have become attributes of what was recorded.
-    constants = {name: value for name, value in vars(copied).items() if isinstance(value, Tensor)}
-    return Trace(graph, tracer.outputs, constants)
-
-
-def not_recorded(backbone: nn.Module, obstacle: object) -> AttachError:
-    """What to raise where `torch.fx` meets an obstacle in the backbone or in a part of it."""
-    reason = str(obstacle).partition("\n")[0]  # older versions of torch go on for lines
-    return AttachError(
-        f"{type(backbone).__name__} cannot be recorded as a graph ({reason}); its forward may branch on the sizes of "
-        "tensors, not on their values"
-    )
-
-
-def apart(backbone: nn.Module) -> nn.Module:
-    """A copy with the same tensors: a forward that keeps results for its next call must not keep what is recorded."""
-    tensors = [value for module in backbone.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    shared = (*backbone.parameters(), *backbone.buffers(), *tensors)
-    return copy.deepcopy(backbone, {id(value): value for value in shared})
 
 
 def _node(outputs: Mapping[str, fx.Node], site: str) -> fx.Node:
@@ -191,7 +96,8 @@ def attach(
     Raises:
         AttachError: The backbone cannot be recorded, or a site does not exist; the message names candidates.
     """
-    graph, outputs, constants = trace(backbone)
+    recorded = trace(backbone)
+    graph, outputs = recorded.graph, recorded.outputs
     extra = _add_inputs(graph, inputs)
     modules: dict[str, nn.Module] = {}
     for index, insertion in enumerate(insertions):
@@ -203,11 +109,11 @@ def attach(
         modules[f"afd_{index}"] = change.module
         _change_kernel(outputs, _only_call(graph, change.site), named[change.site], f"afd_{index}")
     if taps or embedding is not None:
-        _return_also(graph, outputs, taps, embedding)
+        _return_also(graph, outputs, taps, None if embedding is None else (embedding, named.get(embedding)))
     if until is not None:
         _cut_after(graph, _node(outputs, until))
     graph.lint()
-    return graph_module(backbone, Trace(graph, outputs, constants), modules)
+    return graph_module(backbone, recorded, modules)
 
 
 def _add_inputs(graph: fx.Graph, names: Sequence[str]) -> dict[str, fx.Node]:
@@ -307,19 +213,28 @@ def _skips_cells(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.stride != (1, 1) and conv.in_channels < 8
 
 
-def _return_also(graph: fx.Graph, outputs: Mapping[str, fx.Node], taps: Sequence[str], embedding: str | None) -> None:
+def _return_also(
+    graph: fx.Graph, outputs: Mapping[str, fx.Node], taps: Sequence[str], last: tuple[str, nn.Module | None] | None
+) -> None:
+    """Return the outputs of taps, and what a last layer, given with its name, reads."""
     output = next(node for node in graph.nodes if node.op == "output")
     results = [output.args[0], *(_node(outputs, tap) for tap in taps)]
-    if embedding is not None:
-        last = _node(outputs, embedding)
+    if last is not None:
+        name, layer = last
+        pool = _pooled if isinstance(layer, nn.Conv2d) else _pooled_last
         with graph.inserting_before(output):
-            results.append(graph.call_function(_pooled, last.args[:1]))
+            results.append(graph.call_function(pool, tuple(_node(outputs, name).all_input_nodes[:1])))
     output.args = (tuple(results),)
 
 
 def _pooled(x: Tensor) -> Tensor:
-    """The embedding [N, D] in what the classifier's last layer reads: that itself, or a feature map [N, D, H, W]."""
-    return x.mean(dim=(2, 3)) if x.dim() == 4 else x
+    """The embedding [N, D] in a feature map [N, D, H, W] that a convolution reads."""
+    return x.mean(dim=(2, 3))
+
+
+def _pooled_last(x: Tensor) -> Tensor:
+    """The embedding [N, D] in what a linear layer reads: that itself, tokens [N, T, D], or a map [N, H, W, D]."""
+    return x.flatten(1, -2).mean(dim=1) if x.dim() > 2 else x
 
 
 def _cut_after(graph: fx.Graph, last: fx.Node) -> None:

@@ -3,31 +3,30 @@
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from afd_serve.errors import AfdError, AttachError, BackboneError
 from afd_serve.labels import imagenet_labels
+from afd_serve.models.checks import ask, check_kinds, check_recording
 from afd_serve.models.discovery import Sites, find_sites, logits_of
 from afd_serve.models.efficientnet_lite import VARIANTS, load_pretrained
 from afd_serve.models.same_padding import pad_constantly
 from afd_serve.models.size_branches import decide_size_branches
+from afd_serve.models.state_dicts import load_weights
 from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models, make_torchvision_importable
 from afd_serve.transforms import Preprocessing, Triple
 
-__all__ = ["Backbone", "Preprocessing", "load_backbone", "make_backbone"]
+__all__ = ["Backbone", "Preprocessing", "load_backbone", "make_backbone", "own_file"]
 
 _DEFAULT_FUNCTION = "backbone"
-
-_WRAPPERS: Final = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
-"""Classes around a classifier that `torch.fx` does not look through, and under which name they hold it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Backbone:
         blocks: qualified names of the blocks, in order of execution; a vision transformer has none.
         embedding: qualified name of the last layer, as in `Sites`.
         fingerprint: SHA-256 (hex) of the parameters' and buffers' names, types, shapes and values.
+        remarks: what whoever fits to it should know.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Backbone:
     blocks: tuple[str, ...]
     embedding: str
     fingerprint: str
+    remarks: tuple[str, ...] = ()
 
 
 def load_backbone(spec: str) -> Backbone:
@@ -87,6 +88,13 @@ def load_backbone(spec: str) -> Backbone:
     return loaders[kind](spec, rest)
 
 
+def own_file(spec: str) -> Path | None:
+    """The user's own file that a spec of `load_backbone` names, Python or weights; None where there is none."""
+    kind, _, rest = spec.partition(":")
+    path = _split_function(rest)[0] if kind == "file" else Path(rest.partition("@")[2])
+    return path if path.is_file() else None
+
+
 def make_backbone(
     module: nn.Module,
     preprocessing: Preprocessing,
@@ -106,14 +114,39 @@ def make_backbone(
         sites: stem, blocks and embedding; found when left out.
 
     Raises:
-        BackboneError: an argument is of another kind, or the module does not give one logit per label.
-        AttachError: a site is missing or cannot be found; the message names the candidates.
+        BackboneError: an argument is of another kind, or the module does not give one logit per label, the same each
+            time.
+        AttachError: the module cannot be recorded as the graph that answers as it does; or a site is missing or cannot
+            be found, and the message names the candidates.
     """
-    _check_kinds(module, preprocessing, labels)
-    module.eval().requires_grad_(False)
-    _check_logits(module, preprocessing.size, len(labels))
+    check_kinds(module, preprocessing, labels)
+    _freeze(module)
+    answers = ask(module, preprocessing.size, len(labels))
     pad_constantly(module, preprocessing.size)
     decide_size_branches(module, preprocessing.size)
+    check_recording(module, answers)
+    return _described(module, preprocessing, labels, name, sites)
+
+
+def _freeze(module: nn.Module) -> None:
+    """Eval mode, no gradients, and no tensors of `torch.inference_mode`, through which nothing can learn."""
+    module.eval()  # which returns nothing where `train` is a user's own and returns nothing
+    copies: dict[int, Tensor] = {}  # of what several parts share, there is one
+    for part in module.modules():
+        named = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False), *vars(part).items()]
+        for name, value in named:
+            if isinstance(value, Tensor) and value.is_inference():
+                if id(value) not in copies:
+                    fresh = value.detach().clone()
+                    copies[id(value)] = nn.Parameter(fresh) if isinstance(value, nn.Parameter) else fresh
+                setattr(part, name, copies[id(value)])
+    module.requires_grad_(False)
+
+
+def _described(
+    module: nn.Module, preprocessing: Preprocessing, labels: Sequence[str], name: str, sites: Sites | None
+) -> Backbone:
+    """A backbone of a module that can be attached to."""
     if sites is None:
         sites = find_sites(module, len(labels), preprocessing.size)
     _check_sites(module, sites)
@@ -127,44 +160,6 @@ def make_backbone(
         embedding=sites.embedding,
         fingerprint=_fingerprint(module),
     )
-
-
-def _check_kinds(module: nn.Module, preprocessing: object, labels: object) -> None:
-    """What a user's file returns is checked before hours of fitting depend on it."""
-    if not isinstance(preprocessing, Preprocessing):
-        raise BackboneError(f"preprocessing must be a Preprocessing, not a {type(preprocessing).__name__}")
-    if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
-        raise BackboneError("labels must be a list of class names, in the order of the logits")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise BackboneError("TorchScript cannot be attached to: return the nn.Module that it was made from")
-    inner = _WRAPPERS.get(type(module).__name__)
-    if inner is not None:
-        raise BackboneError(f"a {type(module).__name__} cannot be attached to: return what it wraps, its .{inner}")
-    kinds = {str(value.dtype).removeprefix("torch.") for value in module.parameters() if value.is_floating_point()}
-    if kinds - {"float32"}:
-        raise BackboneError(
-            f"the classifier's weights are {', '.join(sorted(kinds))}, and fitting needs float32: return it as "
-            "module.float(); `afd-serve export --precision` chooses what it is served in"
-        )
-
-
-@torch.inference_mode()
-def _check_logits(module: nn.Module, size: int, classes: int) -> None:
-    """Two equal pictures must get the same logits, however they lie in memory: AFD keeps pictures channels last."""
-    first = next(module.parameters(), torch.zeros(()))
-    picture = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(first)
-    name, shown = type(module).__name__, f"two pictures of {size}x{size}"
-    try:
-        output = module(picture.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last))
-    except Exception as error:  # there is no telling with what a third party's code refuses pictures
-        raise BackboneError(f"{name} cannot take {shown} in channels-last order: {error}") from error
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (2, classes):
-        raise BackboneError(f"{shown} give {shape}, but {classes} labels need (2, {classes})")
-    if not output.isfinite().all():
-        raise BackboneError(f"{name} gives logits that are no finite numbers; are these its weights?")
-    if (output[0] - output[1]).abs().max() > 1e-3 * output.abs().max():
-        raise BackboneError(f"{name} gives equal pictures different logits: in inference nothing may be left to chance")
 
 
 def _check_sites(module: nn.Module, sites: Sites) -> None:
@@ -182,6 +177,8 @@ def _fingerprint(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         if name.endswith("num_batches_tracked"):  # counts training steps; no output depends on it
             continue
+        if not isinstance(value, Tensor):  # a module's own extra state, which may be anything
+            continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -190,7 +187,10 @@ def _fingerprint(module: nn.Module) -> str:
 def _load_efficientnet_lite(spec: str) -> Backbone:
     size = VARIANTS[spec].size
     preprocessing = Preprocessing(size, size / (size + 32), "bicubic", (127.0,) * 3, (128.0,) * 3)
-    return make_backbone(load_pretrained(spec), preprocessing, imagenet_labels(), name=spec)
+    module = load_pretrained(spec)
+    _freeze(module)
+    # What others' classifiers are asked takes a server's start a second, and is known of this one.
+    return _described(module, preprocessing, imagenet_labels(), spec, None)
 
 
 def _load_torchvision(spec: str, rest: str) -> Backbone:
@@ -244,7 +244,18 @@ def _load_timm(spec: str, rest: str) -> Backbone:
         mean=_to_bytes_scale(config["mean"]),
         std=_to_bytes_scale(config["std"]),
     )
-    return make_backbone(module, preprocessing, _timm_labels(timm, module), name=spec)
+    backbone = make_backbone(module, preprocessing, _timm_labels(timm, module), name=spec)
+    return replace(backbone, remarks=_on_cropping(name, config["crop_mode"]))
+
+
+def _on_cropping(name: str, mode: str) -> tuple[str, ...]:
+    if mode == "center":
+        return ()
+    remark = (
+        f"timm prepares pictures for {name} by its crop mode {mode!r}, and afd-serve cuts out their centre: of a "
+        "picture that is no square the classifier sees something else than it was measured with"
+    )
+    return (remark,)
 
 
 def _timm_labels(timm: ModuleType, module: nn.Module) -> tuple[str, ...]:
@@ -274,50 +285,10 @@ def _build(spec: str, choice: str, create: Callable[[], nn.Module]) -> nn.Module
             torch.manual_seed(0)
             module = create()
         if _is_file(choice):
-            _load_state_dict(module, Path(choice))
+            load_weights(module, Path(choice))
     except (OSError, RuntimeError, ValueError) as error:
         raise BackboneError(f"cannot load {spec}: {error}") from error
     return module
-
-
-def _load_state_dict(module: nn.Module, path: Path) -> None:
-    """Load a file's weights; torch's own error for another network's takes a line for each of their names."""
-    state = _read_state_dict(path)
-    own = module.state_dict()
-    wrong = {"have other shapes": [name for name in own if name in state and own[name].shape != state[name].shape]}
-    if not any(wrong.values()):
-        missing, unexpected = module.load_state_dict(state, strict=False)
-        wrong = {"are missing": missing, "are not in it": unexpected}
-    found = [f"{_some(names)} {how}" for how, names in wrong.items() if names]
-    if found:
-        raise BackboneError(
-            f"the weights in {path} are another network's: {'; '.join(found)}. Classifiers with other layers or "
-            "classes are loaded by a function of yours, file:<path.py>"
-        )
-
-
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # the two readers' have no base class short of this, and torch's advise to unpickle
-        raise BackboneError(
-            f"{path} is damaged, or holds more than tensors, as a pickled network does; save its state_dict() alone"
-        ) from error
-    if not isinstance(state, dict):
-        raise BackboneError(f"{path} holds a {type(state).__name__}, not a network's state_dict()")
-    others = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
-    if others:
-        raise BackboneError(f"{path} holds {_some(others)} beside tensors; save the network's state_dict() alone")
-    return state
 
 
 def _load_file(spec: str, rest: str) -> Backbone:
@@ -356,16 +327,33 @@ def _run_file(path: Path) -> ModuleType:
     return module
 
 
+@contextmanager
+def _contained() -> Iterator[None]:
+    """What a user's code sets for all of torch is set back, and what it prints is no part of our output."""
+    kind = torch.get_default_dtype()
+    with torch.set_grad_enabled(torch.is_grad_enabled()), redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(kind)
+
+
 def _guarded(path: Path, call: Callable[[], Any]) -> Any:
     """Run a user's code; whatever it raises is the file's fault, not ours, and becomes one clear line."""
     try:
-        return call()
+        with _contained():
+            return call()
     except AfdError:
         raise
     except SystemExit as error:
         raise BackboneError(
             f"{path} ended Python, by sys.exit or the like, and must not; put what the file does as a program below "
             '`if __name__ == "__main__":`, which is not run here'
+        ) from error
+    except ModuleNotFoundError as error:
+        raise BackboneError(
+            f"{path} failed with {type(error).__name__}: {error}; install it, or, if it is a file of yours, put its "
+            "folder in PYTHONPATH"
         ) from error
     except Exception as error:
         raise BackboneError(f"{path} failed with {type(error).__name__}: {error}") from error

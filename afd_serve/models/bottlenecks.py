@@ -7,7 +7,8 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn import functional as F
 
-from afd_serve.models.attach import Trace, graph_module, grey_picture, trace
+from afd_serve.models.attach import graph_module, grey_picture
+from afd_serve.models.recording import Trace, trace
 
 __all__ = ["find_bottlenecks"]
 

@@ -32,8 +32,10 @@ INPUTS: Final = ("rgb", "dequantized", "quant_tables", "geometry", "gate")
 OUTPUTS: Final = ("logits", "drift")
 
 
-GUIDES: Final = ("shift", "fdm", "descriptor")
-"""What AFD gives the attach sites, see `AfdNet.guide`."""
+_DESCRIPTOR: Final = "descriptor"
+
+GUIDES: Final = ("shift", "fdm", _DESCRIPTOR)
+"""What AFD gives the attach sites, see `AfdNet.guide`, and the drift descriptor."""
 
 
 def insertions(afd: AfdNet) -> list[Insertion]:
@@ -41,7 +43,7 @@ def insertions(afd: AfdNet) -> list[Insertion]:
     config = afd.config
     gates = [Insertion(site.site, gate, ("shift",)) for site, gate in zip(config.gates, afd.gates, strict=True)]
     enhancers = [
-        Insertion(site.site, enhancer, ("fdm", "descriptor"))
+        Insertion(site.site, enhancer, ("fdm", _DESCRIPTOR))
         for site, enhancer in zip(config.fe, afd.enhancers, strict=True)
     ]
     return gates + enhancers
@@ -79,7 +81,7 @@ def protected_trunk(backbone: Backbone, afd: AfdNet, until: str | None = None) -
 def _sharpen(trunk: fx.GraphModule, afd: AfdNet) -> None:
     """Scale the logits, which are a trunk's first output or its only one."""
     trunk.add_module("afd_sharpness", afd.sharpness)
-    (descriptor,) = (node for node in trunk.graph.nodes if node.op == "placeholder" and node.target == GUIDES[-1])
+    (descriptor,) = (node for node in trunk.graph.nodes if node.op == "placeholder" and node.target == _DESCRIPTOR)
     output = trunk.graph.output_node()
     (returned,) = output.args
     logits = returned[0] if isinstance(returned, tuple) else returned

@@ -1,14 +1,15 @@
 """Find the stem, the blocks and the embedding of a classifier: by names that are known, or in its graph."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from afd_serve.errors import AttachError
 from afd_serve.models.attach import grey_picture
 from afd_serve.models.bottlenecks import find_bottlenecks
+from afd_serve.models.recording import Trace, trace
 
 __all__ = ["Sites", "feature_maps", "find_sites", "logits_of"]
 
@@ -58,7 +59,7 @@ def find_sites(module: nn.Module, classes: int, size: int) -> Sites:
     """Find the attach sites of a classifier.
 
     Those of a ResNet, MobileNet, EfficientNet, ConvNeXt, RegNet, RepVGG or ViT are known by name, all others' are where
-    `find_bottlenecks` says.
+    `find_bottlenecks` says, and so are those of a network that has such names and does something else with them.
 
     Args:
         module: a classifier in eval mode, RGB float ``[N, 3, size, size]`` to logits ``[N, classes]``.
@@ -66,13 +67,18 @@ def find_sites(module: nn.Module, classes: int, size: int) -> Sites:
         size: side of the input in pixels.
 
     Raises:
-        AttachError: there are none, or no layer gives the logits; the message names the modules that could be used.
+        AttachError: there are none, or no layer gives the logits; the message names the modules that could be used. Or
+            the classifier cannot be recorded as a graph.
     """
-    embedding = _last_layer(module, classes)
+    recorded = trace(module)
+    places = {node: place for place, node in enumerate(recorded.graph.nodes)}
+    embedding = _last_layer(module, recorded, places, classes)
     for family in _FAMILIES:
         for stem, blocks in _matches(module, family):
-            if blocks or not family.blocks:
-                return Sites(stem, blocks, embedding)
+            if (blocks or not family.blocks) and _are_on_the_way(recorded, (stem, *blocks)):
+                ordered = sorted(blocks, key=lambda block: places[recorded.outputs[block]])
+                if not ordered or places[recorded.outputs[stem]] < places[recorded.outputs[ordered[0]]]:
+                    return Sites(stem, tuple(ordered), embedding)
     found = [name for name in find_bottlenecks(module, size) if name != embedding]
     if not found:
         raise AttachError(
@@ -91,6 +97,11 @@ def _matches(module: nn.Module, family: _Family) -> Iterator[tuple[str, tuple[st
             yield stem, tuple(name for name in found if name != stem and not name.startswith(f"{stem}."))
 
 
+def _are_on_the_way(recorded: Trace, sites: Sequence[str]) -> bool:
+    """Whether all are called, and only once: what leaves the second call is somewhere else in the network."""
+    return all(recorded.calls[site] == 1 and site in recorded.outputs for site in sites)
+
+
 def logits_of(layer: nn.Module) -> int | None:
     """How many logits a layer puts out if it is a classifier's last; None where it is of no kind that can be."""
     if isinstance(layer, nn.Linear):
@@ -98,17 +109,24 @@ def logits_of(layer: nn.Module) -> int | None:
     return layer.out_channels if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) else None
 
 
-def _last_layer(module: nn.Module, classes: int) -> str:
-    """The last one as wide as the logits; a convolution only where no linear layer is."""
-    wide: list[str] = [name for name, child in module.named_modules() if logits_of(child) == classes]
-    linear = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    fitting = [name for name in wide if name in linear] or wide
+def _last_layer(module: nn.Module, recorded: Trace, places: dict[fx.Node, int], classes: int) -> str:
+    """The one as wide as the logits that is called last, and whose output something reads."""
+    named = dict(module.named_modules())
+    fitting = [name for name, node in recorded.outputs.items() if logits_of(named[name]) == classes and node.users]
     if not fitting:
-        seen = ", ".join(f"{name} ({logits_of(module.get_submodule(name))} outputs)" for name in linear) or "none"
+        linear = {name: child for name, child in named.items() if isinstance(child, nn.Linear)}
+        seen = ", ".join(f"{name} ({child.out_features} outputs)" for name, child in linear.items()) or "none"
         raise AttachError(
-            f"no linear layer or 1x1 convolution puts out {classes} logits, one per label; linear layers: {seen}"
+            f"no linear layer or 1x1 convolution that is called puts out {classes} logits, one per label; linear "
+            f"layers: {seen}" + _on_torchscript(named)
         )
-    return fitting[-1]
+    return max(fitting, key=lambda name: places[recorded.outputs[name]])
+
+
+def _on_torchscript(named: dict[str, nn.Module]) -> str:
+    """A hint for the error of a classifier that holds another one in TorchScript."""
+    closed = next((name for name, child in named.items() if isinstance(child, torch.jit.ScriptModule)), None)
+    return "" if closed is None else f"; {closed} is TorchScript, whose layers are not seen: use what it was made from"
 
 
 def _candidates(module: nn.Module, size: int, limit: int = 24) -> str:

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from afd_serve.models.adapters import KernelAdapter
-from afd_serve.models.attach import KernelChange, has_hooks, owns_kernel, trace
+from afd_serve.models.attach import KernelChange, has_hooks, owns_kernel
 from afd_serve.models.gates import ChannelGate
+from afd_serve.models.recording import trace
 
 __all__ = ["PARTS", "GateParts", "GatedActivation", "GatedConv", "fold_gates", "fold_kernels", "fold_norms", "uses"]
 

@@ -1,6 +1,7 @@
 """The named shapes of AFD: which sites of a backbone they use."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -11,6 +12,7 @@ from afd_serve.dct import BLOCK
 from afd_serve.errors import AttachError, ConfigError
 from afd_serve.models.attach import convolutions, probe_shapes
 from afd_serve.models.backbones import Backbone
+from afd_serve.models.recording import trace
 
 __all__ = ["preset_config"]
 
@@ -51,7 +53,8 @@ def preset_config(preset: str, backbone: Backbone) -> AfdConfig:
 
 
 def _gates(backbone: Backbone) -> tuple[GateSiteConfig, ...]:
-    norms = {name: _last_norm(backbone.module, name) for name in (backbone.stem, *backbone.blocks)}
+    calls = trace(backbone.module).calls
+    norms = {name: _last_norm(backbone.module, calls, name) for name in (backbone.stem, *backbone.blocks)}
     shapes = probe_shapes(backbone.module, [*norms, *norms.values()], backbone.preprocessing.size)
     sites = [norm if shapes[norm].windows == 1 else name for name, norm in norms.items()]
     for site in sites:
@@ -60,14 +63,18 @@ def _gates(backbone: Backbone) -> tuple[GateSiteConfig, ...]:
     return tuple(GateSiteConfig(site, shapes[site].channels) for site in sites)
 
 
-def _last_norm(root: nn.Module, name: str) -> str:
-    """The last BatchNorm on the main path of a module: its output is linear and has the module's channels."""
+def _last_norm(root: nn.Module, calls: Counter[str], name: str) -> str:
+    """The last BatchNorm on the main path of a module: its output is linear and has the module's channels.
+
+    One that is not called, or several times, is none; ``calls`` counts that, see `Trace`.
+    """
     norms = [
         f"{name}.{inner}" if inner else name
         for inner, module in root.get_submodule(name).named_modules()
         if isinstance(module, nn.BatchNorm2d) and not any(part in inner for part in _SHORTCUTS)
     ]
-    return norms[-1] if norms else name
+    called = [norm for norm in norms if calls[norm] == 1]
+    return called[-1] if called else name
 
 
 _FULL_RANK_KERNEL: Final = 10_000
@@ -106,7 +113,7 @@ def _no_enhancer(_backbone: Backbone) -> tuple[FeSiteConfig, ...]:
 
 
 def _enhanced_stem(backbone: Backbone) -> tuple[FeSiteConfig, ...]:
-    site = _last_norm(backbone.module, backbone.stem)
+    site = _last_norm(backbone.module, trace(backbone.module).calls, backbone.stem)
     shape = probe_shapes(backbone.module, [site], backbone.preprocessing.size)[site]
     if shape.stride not in _FE_STRIDES:
         raise AttachError(

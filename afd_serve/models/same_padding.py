@@ -28,9 +28,10 @@ def pad_constantly(module: nn.Module, size: int) -> None:
     seen: dict[nn.Module, set[torch.Size]] = {}
 
     def see(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.setdefault(conv, set()).add(inputs[0].shape[2:])
+        if inputs:  # what takes its place has another name for a named one
+            seen.setdefault(conv, set()).add(inputs[0].shape[2:])
 
-    convs = [part for part in module.modules() if type(part).__name__ == "Conv2dSame"]
+    convs = [part for part in module.modules() if _is_timms(type(part))]
     if not convs:
         return
     handles = [conv.register_forward_pre_hook(see) for conv in convs]
@@ -44,6 +45,11 @@ def pad_constantly(module: nn.Module, size: int) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and len(seen.get(child, ())) == 1:
                 setattr(parent, name, _padded(child, *seen[child]))
+
+
+def _is_timms(kind: type[nn.Module]) -> bool:
+    """Whether it is timm's class: one of another's by that name may pad otherwise."""
+    return kind.__name__ == "Conv2dSame" and kind.__module__.partition(".")[0] == "timm"
 
 
 def _padded(conv: nn.Conv2d, shape: torch.Size) -> nn.Module:

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from afd_serve.errors import AttachError
-from afd_serve.models.attach import ArgumentTracer, apart, grey_picture, not_recorded, trace
+from afd_serve.models.attach import grey_picture
+from afd_serve.models.recording import ArgumentTracer, apart, not_recorded, trace
 
 __all__ = ["decide_size_branches"]
 

@@ -151,6 +151,7 @@ class Trainer:
         self.average = AfdNet(self.afd.config).eval().requires_grad_(False)
         self.normalize = Normalize(backbone.preprocessing)
         self.embedding = backbone.embedding
+        self._cautions = backbone.remarks
         taps = _spread(backbone.blocks, _TAPS)
         self.frozen = frozen = fold_norms(backbone.module)
         self.teacher = strided_depthwise_in_float32(attach(frozen, taps=taps, embedding=backbone.embedding))
@@ -224,6 +225,7 @@ class Trainer:
 
     def _remarks(self, begun: int, left: float) -> Iterator[str]:
         """What the figures do not tell; ``left`` is what AFD leaves of the distance, as a share."""
+        yield from self._cautions
         if begun == self.config.steps:
             yield f"all {begun} steps were done before: the pictures were only used to estimate drift and sharpness"
         if left > 1:
