@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -33,9 +33,8 @@ service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
 
 from afd_serve.client import AsyncClient, Client, detect_server  # noqa: E402
 from afd_serve.client.channels import Call, Reply  # noqa: E402
-from afd_serve.client.dialects import (  # noqa: E402
-    serialize,
-)
+from afd_serve.client.conversation import Settings, SettingsKeywords  # noqa: E402
+from afd_serve.client.dialects import serialize  # noqa: E402
 from tests.client_answers import CLOCK, DRAWING, Result, answers, wire  # noqa: E402
 from tests.client_servers import Answer, Tls, grpc_servers, http_servers  # noqa: E402
 
@@ -68,6 +67,30 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
         Client("http://x:1", server="torchserve", shared_memory=True)
     with Client("http://x:1") as client, pytest.raises(ConfigError, match="finite"):
         client.classify(b"x", timeout=math.inf)
+
+
+CONSUMER = """
+from afd_serve.client import AsyncClient, Client
+Client("http://x:1", server="torchserve", model=None, token="t", ca=None, timeout=1, attempts=2, shared_memory=False)
+Client("http://x:1", tiemout=1)
+AsyncClient("http://x:1", tiemout=1)
+Client("http://x:1", server="trition")
+"""
+
+
+def test_a_type_checker_knows_the_keywords_of_both_clients(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    (tmp_path / "consumer.py").write_text(CONSUMER)
+    options = ["--strict", "--follow-imports=silent", "--config-file=", f"--cache-dir={tmp_path}"]
+    command = [sys.executable, "-m", "mypy", *options, str(tmp_path / "consumer.py")]
+    sources = Path(__file__).parents[1]  # no type checker finds an editable installation
+    done = subprocess.run(command, cwd=sources, capture_output=True, text=True, check=False)
+    lines = [line.split(":")[1] for line in done.stdout.splitlines() if ": error: " in line]
+    assert lines == ["4", "5", "6"], done.stdout + done.stderr
+
+
+def test_the_keywords_of_both_clients_are_their_settings() -> None:
+    assert get_type_hints(SettingsKeywords) | {"url": str} == get_type_hints(Settings)
 
 
 @pytest.fixture
@@ -291,6 +314,83 @@ def test_closing_a_client_ends_what_it_asks_again_and_cancels_no_task(
         assert isinstance(asking.exception(), ClientClosedError)
     closed.clear()
     asyncio.run(ask())
+
+
+def answers_to_shared_memory(target: str, _: bytes) -> Reply:
+    """What a Triton answers over HTTP or gRPC, to whatever a client with shared memory asks."""
+    texts = [json.dumps(wire(CLOCK)).encode()]
+    if target.endswith("ModelInfer"):
+        return Reply(200, service_pb2.ModelInferResponse(raw_output_contents=[serialize(texts)]).SerializeToString())
+    return answers(CLOCK) if target.endswith("/infer") else Reply(200, b"")
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_client_with_shared_memory_may_be_closed_again_and_asked_in_between(
+    request: pytest.FixtureRequest, scheme: str
+) -> None:
+    async def ask() -> None:
+        async with AsyncClient(url, shared_memory=True) as client:
+            assert await client.classify(b"x") == CLOCK
+            await client.close()
+            with pytest.raises(ClientClosedError):
+                await client.classify(b"x")
+
+    url = request.getfixturevalue(f"{scheme}_server")(answers_to_shared_memory)
+    with Client(url, shared_memory=True) as client:
+        assert client.classify(b"x") == CLOCK
+        client.close()
+        with pytest.raises(ClientClosedError):
+            client.classify(b"x")
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_client_that_is_closed_twice_at_once_gives_its_shared_memory_back(
+    request: pytest.FixtureRequest, scheme: str
+) -> None:
+    asked: list[str] = []
+    meanwhile: list[Client] = []
+
+    def answer(target: str, body: bytes) -> Reply:
+        if "nregister" not in target:
+            return answers_to_shared_memory(target, body)
+        asked.append(target)
+        for client in meanwhile:
+            client.close()
+        in_use = Reply(400, b'{"error": "it is currently in use"}', "INVALID_ARGUMENT")
+        return in_use if len(asked) % 2 else Reply(200, b"")
+
+    async def ask() -> None:
+        client = AsyncClient(url, shared_memory=True)
+        assert await client.classify(b"x") == CLOCK
+        await asyncio.gather(client.close(), client.close())
+
+    url = request.getfixturevalue(f"{scheme}_server")(answer)
+    with Client(url, shared_memory=True) as client:
+        assert client.classify(b"x") == CLOCK
+        meanwhile.append(client)
+    meanwhile.clear()
+    asyncio.run(ask())
+    assert len(asked) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_does_not_write_into_its_parents_shared_memory(
+    http_server: Callable[[Answer], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr("afd_serve.client.regions.Region.write", lambda _, data: written.append(data))
+    with Client(http_server(answers_to_shared_memory), shared_memory=True) as client:
+        assert client.classify(b"x") == CLOCK
+        child = os.fork()
+        if not child:
+            try:
+                client.classify(b"y")
+            except ClientClosedError:
+                os._exit(len(written) - 1)
+            finally:
+                os._exit(99)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

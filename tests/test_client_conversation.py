@@ -1,12 +1,16 @@
 """What the client says and when: retries, deadlines, shared memory; nothing is sent."""
 
+import base64
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from afd_serve.errors import (
+    ClientClosedError,
     ClientError,
     ConfigError,
     DeadlineExceededError,
@@ -14,7 +18,7 @@ from afd_serve.errors import (
     ServerUnavailableError,
 )
 from afd_serve.packaging.handlers import max_request_bytes
-from afd_serve.request import MAX_PICTURES
+from afd_serve.request import MAX_PICTURES, MAX_TOP_K
 from afd_serve.results import Failure
 
 service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
@@ -247,8 +251,113 @@ def test_regions_are_shared_by_no_two_calls() -> None:
     larger = pool.take(one.size + 1)
     assert larger.size > one.size
     for region in (one, other, larger):
-        region.close()
+        pool.forget(region)
     assert pool.drain() == []
+
+
+def test_no_region_stays_with_a_pool_that_has_been_drained() -> None:
+    pool = RegionPool()
+    free, lost, given_back, forgotten = (pool.take(10) for _ in range(4))
+    pool.give_back(free)
+    pool.lose(lost)
+    assert set(pool.drain()) == {free, lost, given_back, forgotten}
+    assert [region.closed for region in (free, lost, given_back, forgotten)] == [True, True, False, False]
+    pool.give_back(given_back)
+    pool.lose(forgotten)
+    assert given_back.closed
+    assert forgotten.closed
+    assert pool.drain() == []
+    with pytest.raises(ClientClosedError):
+        pool.take(10)
+
+
+def begin(talk: Talk, *replies: Reply) -> tuple[Conversation[list[Result]], list[str]]:
+    """Begin to classify; the conversation, and the calls that came before and after the replies."""
+    asking = talk.classify([b"x"], Options(), 5)
+    return asking, targets([next(asking), *(asking.send(reply) for reply in replies)])
+
+
+def test_shared_memory_of_a_call_under_way_is_given_back_at_the_end() -> None:
+    done = Reply(200, b"")
+    for end in ("answer", "closing"):
+        talk = Talk(Settings("http://x:1", shared_memory=True))
+        asking, calls = begin(talk, done)
+        assert calls == ["register", "infer"]
+        goodbye = talk.goodbye()
+        assert targets([next(goodbye)]) == ["unregister"]
+        if end == "answer":
+            with pytest.raises(StopIteration) as answered:
+                asking.send(answers(CLOCK))
+            assert answered.value.value == [CLOCK]
+        else:
+            with pytest.raises(ClientClosedError):
+                asking.throw(ClientClosedError("closed"))
+        with pytest.raises(StopIteration):
+            goodbye.send(done)
+        assert carry_out(talk.goodbye(), [])[1] == []
+
+
+def test_shared_memory_that_a_call_is_making_known_is_given_back_when_it_is_known() -> None:
+    talk, done = Talk(Settings("http://x:1", shared_memory=True)), Reply(200, b"")
+    asking, calls = begin(talk)
+    assert calls == ["register"]
+    goodbye = talk.goodbye()
+    assert isinstance(next(goodbye), Pause)
+    assert isinstance(goodbye.send(None), Pause)
+    assert targets([asking.send(done)]) == ["infer"]
+    assert targets([goodbye.send(None)]) == ["unregister"]
+
+
+def test_the_end_does_not_wait_for_a_call_that_could_not_make_its_shared_memory_known() -> None:
+    talk = Talk(Settings("http://x:1", shared_memory=True))
+    asking, _ = begin(talk)
+    goodbye = talk.goodbye()
+    assert isinstance(next(goodbye), Pause)
+    with pytest.raises(ClientClosedError):
+        asking.throw(ClientClosedError("closed"))
+    assert not isinstance(goodbye.send(None), Pause)
+
+
+def test_a_call_that_goes_on_after_the_end_takes_no_more_shared_memory() -> None:
+    talk, done = Talk(Settings("http://x:1", shared_memory=True)), Reply(200, b"")
+    asking = talk.classify([b"x"] * (MAX_PICTURES + 1), Options(), 5)
+    assert targets([next(asking), asking.send(done)]) == ["register", "infer"]
+    next(talk.goodbye())
+    with pytest.raises(ClientClosedError):
+        asking.send(answers(*[CLOCK] * MAX_PICTURES))
+
+
+@pytest.mark.parametrize("server", ["triton", "torchserve"])
+def test_whatever_gives_its_memory_away_is_a_picture(server: Literal["triton", "torchserve"]) -> None:
+    content = bytes(range(256)) * 2
+    array = np.frombuffer(content, np.uint8)
+    views = [memoryview(content).cast("H"), np.stack([array, array])[:, 1], np.frombuffer(content, "<u4")]
+    views += [bytearray(content), array, array.reshape(2, -1)]
+    for url in ("http://x:1", "grpc://x:1"):
+        for view in views:
+            step = next(Talk(Settings(url, server=server)).classify([view], Options(), 5))
+            octets = bytes(memoryview(view))
+            assert isinstance(step, Exchange)
+            assert (serialize([octets]) if server == "triton" else base64.b64encode(octets) + b'"') in step.call.body
+
+
+@pytest.mark.parametrize("picture", [Path("picture.jpg"), "picture.jpg", None, 3])
+def test_what_has_no_bytes_is_no_picture(picture: Any) -> None:
+    talk = Talk(Settings("http://x:1", server="torchserve"))
+    for ask in (
+        lambda: next(talk.classify([b"x", picture], Options(), 5)),
+        lambda: talk.explain(picture, Options(), 5),
+    ):
+        with pytest.raises(TypeError, match=rf"read_bytes\(\), and no {type(picture).__name__}$"):
+            ask()
+
+
+def test_no_server_is_asked_for_more_classes_than_any_names() -> None:
+    talk = Talk(Settings("http://x:1", server="torchserve"))
+    options = Options(top_k=MAX_TOP_K + 1)
+    for ask in (lambda: next(talk.classify([b"x"], options, 5)), lambda: talk.explain(b"x", options, 5)):
+        with pytest.raises(ConfigError, match=f"at most {MAX_TOP_K} classes"):
+            ask()
 
 
 def test_explanations_are_for_torchserve_over_http() -> None:

@@ -1,6 +1,7 @@
 """What the client says to each server, and what it makes of every kind of answer."""
 
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from afd_serve.errors import (
     RequestRefusedError,
     ServerUnavailableError,
 )
-from afd_serve.packaging.handlers import max_request_bytes
 from afd_serve.request import read_request
 from afd_serve.results import Failure
 
@@ -25,8 +25,6 @@ from afd_serve.client.dialects import (  # noqa: E402
     TritonGrpc,
     TritonHttp,
     serialize,
-    torchserve_fits,
-    triton_fits,
 )
 from tests.client_answers import CLOCK, CUT, DRAWING, Result, wire  # noqa: E402
 
@@ -80,6 +78,7 @@ def test_torchserve_reads_what_the_client_writes(over_grpc: bool) -> None:
     assert list(request.pictures) == pictures
     assert request.options == Options(Mode.OFF, top_k=2)
     assert not request.single
+    assert request.request_id == "id 7"
     body = json.dumps([wire(CLOCK), wire(CUT), wire(CUT)]).encode()
     dialect = TorchServeGrpc("afd") if over_grpc else TorchServeHttp("afd")
     assert dialect.read(Reply(200, field(1, body) + field(2, b"new") if over_grpc else body), 3) == [CLOCK, CUT, CUT]
@@ -93,14 +92,36 @@ def test_a_torchserve_draws_one_picture_s_drift_map() -> None:
     assert (request.pictures, request.format, request.options) == ((b"one",), "png", Options(top_k=2))
     assert dialect.read_drawing(Reply(200, DRAWING)) == DRAWING
     assert dialect.read_drawing(Reply(400, json.dumps(wire(CUT)).encode())) == CUT
-    option = json.dumps(wire(Failure("bad_option", "nothing to explain"))).encode()
-    with pytest.raises(RequestRefusedError, match="nothing to explain"):
-        dialect.read_drawing(Reply(400, option))
     with pytest.raises(RequestRefusedError, match="InvalidKey"):
         dialect.read_drawing(Reply(400, b'{"code": 400, "type": "InvalidKeyException"}'))
     for nonsense in (b"", b"[]", b'{"error": {}}', b"not even a drawing"):
         with pytest.raises(BadAnswerError):
             dialect.read_drawing(Reply(200, nonsense))
+
+
+@pytest.mark.parametrize("code", ["bad_option", "too_many_pictures", "unsupported_encoding"])
+def test_a_refusal_has_the_same_words_whichever_server_it_comes_from(code: str) -> None:
+    failure = Failure(code, "it is: one from 1 to 100")
+    torchserve, words = json.dumps(wire(failure)).encode(), f"in ensemble 'm', {code}: {failure.reason}"
+    refusals: list[tuple[Any, Reply]] = [
+        (lambda reply: TorchServeHttp("m").read(reply, 1), Reply(413, torchserve)),
+        (lambda reply: TorchServeGrpc("m").read(reply, 1), Reply(200, field(1, torchserve))),
+        (TorchServeHttp("m").read_drawing, Reply(400, torchserve)),
+        (lambda reply: TritonHttp("m").read(reply, 1), Reply(400, json.dumps({"error": words}).encode())),
+        (lambda reply: TritonGrpc("m").read(reply, 1), Reply(400, b"", words)),
+    ]
+    for read, reply in refusals:
+        with pytest.raises(RequestRefusedError) as refusal:
+            read(reply)
+        assert str(refusal.value) == f"{code}: {failure.reason}"
+        assert pickle.loads(pickle.dumps(refusal.value)).failure == failure
+
+
+def test_what_a_server_or_a_proxy_refuses_in_words_of_its_own_names_no_failure() -> None:
+    for dialect in (TorchServeHttp("m"), TritonHttp("m")):
+        with pytest.raises(RequestRefusedError) as refusal:
+            dialect.read(Reply(401, b"<html>401 Authorization Required</html>"), 1)
+        assert refusal.value.failure is None
 
 
 def test_what_a_triton_error_means() -> None:
@@ -128,6 +149,12 @@ def test_what_a_triton_error_means() -> None:
         (Reply(200, b"[]"), 1),
         (Reply(200, b"{}"), 1),
         (Reply(200, b'{"outputs": [{"data": []}]}'), 1),
+        (Reply(200, b'{"outputs": null}'), 1),
+        (Reply(200, b'{"outputs": [null]}'), 1),
+        (Reply(200, b'{"outputs": [{"data": [1]}]}'), 1),
+        (Reply(200, b'{"outputs": [{"data": null}]}'), 1),
+        (Reply(200, b'{"outputs": [{"data": [null]}]}'), 1),
+        (Reply(200, b"[" * 100_000), 1),
         (Reply(200, b'{"outputs": [{"data": ["{}"]}]}'), 1),
         (Reply(200, b'{"outputs": [{"data": ["3"]}]}'), 1),
         (Reply(500, b"<html>"), 1),
@@ -139,6 +166,14 @@ def test_answers_without_sense(reply: Reply, count: int) -> None:
     for dialect in (TorchServeHttp("m"), TorchServeGrpc("m")):
         with pytest.raises(BadAnswerError):
             dialect.read(Reply(reply.status, b"\x0a\x80" if dialect.__class__ is TorchServeGrpc else reply.body), count)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b"\x0a\xff", b"\x2a\x03abc", b"\x32\x06\x09\0\0\0{}"])
+def test_a_message_without_sense(body: bytes) -> None:
+    with pytest.raises(BadAnswerError):
+        TritonGrpc("m").read(Reply(200, body), 1)
+    with pytest.raises(BadAnswerError):
+        TorchServeGrpc("m").read(Reply(200, body), 1)
 
 
 @pytest.mark.parametrize("status", [500, 507])
@@ -159,31 +194,6 @@ def test_a_torchserve_without_the_model_refuses_over_grpc_too() -> None:
     words = "Model not found: m\norg.pytorch.serve.archive.model.ModelNotFoundException"
     with pytest.raises(RequestRefusedError, match="Model not found"):
         TorchServeGrpc("m").read(Reply(500, b"", words), 1)
-
-
-def test_a_torchserve_is_sent_no_more_bytes_than_it_takes() -> None:
-    largest = bytes((max_request_bytes() - 2048) // 4 * 3)
-    halves = [largest[: len(largest) // 2]] * 3
-    assert torchserve_fits([largest, b""]) >= 1
-    assert torchserve_fits([largest + bytes(2048)]) == 0
-    assert torchserve_fits(halves) == 2
-    assert torchserve_fits([]) == 0
-    for pictures in ([largest], halves[:2]):
-        for dialect in (TorchServeHttp("m" * 200), TorchServeGrpc("m" * 200)):
-            size = len(dialect.ask(question(*pictures, mode=Mode.SHADOW, top_k=100)).body)
-            assert max_request_bytes() - 4096 < size <= max_request_bytes()
-
-
-def test_a_triton_is_sent_no_more_bytes_than_a_proxy_before_it_passes_on() -> None:
-    largest = bytes(max_request_bytes() - 2048)
-    halves = [largest[: len(largest) // 2]] * 3
-    assert triton_fits([largest, b"", bytes(2048)]) == 2
-    assert triton_fits([bytes(max_request_bytes()), b""]) == 1, "for Triton itself takes it"
-    assert triton_fits(halves) == 2
-    for pictures in ([largest], halves[:2]):
-        for dialect in (TritonHttp("m" * 200), TritonGrpc("m" * 200)):
-            size = len(dialect.ask(question(*pictures, mode=Mode.SHADOW, top_k=100)).body)
-            assert max_request_bytes() - 4096 < size <= max_request_bytes()
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,19 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, TypeVar, Unpack
 
 from afd_serve.client.channels import Reply, open_async_channel, open_channel
-from afd_serve.client.conversation import Conversation, Exchange, Pause, Settings, Talk, identify
+from afd_serve.client.conversation import (
+    Conversation,
+    Exchange,
+    Pause,
+    Server,
+    Settings,
+    SettingsKeywords,
+    Talk,
+    identify,
+)
 from afd_serve.errors import BadAnswerError, ClientClosedError, ClientError
 from afd_serve.mode import Mode
 from afd_serve.request import Options
@@ -30,7 +39,6 @@ from afd_serve.triton_protocol import PROBE_ID
 
 __all__ = ["AsyncClient", "Client", "Failure", "Mode", "Options", "Prediction", "Server", "detect_server"]
 
-Server = Literal["triton", "torchserve"]
 Result = Prediction | Failure
 T = TypeVar("T")
 
@@ -47,7 +55,7 @@ class Client:
         ConfigError: An argument has an impossible value.
     """
 
-    def __init__(self, url: str, **settings: Any) -> None:
+    def __init__(self, url: str, **settings: Unpack[SettingsKeywords]) -> None:
         chosen = Settings(url, **settings)
         self._talk = Talk(chosen)
         self._channel = open_channel(url, chosen.ca, chosen.token)
@@ -64,8 +72,9 @@ class Client:
         """Classify pictures.
 
         Args:
-            pictures: The bytes of each, any number: what one request cannot carry becomes several. A picture that a
-                TorchServe takes in no request becomes a `Failure` ``too_large`` and is not sent.
+            pictures: The bytes of each, any number: what one request cannot carry becomes several. Whatever else gives
+                its memory away will do, such as an array of a file's bytes. A picture that a TorchServe takes in no
+                request becomes a `Failure` ``too_large`` and is not sent.
             options: For all of them.
             timeout: Seconds for everything, retries included; the client's own where None.
 
@@ -76,10 +85,13 @@ class Client:
             ServerUnavailableError: The server cannot be reached or has no room, and stayed so.
             TlsError: The server cannot be trusted, or does not speak TLS.
             DeadlineExceededError: The time is over.
-            RequestRefusedError: The server does not take the request.
+            RequestRefusedError: The server does not take the request; its ``failure`` is what the server says of it.
             BadAnswerError: The server does not answer as it should.
             ClientClosedError: The client is closed, or another process's.
+            ConfigError: An argument has an impossible value.
+            TypeError: A picture is something without bytes, such as a path.
         """
+        self._check_open()
         return _carry_out(self._talk.classify(pictures, options or Options(), timeout), self._exchange)
 
     def explain(
@@ -91,6 +103,7 @@ class Client:
             ConfigError: This is no TorchServe over HTTP.
             ClientError: As of `classify_many`.
         """
+        self._check_open()
         return _carry_out(self._talk.explain(picture, options or Options(), timeout), self._exchange)
 
     def check_explains(self) -> None:
@@ -107,6 +120,7 @@ class Client:
         Raises:
             ClientError: It does not, as of `classify_many`.
         """
+        self._check_open()
         talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)
         return _probed(_carry_out(talk, self._exchange)[0])
 
@@ -119,8 +133,11 @@ class Client:
         return True
 
     def close(self) -> None:
-        """End all connections and give shared memory back; those of a process that this one was forked from stay."""
-        if os.getpid() != self._process:
+        """End all connections and give shared memory back, that of calls under way too; a second time does nothing.
+
+        Those of a process that this one was forked from stay.
+        """
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         _carry_out(self._talk.goodbye(), self._ask)
@@ -129,10 +146,14 @@ class Client:
     def _ask(self, step: Exchange) -> Reply:
         return self._channel.exchange(step.call, step.timeout)
 
-    def _exchange(self, step: Exchange) -> Reply:
-        """Ask, unless or until the client is closed, of which each transport would make something else."""
+    def _check_open(self) -> None:
+        """Before each call, which would write into memory that a parent process shares, and before each exchange."""
         if self._closed or os.getpid() != self._process:
             raise ClientClosedError(_CLOSED)
+
+    def _exchange(self, step: Exchange) -> Reply:
+        """Ask, unless or until the client is closed, of which each transport would make something else."""
+        self._check_open()
         try:
             return self._ask(step)
         except Exception as error:
@@ -150,7 +171,7 @@ class Client:
 class AsyncClient:
     """As `Client`, for one event loop: make it while the loop runs."""
 
-    def __init__(self, url: str, **settings: Any) -> None:
+    def __init__(self, url: str, **settings: Unpack[SettingsKeywords]) -> None:
         chosen = Settings(url, **settings)
         self._loop = asyncio.get_running_loop()
         self._talk = Talk(chosen)
@@ -165,16 +186,19 @@ class AsyncClient:
         self, pictures: Sequence[bytes], options: Options | None = None, *, timeout: float | None = None
     ) -> list[Result]:
         """See `Client.classify_many`."""
+        self._check_open()
         return await _carry_out_async(self._talk.classify(pictures, options or Options(), timeout), self._exchange)
 
     async def explain(
         self, picture: bytes, options: Options | None = None, *, timeout: float | None = None
     ) -> bytes | Failure:
         """See `Client.explain`."""
+        self._check_open()
         return await _carry_out_async(self._talk.explain(picture, options or Options(), timeout), self._exchange)
 
     async def probe(self, *, timeout: float = _HEALTH_TIMEOUT) -> Prediction:
         """See `Client.probe`."""
+        self._check_open()
         talk = self._talk.classify([sample_picture()], Options(), timeout, PROBE_ID)
         return _probed((await _carry_out_async(talk, self._exchange))[0])
 
@@ -188,6 +212,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """See `Client.close`."""
+        if self._closed:
+            return
         self._closed = True
         await _carry_out_async(self._talk.goodbye(), self._ask)
         await self._channel.close()
@@ -201,10 +227,14 @@ class AsyncClient:
     async def _ask(self, step: Exchange) -> Reply:
         return await self._channel.exchange(step.call, step.timeout)
 
-    async def _exchange(self, step: Exchange) -> Reply:
-        """As `Client._exchange`."""
+    def _check_open(self) -> None:
+        """As `Client._check_open`."""
         if self._closed or asyncio.get_running_loop() is not self._loop:
             raise ClientClosedError(_CLOSED)
+
+    async def _exchange(self, step: Exchange) -> Reply:
+        """As `Client._exchange`."""
+        self._check_open()
         try:
             return await self._ask(step)
         except (Exception, asyncio.CancelledError) as error:

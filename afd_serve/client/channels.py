@@ -196,6 +196,9 @@ _HTTP_STATUS: Final = {
 _NO_TLS: Final = ("SSL_ERROR_SSL", "Hostname Verification Check failed")
 """What gRPC's details say where TLS is at fault; its code only says that the server is unavailable."""
 
+_CLOSED: Final = "This protocol is restricted"
+"""What Triton says of what it was told to keep closed, with the code of a server that is away."""
+
 _BY_A_PROXY: Final = re.compile(r"Received http2 header with status: ([345]\d\d)")
 """What gRPC's details say where a proxy answered instead of the server; for most statuses there is no code."""
 
@@ -329,6 +332,8 @@ def _failed(error: grpc.RpcError) -> Reply:
     details = error.details() or code
     if any(words in details for words in _NO_TLS):
         raise TlsError(f"no TLS with the server: {details}") from error
+    if _CLOSED in details:
+        return Reply(403, b"", details)
     if code in ("UNAVAILABLE", "CANCELLED"):
         raise ServerUnavailableError(f"the server is unavailable: {details}") from error
     if code == "DEADLINE_EXCEEDED":

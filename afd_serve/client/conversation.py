@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypedDict, TypeVar
 
 from afd_serve.client.channels import Address, Call, Reply
 from afd_serve.client.dialects import (
@@ -27,10 +27,9 @@ from afd_serve.client.dialects import (
     WorkerDiedError,
     is_in_use,
     serialize,
-    torchserve_fits,
-    triton_fits,
 )
 from afd_serve.client.regions import Region, RegionPool
+from afd_serve.client.sizes import torchserve_fits, triton_fits
 from afd_serve.errors import (
     ClientError,
     ConfigError,
@@ -39,11 +38,22 @@ from afd_serve.errors import (
     RequestRefusedError,
     ServerUnavailableError,
 )
-from afd_serve.request import MAX_PICTURES, Options
+from afd_serve.request import MAX_PICTURES, MAX_TOP_K, Options
 from afd_serve.results import Failure, Prediction
 from afd_serve.triton_protocol import ENSEMBLE
 
-__all__ = ["Conversation", "Exchange", "Pause", "Settings", "Talk", "identify"]
+__all__ = [
+    "Conversation",
+    "Exchange",
+    "Pause",
+    "Server",
+    "Settings",
+    "SettingsKeywords",
+    "Talk",
+    "identify",
+]
+
+Server: TypeAlias = Literal["triton", "torchserve"]
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
@@ -88,12 +98,13 @@ class Settings:
         ca: In TLS, a file of certificates that vouch for the server, see `open_channel`.
         timeout: Seconds for a request with all its retries.
         attempts: How often to ask a server that is unavailable.
-        shared_memory: Whether pictures go to Triton through shared memory: the server must run on this machine, for
-            the same user. What a call that timed out or was cancelled has there is the server's until `Client.close`.
+        shared_memory: Whether pictures go to Triton through shared memory: the server must run on this machine, for the
+            same user, and have been started with ``--shared-memory``. What a call that timed out or was cancelled has
+            there is the server's until `Client.close`.
     """
 
     url: str
-    server: str = "triton"
+    server: Server = "triton"
     model: str | None = None
     token: str | None = None
     ca: Path | None = None
@@ -110,6 +121,18 @@ class Settings:
             raise ConfigError("the token has characters that no header carries; does it end with a line's end?")
         if self.shared_memory and self.server != "triton":
             raise ConfigError("shared memory is for Triton")
+
+
+class SettingsKeywords(TypedDict, total=False):
+    """The fields of `Settings` beside the URL, as keyword arguments that a type checker knows by name."""
+
+    server: Server
+    model: str | None
+    token: str | None
+    ca: Path | None
+    timeout: float
+    attempts: int
+    shared_memory: bool
 
 
 class Talk:
@@ -133,8 +156,15 @@ class Talk:
     def classify(
         self, pictures: Sequence[bytes], options: Options, timeout: float | None, request_id: str = ""
     ) -> Conversation[_Results]:
-        """Classify any number of pictures, in requests as large as the server takes; one deadline for all of them."""
+        """Classify any number of pictures, in requests as large as the server takes; one deadline for all of them.
+
+        Raises:
+            ConfigError: No server takes these options.
+            TypeError: A picture has no bytes.
+        """
         deadline = self._deadline(timeout)
+        _check(options)
+        pictures = [_bytes_of(picture) for picture in pictures]
         results: _Results = []
         while len(results) < len(pictures):
             part = self._first_request(pictures[len(results) : len(results) + MAX_PICTURES])
@@ -155,17 +185,20 @@ class Talk:
         """Have the drift map of one picture drawn.
 
         Raises:
-            ConfigError: This server gives no explanations, or not this way.
+            ConfigError: This server gives no explanations, or not this way, or no server takes these options.
+            TypeError: The picture has no bytes.
         """
         dialect = self.check_explains()
+        _check(options)
+        sent = _bytes_of(picture)
 
         def ask(question: Question, deadline: float) -> Conversation[bytes | Failure]:
             if not self._first_request(question.pictures):
-                return _too_large(picture)
+                return _too_large(sent)
             reply = yield from _exchange(dialect.ask_why(question), deadline)
             return dialect.read_drawing(reply)
 
-        return self._persist(ask, [picture], options, self._deadline(timeout), uuid.uuid4().hex)
+        return self._persist(ask, [sent], options, self._deadline(timeout), uuid.uuid4().hex)
 
     def check_explains(self) -> TorchServeHttp:
         """The dialect in which explanations are asked for.
@@ -249,7 +282,7 @@ class Talk:
         if not isinstance(error, ClientError) or isinstance(error, DeadlineExceededError):
             self._regions.lose(region)  # nobody waits any more for a server that may still read it
         elif isinstance(error, LostRegionError) or not region.registered:
-            region.close()  # the server does not know it
+            self._regions.forget(region)
         else:  # the server has answered, has turned the call away or is gone: it reads nothing
             self._regions.give_back(region)
 
@@ -264,16 +297,34 @@ class Talk:
         """Give the shared memory back."""
         deadline = time.monotonic() + _GOODBYE
         for region in self._regions.drain():
-            region.close()
             if self._triton:
                 with suppress(ClientError):  # a server that is gone has given it back itself
                     yield from _unregister(self._triton, region, deadline)
 
 
 def _unregister(triton: TritonHttp | TritonGrpc, region: Region, deadline: float) -> Conversation[None]:
-    """Have the server unmap a region, which it does not do while it reads it."""
+    """Have the server unmap a region, which it does not do while it reads it, nor before a call has made it known."""
+    while not region.registered and not region.closed:
+        _left(deadline)
+        yield Pause(_FIRST_PAUSE)
     while is_in_use((yield from _exchange(triton.unregister(region), deadline))):
         yield Pause(_FIRST_PAUSE)
+
+
+def _check(options: Options) -> None:
+    if options.top_k > MAX_TOP_K:
+        raise ConfigError(f"servers name at most {MAX_TOP_K} classes, not {options.top_k}")
+
+
+def _bytes_of(picture: object) -> bytes:
+    """A picture's bytes: other memory would be measured in items, and be added to bytes in ways of its own."""
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return memoryview(picture).tobytes()  # type: ignore[arg-type]
+    except TypeError:
+        kind = type(picture).__name__
+        raise TypeError(f"a picture is the bytes of a file, such as path.read_bytes(), and no {kind}") from None
 
 
 def _too_large(picture: bytes) -> Failure:

@@ -2,9 +2,8 @@
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Final, Protocol
 
 from afd_serve.client.channels import Call, Reply
@@ -16,13 +15,13 @@ from afd_serve.errors import (
     RequestRefusedError,
     ServerUnavailableError,
 )
-from afd_serve.packaging.handlers import max_request_bytes
-from afd_serve.request import Options
+from afd_serve.request import REQUEST_ID, Options
 from afd_serve.response import read_result
 from afd_serve.results import Failure, Prediction
 from afd_serve.triton_protocol import ANSWER, PICTURE, read_error
 
 try:
+    from google.protobuf.message import DecodeError
     from tritonclient.grpc import service_pb2
 except ModuleNotFoundError as error:
     raise DependencyError(f"the client needs {error.name}: pip install 'afd-serve[client]'") from error
@@ -38,13 +37,13 @@ __all__ = [
     "WorkerDiedError",
     "is_in_use",
     "serialize",
-    "torchserve_fits",
-    "triton_fits",
 ]
 
 Result = Prediction | Failure
 
-_REQUEST_CODES: Final = frozenset({"bad_request", "bad_option", "too_many_pictures", "answer_too_large"})
+_REQUEST_CODES: Final = frozenset(
+    {"bad_request", "bad_option", "too_many_pictures", "answer_too_large", "unsupported_encoding"}
+)
 """Failures that are the request's, not a picture's."""
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -134,8 +133,8 @@ class TritonHttp:
             said = str(value["error"]) if isinstance(value, dict) and "error" in value else reply.words
             return _triton_failure(reply.status, said, count)
         try:
-            texts = _parse(reply.body, dict)["outputs"][0]["data"]
-        except LookupError as error:
+            texts = list(_parse(reply.body, dict)["outputs"][0]["data"])
+        except (LookupError, TypeError) as error:
             raise BadAnswerError(f"the answer has no output: {reply.body!r:.200}") from error
         return _results([_parse(text, dict) for text in texts], count)
 
@@ -186,7 +185,10 @@ class TritonGrpc:
         """See `Dialect.read`."""
         if reply.status != 200:
             return _triton_failure(reply.status, reply.message, count)
-        response = service_pb2.ModelInferResponse.FromString(reply.body)
+        try:
+            response = service_pb2.ModelInferResponse.FromString(reply.body)
+        except DecodeError as error:
+            raise BadAnswerError(f"the answer is no message of Triton's: {reply.body!r:.200}") from error
         if len(response.raw_output_contents) != 1:
             raise BadAnswerError(f"the answer has {len(response.raw_output_contents)} outputs instead of one")
         return _results([_parse(text, dict) for text in _deserialize(response.raw_output_contents[0])], count)
@@ -219,7 +221,7 @@ def _deserialize(data: bytes) -> list[bytes]:
 def _triton_failure(status: int, message: str, count: int) -> list[Result]:
     found = read_error(message)
     if found and found[0] in _REQUEST_CODES:
-        raise RequestRefusedError(message)
+        raise RequestRefusedError.of(Failure(*found))
     if found and count == 1:
         return [Failure(*found)]
     if "shared memory region" in message:
@@ -227,35 +229,6 @@ def _triton_failure(status: int, message: str, count: int) -> list[Result]:
     if "Stub process" in message:  # the supervisor replaces it
         raise ServerUnavailableError(message)
     raise (RequestRefusedError if 400 <= status < 500 else BadAnswerError)(f"the server answered {status}: {message}")
-
-
-def triton_fits(pictures: Sequence[bytes]) -> int:
-    """How many of the first pictures to send to Triton in one request; 1 where the first alone is larger than others.
-
-    Triton itself has no limit, but a proxy before it has: the one that deploy/ shows has that of TorchServe.
-
-    Raises:
-        PackagingError: The installation lacks TorchServe's settings.
-    """
-    return max(1, _fitting(4 + len(picture) for picture in pictures))
-
-
-def torchserve_fits(pictures: Sequence[bytes]) -> int:
-    """How many of the first pictures one request to TorchServe has room for; 0 where the first alone is too large.
-
-    Raises:
-        PackagingError: The installation lacks TorchServe's settings.
-    """
-    return _fitting(len('{"b64": ""}, ') + 4 * -(-len(picture) // 3) for picture in pictures)
-
-
-def _fitting(sizes: Iterable[int]) -> int:
-    room = max_request_bytes() - _BESIDE_PICTURES
-    return sum(total <= room for total in accumulate(sizes))
-
-
-_BESIDE_PICTURES: Final = 1024
-"""Bytes of a request for all but its pictures: the options, and what each protocol says of them."""
 
 
 class TorchServeHttp:
@@ -336,8 +309,10 @@ def _varint(data: bytes, start: int) -> tuple[int, int]:
 
 
 def _instances(question: Question, **more: str) -> bytes:
+    """A request's body; over gRPC no header could carry the id."""
     instances = [{"b64": base64.b64encode(picture).decode()} for picture in question.pictures]
-    return json.dumps({"instances": instances} | _options(question.options) | more).encode()
+    beside = _options(question.options) | {REQUEST_ID: question.request_id} | more
+    return json.dumps({"instances": instances} | beside).encode()
 
 
 def _torchserve_results(reply: Reply, count: int) -> list[Result]:
@@ -355,26 +330,32 @@ def _torchserve_fault(reply: Reply) -> ClientError:
     # Over gRPC neither a full queue nor an unknown model nor a refusal has a status; words and body tell.
     if "has no worker to serve inference request" in reply.message:
         return ServerUnavailableError(said)
-    value = _json_or_none(reply.body)
-    refused = (
-        400 <= reply.status < 500
-        or "ModelNotFoundException" in reply.message
-        or (isinstance(value, dict) and "error" in value)
-    )
+    if failure := _failure_in(reply.body):
+        return RequestRefusedError.of(failure)
+    refused = 400 <= reply.status < 500 or "ModelNotFoundException" in reply.message
     return (RequestRefusedError if refused else BadAnswerError)(f"the server answered {reply.status}: {said}")
+
+
+def _failure_in(body: bytes) -> Failure | None:
+    """What a body says in the wire format of `afd_serve.response` where that is a failure."""
+    try:
+        result = read_result(_json_or_none(body))
+    except ValueError:
+        return None
+    return result if isinstance(result, Failure) else None
 
 
 def _json_or_none(body: bytes) -> object:
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _parse(text: str | bytes, kind: type) -> Any:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:  # what is no text has another type
         raise BadAnswerError(f"the answer is no JSON: {text!r:.200}") from error
     if not isinstance(value, kind):
         raise BadAnswerError(f"the answer is no {kind.__name__}: {text!r:.200}")

@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
+from afd_serve.errors import ClientClosedError
+
 __all__ = ["Region", "RegionPool"]
 
 _FOLDER: Final = Path("/dev/shm")
@@ -42,6 +44,11 @@ class Region:
         """Let the memory go with the last of those who have mapped it."""
         (_FOLDER / self.name).unlink(missing_ok=True)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is no longer mapped here."""
+        return self._memory.closed
+
     def close(self) -> None:
         """Unmap it here."""
         self.forget_name()
@@ -49,38 +56,65 @@ class Region:
 
 
 class RegionPool:
-    """The regions that a server knows and no call is using; for several threads.
+    """The regions of one client, until they are drained; for several threads.
 
-    Those that the server may still read, because a call did not wait for its answer, are lost to further calls.
+    Those that the server may still read, because a call did not wait for its answer, are lost to further calls. A call
+    hands each region that it took back in one of three ways: it gives it back, loses it or forgets it.
     """
 
     def __init__(self) -> None:
         self._free: list[Region] = []
+        self._taken: list[Region] = []
         self._lost: list[Region] = []
+        self._drained = False
         self._lock = Lock()
 
     def take(self, size: int) -> Region:
-        """A region of at least ``size`` bytes, new where none is free."""
+        """A region of at least ``size`` bytes, new where none is free.
+
+        Raises:
+            ClientClosedError: The pool has been drained: nobody would give the region back to the server.
+        """
         with self._lock:
-            for region in self._free:
-                if region.size >= size:
-                    self._free.remove(region)
-                    return region
-        return Region(max(_SMALLEST, 1 << (size - 1).bit_length()))
+            if self._drained:
+                raise ClientClosedError("the client has been closed")
+            region = next((region for region in self._free if region.size >= size), None)
+            if region:
+                self._free.remove(region)
+            else:
+                region = Region(max(_SMALLEST, 1 << (size - 1).bit_length()))
+            self._taken.append(region)
+        return region
 
     def give_back(self, region: Region) -> None:
         """Let other calls have the region."""
-        with self._lock:
-            self._free.append(region)
+        if not self._hand_back(region, self._free):
+            region.close()
 
     def lose(self, region: Region) -> None:
         """Unmap the region here, and keep it for `drain` alone."""
         region.close()
+        self._hand_back(region, self._lost)
+
+    def forget(self, region: Region) -> None:
+        """Unmap the region here; the server does not know it."""
+        region.close()
+        self._hand_back(region, [])
+
+    def _hand_back(self, region: Region, regions: list[Region]) -> bool:
+        """Put a region that was taken among others; whether that could be done before the end."""
         with self._lock:
-            self._lost.append(region)
+            if not self._drained:
+                self._taken.remove(region)
+                regions.append(region)
+            return not self._drained
 
     def drain(self) -> list[Region]:
-        """Take all, the lost ones too."""
+        """Give all away, once and for all: free ones, lost ones, and those in use, which their calls unmap."""
         with self._lock:
-            regions, self._free, self._lost = [*self._free, *self._lost], [], []
+            self._drained = True
+            regions = [*self._free, *self._lost, *self._taken]
+            for region in self._free:
+                region.close()
+            self._free, self._lost, self._taken = [], [], []
         return regions
