@@ -127,7 +127,8 @@ format: $(VENV)/.installed-dev
 clean:
 	-@[ ! -x $(BIN)/afd-serve ] || $(BIN)/afd-serve stop --state-dir $(STATE)
 	-@[ ! -x $(BIN_TRITON)/afd-serve ] || $(BIN_TRITON)/afd-serve stop --state-dir $(STATE_TRITON)
-	rm -rf $(VENV) $(VENV_TRITON) $(UNPACKED) build dist .serve .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(VENV_TRITON) $(UNPACKED) build dist .serve .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
 	find afd_serve -name '*.so' -delete
 
 $(VENV)/.environment: scripts/bootstrap.sh
@@ -140,8 +141,8 @@ $(VENV)/.environment: scripts/bootstrap.sh
 $(VENV)/.installed: $(VENV)/.environment $(SOURCES)
 	@echo "installing $(TORCH_SPEC)"
 	@$(PIP) "$(TORCH_SPEC)"
-	@echo "building and installing afd-serve for TorchServe"
-	@$(PIP) --editable ".[torchserve]"
+	@echo "building and installing afd-serve for TorchServe, its client, and what packages for Triton"
+	@$(PIP) --editable ".[torchserve,triton]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.environment $(SOURCES)

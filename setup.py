@@ -50,6 +50,9 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DAFD_WERROR={'ON' if os.environ.get('AFD_WERROR') else 'OFF'}",
         ]
+        # A build before this one may have had an environment of its own, whose Ninja is gone.
+        ninja = shutil.which("ninja")
+        configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
         for command in (configure, ["cmake", "--build", str(build)]):
             completed = subprocess.run(command, check=False)
             if completed.returncode != 0:

@@ -8,17 +8,15 @@ import importlib
 import importlib.util
 import platform
 import re
-import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
 from afd_serve.errors import DependencyError
 
 __all__ = ["Check", "examine"]
-
-_PORTS = {8080: "inference", 8081: "management", 8082: "metrics", 7070: "gRPC inference", 7071: "gRPC management"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,10 @@ def examine() -> Iterator[Check]:
     yield _guarded("JPEG extension", _extension)
     yield _guarded("backbone weights", _backbone_weights)
     yield _guarded("AFD weights", _afd_weights)
-    yield _optional("torchvision", "torchvision:<name> backbones", "pip install 'afd-serve[torchvision]'")
-    yield _optional("timm", "timm:<name> backbones", "pip install 'afd-serve[timm]'")
+    yield _optional("torchvision", "torchvision:<name> backbones", _beside_torch("torchvision"))
+    yield _optional("timm", "timm:<name> backbones", _beside_torch("timm"))
+    yield _optional("onnxruntime", "`--engine onnxruntime`", "pip install 'afd-serve[onnxruntime]'")
+    yield _optional("openvino", "`--engine openvino`", "pip install 'afd-serve[openvino]'")
     yield _optional("matplotlib", "plots of `afd-serve evaluate`", "pip install 'afd-serve[plots]'")
     yield _optional("torchserve", "`serve torchserve`", "pip install 'afd-serve[torchserve]'", module="ts")
     yield _optional(
@@ -117,9 +117,18 @@ def _afd_weights() -> Check:
 
 
 def _optional(package: str, purpose: str, remedy: str, module: str | None = None) -> Check:
-    if importlib.util.find_spec(module or package) is None:
-        return Check(package, False, f"only needed for {purpose}: {remedy}")
-    return Check(package, True, metadata.version(package))
+    # What can be imported need not be the package: an empty folder of its name in the working directory can.
+    with suppress(metadata.PackageNotFoundError):
+        if importlib.util.find_spec(module or package) is not None:
+            return Check(package, True, metadata.version(package))
+    return Check(package, False, f"only needed for {purpose}: {remedy}")
+
+
+def _beside_torch(extra: str) -> str:
+    """How to install what asks for a torch of its own choice, which may be another build than the one there is."""
+    with suppress(metadata.PackageNotFoundError):
+        return f"pip install 'afd-serve[{extra}]' torch=={metadata.version('torch')}"
+    return f"pip install 'afd-serve[{extra}]'"
 
 
 def _java() -> Check:
@@ -141,17 +150,14 @@ def _jemalloc() -> Check:
 
 
 def _ports() -> Check:
-    taken = [f"{port} ({purpose})" for port, purpose in _PORTS.items() if not _is_free(port)]
+    from afd_serve.servers.ports import Ports, TritonPorts, is_free
+
+    wanted = {
+        port: f"{server}: {purpose.replace('_', ' ')}"
+        for server, ports in (("TorchServe", Ports()), ("Triton", TritonPorts()))
+        for purpose, port in asdict(ports).items()
+    }
+    taken = [f"{port} ({purpose})" for port, purpose in wanted.items() if not is_free(port)]
     if taken:
         return Check("ports", False, f"taken: {', '.join(taken)}; choose others with the --*port options of `serve`")
-    return Check("ports", True, f"{', '.join(map(str, _PORTS))} are free")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    return Check("ports", True, f"{', '.join(map(str, wanted))} are free")

@@ -16,6 +16,7 @@ import typer
 
 from afd_serve import classification
 from afd_serve.cli import app
+from afd_serve.cli.fitting import _say_what_was_written
 from afd_serve.config import PRESETS
 from afd_serve.engines import ENGINES
 from afd_serve.errors import ConfigError
@@ -289,6 +290,21 @@ def test_fit_then_export_then_package(run: Run, picture_folder: Callable[[int], 
 def test_export_offers_what_it_takes(run: Run) -> None:
     words = run("export", "--help")[1].replace("│", " ").split()
     assert "A shipped model's name or a fitted run's folder." in " ".join(words)
+
+
+def test_names_of_extras_are_not_taken_for_markup(run: Run) -> None:
+    words = run("serve", "triton", "--help")[1].replace("│", " ").split()
+    assert "A Python with afd-serve[triton-server]; else" in " ".join(words)
+
+
+def test_where_plots_are_missing_it_is_said_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _say_what_was_written([tmp_path])
+    assert capsys.readouterr() == (f"wrote {tmp_path}\n", "")
+    monkeypatch.setattr("afd_serve.cli.fitting.find_spec", lambda _: None)
+    _say_what_was_written([tmp_path])
+    assert "pip install 'afd-serve[plots]'" in capsys.readouterr().err
 
 
 def test_stop_without_a_server(run: Run, tmp_path: Path) -> None:

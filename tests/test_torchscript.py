@@ -247,6 +247,7 @@ def test_kernels_are_packed_for_one_picture_of_the_examples_size(monkeypatch: py
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.filterwarnings("ignore:Profiler clears events:UserWarning")  # torch 2.10's, of itself
 def test_what_runs_is_what_was_packed() -> None:
     x = torch.randn(1, 8, 20, 20)
     packed = compiled(MODULES["relu6"](), [x])

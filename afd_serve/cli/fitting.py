@@ -1,6 +1,8 @@
 # ruff: noqa: PLC0415
 """Commands that work for long, and can be interrupted: fit, evaluate, compare."""
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +89,7 @@ def evaluate(
     with interruptible("interrupted; the same command goes on from here"), task("classifying") as progress:
         report, files = run_study(study, progress, fresh=fresh)
     print_report(report, Console())
-    typer.echo("\n".join(f"wrote {path}" for path in files))
+    _say_what_was_written(files)
 
 
 @app.command()
@@ -121,7 +123,13 @@ def compare(
         found = comparing.compare(config, wanted, ours or ())
     comparison = summarize_rows(found, config)
     print_comparison(comparison, Console())
-    typer.echo("\n".join(f"wrote {path}" for path in write_comparison(comparison, out)))
+    _say_what_was_written(write_comparison(comparison, out))
+
+
+def _say_what_was_written(files: Sequence[Path]) -> None:
+    typer.echo("\n".join(f"wrote {path}" for path in files))
+    if find_spec("matplotlib") is None:
+        typer.echo("no plots: matplotlib is not installed; pip install 'afd-serve[plots]'", err=True)
 
 
 def _folders(entries: list[str]) -> tuple[Path, ...]:

@@ -13,6 +13,7 @@ from typer.models import OptionInfo
 from afd_serve.cli.interruption import hold_signals, interruptible, release_signals, signals_interrupt
 from afd_serve.cli.options import DEFAULT_MODEL, FAILED, ModelOption
 from afd_serve.mode import Mode
+from afd_serve.servers.ports import Ports, TritonPorts
 
 if TYPE_CHECKING:
     from afd_serve.servers.state import BackgroundServer
@@ -44,6 +45,8 @@ def _port(purpose: str) -> OptionInfo:
     return option
 
 
+_PORTS = Ports()
+_TRITON_PORTS = TritonPorts()
 _DEFAULT_STATE = Path(".serve/torchserve")
 _DEFAULT_TRITON_STATE = Path(".serve/triton")
 _NOT_DONE = "interrupted; the same command starts over"
@@ -109,16 +112,15 @@ def serve_torchserve(
     name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "afd",
     mode: DefaultModeOption = Mode.PROTECT,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 for one per core.")] = 0,
-    port: Annotated[int, _port("For predictions.")] = 8080,
-    management_port: Annotated[int, _port("For management.")] = 8081,
-    metrics_port: Annotated[int, _port("For metrics.")] = 8082,
-    grpc_port: Annotated[int, _port("For predictions over gRPC.")] = 7070,
-    grpc_management_port: Annotated[int, _port("For management over gRPC.")] = 7071,
+    port: Annotated[int, _port("For predictions.")] = _PORTS.inference,
+    management_port: Annotated[int, _port("For management.")] = _PORTS.management,
+    metrics_port: Annotated[int, _port("For metrics.")] = _PORTS.metrics,
+    grpc_port: Annotated[int, _port("For predictions over gRPC.")] = _PORTS.grpc_inference,
+    grpc_management_port: Annotated[int, _port("For management over gRPC.")] = _PORTS.grpc_management,
     foreground: ForegroundOption = False,
 ) -> None:
     """Serve a classifier on TorchServe in the background, on loopback, and classify a sample picture."""
     from afd_serve.servers import quickstart
-    from afd_serve.servers.torchserve import Ports
 
     ports = Ports(port, management_port, metrics_port, grpc_port, grpc_management_port)
     with interruptible(_START_ENDED):
@@ -133,23 +135,34 @@ def serve_triton(
     model: ModelOption = DEFAULT_MODEL,
     state_dir: StateDirOption = _DEFAULT_TRITON_STATE,
     python: Annotated[
-        Path | None, typer.Option(help="A Python with afd-serve[triton-server]; else this one, or a new one.")
+        Path | None, typer.Option(help="A Python with afd-serve\\[triton-server]; else this one, or a new one.")
     ] = None,
     mode: DefaultModeOption = Mode.PROTECT,
     workers: Annotated[int, typer.Option(min=0, help="Classifier processes; 0 for one per core.")] = 0,
-    port: Annotated[int, _port("For HTTP.")] = 8000,
-    grpc_port: Annotated[int, _port("For gRPC.")] = 8001,
-    metrics_port: Annotated[int, _port("For metrics.")] = 8002,
+    port: Annotated[int, _port("For HTTP.")] = _TRITON_PORTS.http,
+    grpc_port: Annotated[int, _port("For gRPC.")] = _TRITON_PORTS.grpc,
+    metrics_port: Annotated[int, _port("For metrics.")] = _TRITON_PORTS.metrics,
+    shared_memory: Annotated[
+        bool,
+        typer.Option(
+            "--shared-memory", help="Let clients use shared memory, where every account of the machine is trusted."
+        ),
+    ] = False,
     foreground: ForegroundOption = False,
 ) -> None:
     """Serve a classifier on Triton in the background, on loopback, and classify a sample picture."""
     from afd_serve.servers import triton_quickstart
-    from afd_serve.servers.triton import TritonPorts
 
     ports = TritonPorts(port, grpc_port, metrics_port)
     with interruptible(_START_ENDED):
         server = triton_quickstart.serve_triton(
-            model, state_dir, mode=mode, python=python, ports=ports, workers=workers
+            model,
+            state_dir,
+            mode=mode,
+            python=python,
+            ports=ports,
+            workers=workers,
+            shared_memory=shared_memory,
         )
         if foreground:
             _stay_with(server, lambda: triton_quickstart.show(server))

@@ -176,7 +176,8 @@ def _write(
             )
     except ImportError as error:
         raise DependencyError(
-            f"ONNX graphs need more packages ({error}): pip install 'afd-serve[onnxruntime]'"
+            f"ONNX graphs need more packages ({error}): pip install 'afd-serve[onnxruntime]' or 'afd-serve[openvino]', "
+            "whichever shall run them"
         ) from error
     except Exception as error:  # the exporter raises whatever third-party code makes it stumble over
         raise ExportError(

@@ -57,7 +57,7 @@ def _find(package: str) -> Path:
     """Return a package's folder without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise DependencyError(f"{package} is not installed: run `pip install {package}`")
+        raise DependencyError(f"{package} is not installed: run `pip install {package} torch=={torch.__version__}`")
     return Path(spec.origin).parent
 
 
