@@ -4,11 +4,11 @@ Usage: python benchmarks/triton_load.py [--state-dir DIR] [--model NAME] [--requ
                                         [--per-request N] [--pictures FOLDER] [--transport grpc|http] [--shared-memory]
                                         [--rounds N]
 
-The server is one that `afd-serve serve triton` started; DIR is its state directory. CPU time is that of all of the
-server's processes, without the client's. "model" is what the classifier alone takes, measured around each call in the
-process that makes it, and "besides" is all the rest. All rows are measured once per round, one after the other; of each
-row the round with the least besides is shown, and behind it the worst round's besides. The machine should do nothing
-else.
+The server is one that `afd-serve serve triton` started, with --shared-memory where that is measured; DIR is its state
+directory. CPU time is that of all of the server's processes, without the client's. "model" is what the classifier alone
+takes, measured around each call in the process that makes it, and "besides" is all the rest. All rows are measured once
+per round, one after the other; of each row the round with the least besides is shown, and behind it the worst round's
+besides. The machine should do nothing else.
 """
 
 import argparse

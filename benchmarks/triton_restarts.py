@@ -45,7 +45,7 @@ def classify(client: Client) -> None:
 def one_round(repository: Path, state: Path, python: Path, way: str) -> tuple[float, float | None]:
     """Seconds until the server answered, and until it answered again."""
     start = time.monotonic()
-    server = triton.start(repository, state, python=python, ports=triton.TritonPorts.free())
+    server = triton.start(repository, state, python=python, ports=triton.TritonPorts.free(), shared_memory=True)
     started, returned = time.monotonic() - start, None
     try:
         with Client(server.grpc_url, shared_memory=True, timeout=60, attempts=1000) as client:

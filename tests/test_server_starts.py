@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from afd_serve.runs import alone_in
 from afd_serve.servers import quickstart, torchserve, triton, triton_quickstart
 from afd_serve.servers.java import Java, find_java
 from afd_serve.servers.launch import check_installed, store_archive
-from afd_serve.servers.processes import check_ports
+from afd_serve.servers.ports import check_ports
 from afd_serve.servers.torchserve import TorchServe
 from afd_serve.servers.triton import Triton
 from afd_serve.servers.triton_environment import TritonEnvironment, find_environment
@@ -66,7 +67,7 @@ def start_torchserve(state_dir: Path) -> TorchServe:
 
 
 def start_triton(state_dir: Path) -> Triton:
-    return triton.start(Path("repository"), state_dir, ports=triton.TritonPorts.free())
+    return triton.start(Path("/repository"), state_dir, ports=triton.TritonPorts.free())
 
 
 def serve_torchserve(state_dir: Path, ports: torchserve.Ports) -> TorchServe:
@@ -349,3 +350,20 @@ def test_ports_of_the_server_that_makes_way_may_be_taken(listener: socket.socket
     check_ports(replace(free, grpc=held.http), held=held)
     with pytest.raises(ServingError, match=f"port {held.http} "):
         check_ports(held, held=free)
+
+
+def test_state_directories_are_made_for_their_owner_alone(
+    monkeypatch: pytest.MonkeyPatch, sleeper: Sleeper, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torchserve, "launch", lambda *_: sleeper().pid)
+    monkeypatch.setattr(triton, "_launch", lambda server: server.launched(sleeper().pid))
+    monkeypatch.setattr(triton_quickstart, "package_triton", lambda _, repository, **__: repository.mkdir())
+    for module in (torchserve, triton):
+        monkeypatch.setattr(module, "_wait", lambda *_: None)
+    made = [tmp_path / name for name in ("torchserve", "served by it", "triton", "served_by_it")]
+    start_torchserve(made[0])
+    serve_torchserve(made[1], torchserve.Ports.free())
+    start_triton(made[2])
+    server = serve_triton(made[3], triton.TritonPorts.free())
+    folders = [*made, made[1] / "archives", server.repository, *(folder / "logs" for folder in made)]
+    assert [oct(stat.S_IMODE(folder.stat().st_mode)) for folder in folders] == ["0o700"] * len(folders)

@@ -18,6 +18,11 @@ def test_a_service_says_once_that_it_works(abstract: bool, tmp_path: Path, monke
         assert systemd.recv(100) == b"READY=1"
 
 
+def test_what_the_service_writes_is_for_its_account_alone() -> None:
+    unit = (Path(__file__).parents[1] / "deploy" / "afd-serve.service").read_text().splitlines()
+    assert {"UMask=0077", "StateDirectoryMode=0700"} <= set(unit)
+
+
 def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     tell_ready()

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("psutil")
 
 from afd_serve.errors import DependencyError
-from afd_serve.servers.triton_environment import NoServerError, TritonEnvironment, find_environment
+from afd_serve.servers.ports import TritonPorts
+from afd_serve.servers.triton_environment import NoServerError, TritonEnvironment, find_environment, server_command
 
 PYTHON = Path(sys.executable)
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -97,3 +98,17 @@ def test_an_environment_without_the_server_or_with_a_newer_numpy_is_not_the_one(
 def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DependencyError, match="python9 cannot be started"):
         find_environment(tmp_path / "python9")
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_shared_memory_is_open_to_who_asked_for_it_and_nothing_else_is(shared_memory: bool) -> None:
+    environment = TritonEnvironment(Path("bin"), Path("server"), VERSION, "")
+    command = server_command(
+        environment, Path("models"), Path("backends"), TritonPorts(), "prefix_", shared_memory=shared_memory
+    )
+    options = {name: value for name, _, value in (word.partition("=") for word in command)}
+    for name in ("--http-restricted-api", "--grpc-restricted-protocol"):
+        closed, _, word = options[name].partition(":")
+        assert {"model-repository", "logging", "trace"} <= set(closed.split(","))
+        assert ("shared-memory" in closed.split(",")) is not shared_memory
+        assert not word.partition("=")[0].isprintable(), "somebody may send it"

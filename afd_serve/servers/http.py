@@ -1,5 +1,6 @@
 """Asking a server of our own over HTTP."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -33,10 +34,16 @@ def ask(request: urllib.request.Request, timeout: float) -> Answer:
     # No proxy: the server is on loopback, whatever the environment says about the rest of the world.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=timeout) as response:
-            return Answer(response.status, response.headers.get("Content-Type", ""), response.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, error.headers.get("Content-Type", ""), error.read())
-    except OSError as error:
+        try:
+            with opener.open(request, timeout=timeout) as response:
+                return _read(response, response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return _read(error, error.code)
+    # A server that dies while it answers leaves half an answer, which is no error of the system.
+    except (OSError, http.client.HTTPException) as error:
         raise ServingError(f"no answer from {request.full_url}: {error}") from error
+
+
+def _read(response: http.client.HTTPResponse | urllib.error.HTTPError, status: int) -> Answer:
+    return Answer(status, response.headers.get("Content-Type", ""), response.read())

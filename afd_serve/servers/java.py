@@ -13,6 +13,8 @@ from afd_serve.errors import DependencyError
 __all__ = ["Java", "find_java"]
 
 _OLDEST: Final = 11
+_PATIENCE: Final = 60.0
+"""Seconds for a program that says its version; a busy machine takes some."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,12 @@ def find_java() -> Java:
         raise DependencyError(f"JAVA_HOME is {home}, which has no bin/java: unset or correct it")
     if found is None:
         raise DependencyError(advice)
-    said = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
+    try:
+        said = subprocess.run(
+            [found, "-version"], capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False
+        ).stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DependencyError(f"{advice}; {found} cannot be asked for its version: {error}") from error
     version = re.search(r'version "(?:1\.)?(\d+)', said)
     if version is None or int(version.group(1)) < _OLDEST:
         raise DependencyError(f"{advice}; {found} says {said.strip()!r}")

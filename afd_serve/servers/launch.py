@@ -7,18 +7,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from afd_serve.errors import DependencyError, ServingError
 from afd_serve.packaging.handlers import handlers_dir
+from afd_serve.packaging.seal import check_archive
 from afd_serve.runs import write_atomically
 from afd_serve.servers.allocator import preloaded
-from afd_serve.servers.processes import free_ports, read_log
+from afd_serve.servers.folders import PRIVATE_UMASK, make_private
+from afd_serve.servers.ports import Ports
+from afd_serve.servers.processes import read_log
 
 __all__ = [
-    "Ports",
     "check_installed",
     "launch",
     "log_tail",
@@ -31,22 +32,6 @@ __all__ = [
 _LOG_SETTINGS: Final = "log4j2.xml"
 
 
-@dataclass(frozen=True)
-class Ports:
-    """The TCP ports of one server, all on loopback."""
-
-    inference: int = 8080
-    management: int = 8081
-    metrics: int = 8082
-    grpc_inference: int = 7070
-    grpc_management: int = 7071
-
-    @classmethod
-    def free(cls) -> "Ports":
-        """Ports that nobody listens on right now."""
-        return cls(*free_ports(5))
-
-
 def short_temporary_folder() -> str:
     """The usual temporary folder, or /tmp where the usual one's path would be too long for a socket's."""
     usual = tempfile.gettempdir()
@@ -57,11 +42,18 @@ def store_archive(archive: Path, state_dir: Path) -> None:
     """Copy an archive to where a server loads it from; one that runs has unpacked its own.
 
     Raises:
+        CheckpointError: It is not as it was packaged, or its handler is another one; what was there stays.
         ServingError: It cannot be written.
     """
+
+    def write(partial: Path) -> None:
+        shutil.copyfile(archive, partial)
+        check_archive(partial)  # the copy, which nobody changes any more
+
     target = state_dir / "model_store" / archive.name
     try:
-        write_atomically(target, lambda partial: shutil.copyfile(archive, partial))
+        make_private(target.parent)
+        write_atomically(target, write)
     except OSError as error:
         raise ServingError(f"the archive cannot be copied to {target.parent}: {error}") from error
 
@@ -133,6 +125,7 @@ def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
             stdout=console,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=PRIVATE_UMASK,
             check=False,
         )
     pid_file = scratch / ".model_server.pid"

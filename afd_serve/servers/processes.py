@@ -1,13 +1,11 @@
-"""Processes, ports and logs of the servers that we start: finding them, seeing them end, reading what they say."""
+"""Processes and logs of the servers that we start: finding them, seeing them end, reading what they say."""
 
 import os
-import socket
 import sys
 import time
-from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from afd_serve.errors import DependencyError, ServingError
 
@@ -18,42 +16,9 @@ except ModuleNotFoundError as error:
         "psutil is not installed: pip install 'afd-serve[torchserve]' or 'afd-serve[triton]'"
     ) from error
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-__all__ = ["check_ports", "end", "free_ports", "kill_marked", "read_log", "runs", "started_at"]
+__all__ = ["end", "kill_marked", "read_log", "runs", "started_at"]
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on right now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-
-
-def check_ports(ports: "DataclassInstance", held: "DataclassInstance | None" = None) -> None:
-    """Make sure that no port is wanted twice, and every one is free or one of ``held``: of a server that makes way.
-
-    Raises:
-        ServingError: One is not; the message names it.
-    """
-    passed_on = asdict(held).values() if held is not None else ()
-    wanted: dict[int, str] = {}
-    for name, port in asdict(ports).items():
-        if wanted.setdefault(port, name) != name:
-            raise ServingError(f"port {port} is wanted twice ({wanted[port]}, {name}): choose another for one of them")
-        if port in passed_on:
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise ServingError(f"port {port} ({name}) is taken: choose other ports or stop its owner") from error
 
 
 def read_log(state_dir: Path, name: str = "model_log.log") -> str:

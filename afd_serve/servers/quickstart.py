@@ -11,6 +11,7 @@ from afd_serve.response import prediction_from_dict
 from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
+from afd_serve.servers.folders import make_private, make_state_dir
 from afd_serve.servers.torchserve import Ports, TorchServe, start
 
 __all__ = ["serve_torchserve", "show"]
@@ -43,16 +44,18 @@ def serve_torchserve(
 
     Raises:
         ServingError: The server does not start, or does not answer.
+        CheckpointError: There is no such source, or its archive was changed.
         DependencyError: Java, TorchServe or the archiver is missing.
     """
     ports = ports or Ports()
+    make_state_dir(state_dir)
     with alone_in(state_dir, wait=True):
         settings = f"{source}|{name}|{version}|{mode.value}|{ports}|{workers}"
         fingerprint = fingerprint_of(source, handlers_dir(), settings)
         running = TorchServe.find(state_dir)
         if running is not None and running.fingerprint == fingerprint and _answers(running):
             return running
-        archive = _archive(source, state_dir / "archives", name, version, mode)
+        archive = _archive(source, make_private(state_dir / "archives"), name, version, mode)
         return start(
             archive,
             state_dir,
@@ -88,7 +91,7 @@ def show(server: TorchServe) -> str:
 
 def _answers(server: TorchServe) -> bool:
     try:
-        return server.post(sample_picture()).status == 200
+        return server.probe(sample_picture()).status == 200
     except ServingError:
         return False
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from afd_serve.errors import ServingError
+from afd_serve.servers.folders import make_private, make_state_dir
 from afd_serve.servers.http import Answer, ask
 from afd_serve.servers.java import find_java
 from afd_serve.servers.launch import (
-    Ports,
     check_installed,
     launch,
     log_tail,
@@ -30,8 +30,10 @@ from afd_serve.servers.launch import (
     store_archive,
     write_settings,
 )
-from afd_serve.servers.processes import check_ports, kill_marked, read_log
+from afd_serve.servers.ports import Ports, check_ports
+from afd_serve.servers.processes import kill_marked, read_log
 from afd_serve.servers.state import BackgroundServer
+from afd_serve.triton_protocol import PROBE_ID
 
 __all__ = ["Answer", "Ports", "TorchServe", "start"]
 
@@ -115,6 +117,10 @@ class TorchServe(BackgroundServer):
         own = {"Authorization": f"Bearer {self.token()}", "Content-Type": "application/octet-stream"}
         return ask(urllib.request.Request(self._url(route), data=body, headers=own | dict(headers or {})), timeout)
 
+    def probe(self, picture: bytes) -> Answer:
+        """Ask for a prediction that the metrics leave out where the picture is the sample; errors as of `post`."""
+        return self.post(picture, {"X-Request-Id": PROBE_ID})
+
     def get(self, kind: str, path: str, *, timeout: float = 60) -> Answer:
         """Read from the ``inference``, ``management`` or ``metrics`` address.
 
@@ -146,7 +152,7 @@ def start(
 
     Args:
         archive: What `afd_serve.packaging.torchserve.package_torchserve` built.
-        state_dir: A folder of the server's own; made when missing.
+        state_dir: A folder of the server's own; made, for this account alone, when missing.
         probe: An encoded picture: workers that call themselves ready may still fail on the first one.
         fingerprint: Kept with the server, so that a later call can tell whether it is still the right one.
         ports: Where to listen.
@@ -157,6 +163,7 @@ def start(
 
     Raises:
         DependencyError: Java or TorchServe is missing.
+        CheckpointError: The archive is not as it was packaged, or has another handler.
         ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, the archive cannot be
             copied, or no answer came; with the reason.
     """
@@ -165,12 +172,13 @@ def start(
     java = find_java().path
     ports = ports or Ports()
     check_ports(ports, held=running.ports if running is not None else None)
+    make_state_dir(state_dir)
     store_archive(archive, state_dir)
     TorchServe.stop(state_dir)
     state_dir = state_dir.resolve()
     for name in ("logs", "workflow_store"):  # a workflow's archive is code, and the settings cannot forbid its API
         _remove(state_dir / name)
-        (state_dir / name).mkdir(parents=True)
+        make_private(state_dir / name)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=short_temporary_folder()))
     server = TorchServe(state_dir=state_dir, fingerprint=fingerprint, model=archive.stem, scratch=scratch, ports=ports)
     try:
@@ -194,7 +202,7 @@ def _wait(server: TorchServe, probe: bytes, deadline: float) -> None:
             raise ServingError(f"a worker died while it started; {log_tail(server.state_dir)}")
         try:
             if _ready(server):
-                answer = server.post(probe)
+                answer = server.probe(probe)
                 if answer.status == 200:
                     _write_header(server)
                     _keep_from_cleaning(server.scratch)

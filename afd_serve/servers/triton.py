@@ -16,17 +16,20 @@ import sys
 import time
 import urllib.request
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from afd_serve.errors import ServingError
 from afd_serve.sample import sample_picture
+from afd_serve.servers.folders import PRIVATE_UMASK, make_private, make_state_dir
 from afd_serve.servers.http import ask
-from afd_serve.servers.processes import check_ports, kill_marked, read_log
+from afd_serve.servers.ports import TritonPorts, check_ports
+from afd_serve.servers.processes import kill_marked, read_log
 from afd_serve.servers.state import BackgroundServer
-from afd_serve.servers.triton_environment import SHARED_MEMORY, TritonPorts, find_environment, link_backend
-from afd_serve.triton_protocol import ENSEMBLE, PICTURE, PROBE_ID
+from afd_serve.servers.triton_environment import SHARED_MEMORY, find_environment, link_backend
+from afd_serve.triton_protocol import ENSEMBLE, OK, PICTURE, PROBE_ID, STATUS
 
 __all__ = ["Triton", "TritonPorts", "check_paths", "probe", "start"]
 
@@ -46,12 +49,14 @@ class Triton(BackgroundServer):
         prefix: What the names of its shared memory regions begin with. It is also on the command lines of supervisor,
             server and Python processes.
         ports: Where it listens.
+        shared_memory: Whether clients may use shared memory.
     """
 
     repository: Path
     python: Path
     prefix: str
     ports: TritonPorts
+    shared_memory: bool = False
 
     @property
     def url(self) -> str:
@@ -93,6 +98,15 @@ class Triton(BackgroundServer):
             for path in SHARED_MEMORY.glob(f"{self.prefix}*"):
                 path.unlink(missing_ok=True)
 
+    def hide_memory(self) -> None:
+        """Keep its shared memory, through which the pictures go, from other accounts.
+
+        The library that makes it lets everyone read it, whatever the umask.
+        """
+        for path in SHARED_MEMORY.glob(f"{self.prefix}*"):
+            with suppress(FileNotFoundError):  # one that ends right now
+                path.chmod(0o600)
+
     def metrics(self) -> str:
         """The text of the metrics port.
 
@@ -109,6 +123,7 @@ def start(
     python: Path | None = None,
     fingerprint: str = "",
     ports: TritonPorts | None = None,
+    shared_memory: bool = False,
     timeout: float = 120,
     takes_over: bool = False,
 ) -> Triton:
@@ -116,10 +131,12 @@ def start(
 
     Args:
         repository: What `afd_serve.packaging.triton.package_triton` built.
-        state_dir: A folder of the server's own; made when missing.
+        state_dir: A folder of the server's own; made, for this account alone, when missing.
         python: A Python whose environment has ``nvidia-pytriton``; the running one where left out.
         fingerprint: Kept with the server, so that a later call can tell whether it is still the right one.
         ports: Where to listen.
+        shared_memory: Whether clients may use shared memory, which every account that reaches a port then can abuse:
+            see `server_command`.
         timeout: Seconds until the start counts as failed.
         takes_over: Whether a server that runs in ``state_dir`` is stopped, once the environment is known to be complete
             and the ports to be free.
@@ -137,13 +154,15 @@ def start(
         fingerprint=fingerprint,
         prefix=f"{_PREFIX}{uuid.uuid4().hex[:12]}_",
         ports=ports or TritonPorts(),
+        shared_memory=shared_memory,
     )
     check_paths(server.state_dir, server.repository)
     environment = find_environment(server.python)
     check_ports(server.ports, held=running.ports if running is not None else None)
+    make_state_dir(state_dir)
     Triton.stop(state_dir)
     shutil.rmtree(server.log.parent, ignore_errors=True)
-    server.log.parent.mkdir(parents=True)
+    make_private(server.log.parent)
     link_backend(environment, server.state_dir / "backends")
     server.save()
     try:
@@ -169,7 +188,7 @@ def probe(server: Triton, timeout: float) -> str | None:
                     "parameters": {"binary_data_size": len(picture)},
                 }
             ],
-            "outputs": [{"name": "status", "parameters": {"binary_data": False}}],
+            "outputs": [{"name": STATUS, "parameters": {"binary_data": False}}],
         }
     ).encode()
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
@@ -178,7 +197,7 @@ def probe(server: Triton, timeout: float) -> str | None:
         status = json.loads(text)["outputs"][0]["data"]
     except (ServingError, ValueError, LookupError) as error:
         return str(error)
-    return None if status == ["ok"] else f"the sample picture got the status {status}"
+    return None if status == [OK] else f"the sample picture got the status {status}"
 
 
 def check_paths(*folders: Path) -> None:
@@ -199,7 +218,13 @@ def _launch(server: Triton) -> Triton:
     command = [sys.executable, "-P", "-m", "afd_serve.servers.triton_supervisor", str(server.state_dir), server.prefix]
     with server.log.open("ab") as log:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            umask=PRIVATE_UMASK,
+            check=False,
         )
     try:
         return server.launched(int(done.stdout))

@@ -18,17 +18,21 @@ from torch import Tensor
 from afd_serve.errors import InputError
 from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, StageTimes
-from afd_serve.request import BadOptionError, Options, option_name, read_mode, read_options
+from afd_serve.request import BadOptionError, Options, RequestError, option_name, read_mode, read_options
 from afd_serve.response import ModelInfo
 from afd_serve.results import Shadow
+from afd_serve.sample import is_probe
 from afd_serve.service import internal_failure
 from afd_serve.signature import Signature
 from afd_serve.steps import ClassifierStep, Finding, PreparedBatch, PreparingStep, make_answers
 from afd_serve.telemetry import (
+    EXPLANATION_FAILURES,
+    EXPLANATIONS,
     FAILURES,
     INFERENCE,
     METRICS,
     PREPROCESS,
+    PROBES,
     REQUESTS,
     SHADOW_TIME,
     UNREAD,
@@ -36,9 +40,18 @@ from afd_serve.telemetry import (
     Sample,
     Series,
     Tally,
+    first_series,
     samples_of,
 )
-from afd_serve.triton_protocol import ENSEMBLE, MODEL_CPU_METRIC, PICTURE, PROBE_ID, error_message
+from afd_serve.triton_protocol import (
+    ANSWER,
+    ENSEMBLE,
+    MODEL_CPU_METRIC,
+    PICTURE,
+    PROBE_ID,
+    STATUS,
+    error_message,
+)
 
 __all__ = [
     "Answers",
@@ -83,11 +96,14 @@ def version_folder(args: dict[str, str]) -> Path:
 def options_of(request: Any) -> Options:
     """The options among a request's parameters, of which some may have come as headers.
 
+    Triton lists those of the body before those of headers, even where they have one name; as in `read_request`, the
+    body's count.
+
     Raises:
         BadOptionError: One has an impossible value.
     """
-    parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
-    return read_options({option_name(name): value for name, value in parameters.items()})
+    parameters: list[tuple[str, Any]] = json.loads(request.parameters() or "{}", object_pairs_hook=list)
+    return read_options({option_name(name): value for name, value in reversed(parameters)})
 
 
 def tensor_of(request: Any, name: str) -> Tensor:
@@ -96,8 +112,16 @@ def tensor_of(request: Any, name: str) -> Tensor:
 
 
 def bytes_of(request: Any, name: str) -> list[bytes]:
-    """An input of type STRING and shape [N, 1]."""
-    return list(pb_utils.get_input_tensor_by_name(request, name).as_numpy()[:, 0])
+    """An input of type STRING and shape [N, 1].
+
+    Raises:
+        RequestError: It has another shape: Triton lets clients ask for no row, or for so many that their number
+            overflows.
+    """
+    values = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+    if values.ndim != 2 or not len(values):
+        raise RequestError(f"{name} must have the shape [N, 1], with N from 1 on")
+    return list(values[:, 0])
 
 
 def output(name: str, tensor: Tensor) -> Any:
@@ -188,17 +212,19 @@ class Preparing:
 
         Raises:
             BadOptionError: An option has an impossible value.
+            RequestError: There is no picture.
             FailedRequestError: The picture came alone and cannot be read.
         """
         try:
             options = options_of(request)
             mode = self._known(options.mode or self._mode)
+            pictures = bytes_of(request, PICTURE)
         except InputError as error:
             samples += [Sample(REQUESTS, 1, (UNREAD,)), Sample(FAILURES, 1, (error.code,))]
             raise
         samples.append(Sample(REQUESTS, 1, (mode.value,)))
         start = time.perf_counter()
-        batch = self._step.prepare(bytes_of(request, PICTURE), mode=mode, crop=options.crop)
+        batch = self._step.prepare(pictures, mode=mode, crop=options.crop)
         seconds = time.perf_counter() - start
         if len(batch.findings) == 1 and (failure := batch.findings[0].failure):
             samples += samples_of([failure], StageTimes(preprocess=seconds))
@@ -291,8 +317,8 @@ class Answers:
             output("probabilities", answered.probabilities),
             output("drift", answered.drift),
             output("estimated_quality", answered.estimated_quality),
-            text_output("status", answered.status),
-            text_output("answer", answered.bodies),
+            text_output(STATUS, answered.status),
+            text_output(ANSWER, answered.bodies),
         ]
 
 
@@ -307,14 +333,21 @@ class Metrics:
         self._families = {name: _family(name, metric) for metric in _METRICS for name in metric.series}
         self._metrics: dict[Series, Any] = {}
         self._uncounted = _warm_up_requests(args)
-        self._tally = Tally(self._increment)
+        self._tally = Tally(self._increment, first_series(_METRICS))
 
-    def record(self, request: Any, samples: Iterable[Sample]) -> None:
-        """Count what a request gives, once for each; the warm-up and a probe give nothing."""
+    def record(self, request: Any, samples: Samples) -> None:
+        """Count what a request gives, once for each; the warm-up gives nothing, and a probe only that it was one.
+
+        A probe that fails counts as every other request.
+        """
+        # A request that failed may be one that cannot be read, and has no samples where an earlier step counted it.
+        failed = not samples or any(sample.metric is FAILURES for sample in samples)
         if self._uncounted:
             self._uncounted -= 1
-        elif request.request_id() != PROBE_ID:
+        elif failed or not _is_probe(request):
             self._tally.record(samples)
+        elif _pictures_of(request) is not None:  # of an ensemble's steps the first counts it
+            self._tally.record([Sample(PROBES, 1)])
 
     def close(self) -> None:
         """Pass on what is left; nothing may be recorded afterwards."""
@@ -327,8 +360,25 @@ class Metrics:
         self._metrics[series].increment(value)
 
 
-_METRICS: Final = (*METRICS, MODEL_CPU)
+_NOT_TRITONS: Final = (EXPLANATIONS, EXPLANATION_FAILURES)
+_METRICS: Final = (*(metric for metric in METRICS if metric not in _NOT_TRITONS), MODEL_CPU)
 _TIMES: Final = (PREPROCESS, INFERENCE, SHADOW_TIME)
+
+
+def _is_probe(request: Any) -> bool:
+    """Whether a request is one for health; those of an ensemble's later steps carry findings instead of pictures."""
+    if request.request_id() != PROBE_ID:
+        return False
+    pictures = _pictures_of(request)
+    if pictures is None:
+        return [finding.sample for finding in findings_of(request)] == [True]
+    return is_probe(PROBE_ID, pictures)
+
+
+def _pictures_of(request: Any) -> list[bytes] | None:
+    """The pictures of a request; None where it has none, but what an earlier step made of them."""
+    has_pictures = pb_utils.get_input_tensor_by_name(request, PICTURE) is not None
+    return bytes_of(request, PICTURE) if has_pictures else None
 
 
 def _warm_up_requests(args: dict[str, str]) -> int:

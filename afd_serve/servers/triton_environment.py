@@ -8,7 +8,6 @@ embeds Python and finds its packages through the first ``python3`` on PATH; PYTH
 import dataclasses
 import json
 import os
-import secrets
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +15,28 @@ from pathlib import Path
 from typing import Final
 
 from afd_serve.errors import DependencyError
-from afd_serve.servers.processes import free_ports
+from afd_serve.servers.ports import TritonPorts
 
 __all__ = [
     "SHARED_MEMORY",
     "NoServerError",
     "TritonEnvironment",
-    "TritonPorts",
     "find_environment",
     "link_backend",
     "server_command",
 ]
 
 SHARED_MEMORY: Final = Path("/dev/shm")
+
+_CLOSED: Final = ("model-repository", "logging", "trace")
+"""What would make the server write files or load models while it runs."""
+
+_NOBODYS_WORD: Final = "\n=\n"
+"""The header, and its value, that open what is closed: none that anybody could send, however well they know it.
+
+Command lines are for everyone to read, so a secret would be none. In HTTP the end of a line is never part of a header's
+name. Over gRPC any bytes can be sent; its library takes every value, but no such name.
+"""
 
 _ADVICE: Final = "make an environment for it: pip install torch==VERSION && pip install 'afd-serve[triton-server]'"
 _LOOK: Final = """
@@ -53,20 +61,6 @@ _NOT_LOADED: Final = 127
 
 class NoServerError(DependencyError):
     """The environment lacks the server, or has a NumPy that is too new for it: another environment would do."""
-
-
-@dataclass(frozen=True)
-class TritonPorts:
-    """The TCP ports of one server, all on loopback."""
-
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
-
-    @classmethod
-    def free(cls) -> "TritonPorts":
-        """Ports that nobody listens on right now."""
-        return cls(*free_ports(3))
 
 
 @dataclass(frozen=True)
@@ -159,7 +153,13 @@ def link_backend(environment: TritonEnvironment, folder: Path) -> Path:
 
 
 def server_command(
-    environment: TritonEnvironment, repository: Path, backends: Path, ports: TritonPorts, prefix: str
+    environment: TritonEnvironment,
+    repository: Path,
+    backends: Path,
+    ports: TritonPorts,
+    prefix: str,
+    *,
+    shared_memory: bool = False,
 ) -> list[str]:
     """The server's command line.
 
@@ -169,9 +169,10 @@ def server_command(
         backends: What `link_backend` made.
         ports: Where to listen.
         prefix: What the names of its shared memory regions begin with.
+        shared_memory: Whether clients may name shared memory for the server to read and write. It asks nobody whose
+            that is: whoever reaches a port can let it write into its own, which its Python processes work with.
     """
-    # Nobody knows this word, so nobody can make the server write files or load models while it runs.
-    closed = f"model-repository,logging,trace:afd-admin={secrets.token_hex(16)}"
+    closed = ",".join(_CLOSED if shared_memory else (*_CLOSED, "shared-memory")) + f":{_NOBODYS_WORD}"
     options = {
         "model-repository": repository,
         "backend-directory": backends,

@@ -15,6 +15,7 @@ from afd_serve.results import Failure
 from afd_serve.runs import alone_in
 from afd_serve.sample import SAMPLE_NAME, sample_picture
 from afd_serve.servers.fingerprint import fingerprint_of
+from afd_serve.servers.folders import make_private, make_state_dir
 from afd_serve.servers.triton import Triton, TritonPorts, check_paths, probe, start
 from afd_serve.servers.triton_installation import suitable_python
 from afd_serve.triton_protocol import ENSEMBLE
@@ -32,6 +33,7 @@ def serve_triton(
     python: Path | None = None,
     ports: TritonPorts | None = None,
     workers: int = 0,
+    shared_memory: bool = False,
 ) -> Triton:
     """Serve a classifier on Triton, in the background.
 
@@ -47,16 +49,18 @@ def serve_triton(
             one whose environment is made in ``state_dir``.
         ports: Where to listen.
         workers: How many classifier processes; 0 stands for one per core that this process may use.
+        shared_memory: See `afd_serve.servers.triton.start`.
 
     Raises:
         ServingError: Triton cannot work in ``state_dir``, does not start, or does not answer.
         DependencyError: Something is missing in one of the two environments.
     """
     check_paths(state_dir.resolve())  # before an environment is made there
+    make_state_dir(state_dir)
     with alone_in(state_dir, wait=True):
         ports, python = ports or TritonPorts(), python or suitable_python(state_dir)
         platform = "python" if torch.cuda.is_available() else "python_cpu"
-        settings = f"{source}|{mode.value}|{python}|{ports}|{workers}|{platform}"
+        settings = f"{source}|{mode.value}|{python}|{ports}|{workers}|{platform}|{shared_memory}"
         fingerprint = fingerprint_of(source, repository_templates(), settings)
         running = Triton.find(state_dir)
         if running is not None and running.fingerprint == fingerprint and probe(running, timeout=10) is None:
@@ -66,7 +70,15 @@ def serve_triton(
         # In a folder of its own: should the running server crash before it is replaced, it finds its models unchanged.
         repository = state_dir / f"{_REPOSITORY}-{fingerprint[:12]}"
         package_triton(source, repository, platform=platform, limits=limits, mode=mode)
-        server = start(repository, state_dir, python=python, fingerprint=fingerprint, ports=ports, takes_over=True)
+        server = start(
+            make_private(repository),
+            state_dir,
+            python=python,
+            fingerprint=fingerprint,
+            ports=ports,
+            shared_memory=shared_memory,
+            takes_over=True,
+        )
         _remove_others(repository)
         return server
 

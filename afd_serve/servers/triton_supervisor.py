@@ -62,7 +62,14 @@ class Supervisor:
         environment = find_environment(server.python)
         backends = link_backend(environment, server.state_dir / "backends")
         self._server = server
-        self._command = server_command(environment, server.repository, backends, server.ports, server.prefix)
+        self._command = server_command(
+            environment,
+            server.repository,
+            backends,
+            server.ports,
+            server.prefix,
+            shared_memory=server.shared_memory,
+        )
         self._variables = environment.variables
         self._process: subprocess.Popen[bytes] | None = None
         self._stubs: set[Process] = set()
@@ -113,6 +120,7 @@ class Supervisor:
             status = process.poll()
             if status is not None:
                 return f"it ended with status {status} while it started"
+            self._server.hide_memory()  # its Python processes take seconds from there to the first picture
             reason = probe(self._server, timeout=5)
             if reason is None:
                 self._stubs = _find_stubs(process)

@@ -1,27 +1,35 @@
 """A real nginx in front of real servers, set up as deploy/ shows it."""
 
+import gzip
 import json
 import os
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from http.client import HTTPSConnection
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import psutil
 import pytest
 
 from afd_serve.pipeline import Pipeline
-from afd_serve.servers.processes import free_ports
+from afd_serve.servers.ports import free_ports
 from afd_serve.servers.torchserve import TorchServe
 from afd_serve.servers.triton import Triton
+from tests.serving.frames import Header, call
 from tests.serving.pictures import BAD, GOOD
+from tests.serving.protobuf import field
 
 pytest.importorskip("tritonclient.grpc")
+
+import grpc
 
 from afd_serve.client import Client, Mode, Options, detect_server
 from afd_serve.errors import RequestRefusedError, ServerUnavailableError
@@ -30,6 +38,7 @@ pytestmark = pytest.mark.serving
 
 FOLDER = Path(__file__).parents[2] / "deploy"
 KEY = "89abcdef" * 8  # as long as `openssl rand -hex 32` makes it
+BYTES = ("Content-Type", "application/octet-stream")
 PICTURES = [GOOD["sample"], BAD["truncated"], GOOD["png"]]
 
 _MAIN = """
@@ -44,7 +53,7 @@ http {{
 """
 
 
-_BLOCK = re.compile(r"\n( *)(?:upstream|location) [^{}]*\{[^{}]*\n\1\}\n")
+_BLOCK = re.compile(r"\n( *)(?:upstream|location) .*\{\n(?:\1 +.*\n)*\1\}\n")
 
 
 def write_token(server: TorchServe, folder: Path) -> None:
@@ -71,6 +80,30 @@ class Nginx:
         """What the service does after each start of TorchServe, and a reload, which takes a moment."""
         write_token(server, self.folder)
         subprocess.run([*self._command, "-s", "reload"], check=True)
+
+    def asked(
+        self, ca: Path, method: str, path: str, body: bytes = b"", headers: Sequence[tuple[str, str]] = ()
+    ) -> tuple[int, bytes]:
+        """Status and body of what an HTTP client with a key gets for this very path, with these headers in order."""
+        encrypted = ssl.create_default_context(cafile=str(ca))
+        with closing(HTTPSConnection("127.0.0.1", self.port, context=encrypted, timeout=60)) as connection:
+            connection.putrequest(method, path)
+            own = [("Authorization", f"Bearer {KEY}"), ("Content-Length", str(len(body)))]
+            for header in (*own, *headers):
+                connection.putheader(*header)
+            connection.endheaders(body)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def called(self, ca: Path, path: str, message: bytes, headers: Sequence[Header] = ()) -> list[bytes]:
+        """What a gRPC client with a key gets."""
+        encrypted = ssl.create_default_context(cafile=str(ca))
+        encrypted.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection,
+            encrypted.wrap_socket(connection, server_hostname="127.0.0.1") as speaking,
+        ):
+            return call(speaking, path, message, [(b"authorization", f"Bearer {KEY}".encode()), *headers])
 
     def client(self, ca: Path, key: str = KEY, scheme: str = "https") -> Client:
         url = f"{scheme}://127.0.0.1:{self.port}"
@@ -153,23 +186,39 @@ def test_clients_with_a_key_get_the_answers_of_torchserve(
         for wrong in (server.token(), "", KEY + "x"):
             with nginx.client(ca, wrong, scheme) as client, pytest.raises(RequestRefusedError, match="401"):
                 client.classify(GOOD["sample"])
-
-    def asked(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-        encrypted = ssl.create_default_context(cafile=str(ca))
-        with closing(HTTPSConnection("127.0.0.1", nginx.port, context=encrypted, timeout=60)) as connection:
-            own = {"Authorization": f"Bearer {KEY}", "Content-Type": "image/jpeg"}
-            connection.request(method, path, body, own | headers)
-            response = connection.getresponse()
-            return response.status, response.read()
-
     for name in ("top_k", "top-k"):
-        status, answer = asked("POST", "/predictions/afd", GOOD["sample"], **{name: "2"})
-        assert (status, len(json.loads(answer)["predictions"])) == (200, 2)
-    form = {"Content-Type": "application/x-www-form-urlencoded"}  # as curl says of all bytes
-    assert asked("POST", "/predictions/afd", GOOD["sample"], **form)[0] == 200
-    for method, path in (("GET", "/ping"), ("GET", "/models"), ("OPTIONS", "/"), ("GET", "/predictions/../models")):
-        assert asked(method, path)[0] == 404
-    assert asked("POST", "/predictions/afd", bytes((32 << 20) + 1))[0] == 413
+        for method in ("POST", "PUT"):  # curl -T
+            status, answer = nginx.asked(ca, method, "/predictions/afd", GOOD["sample"], [BYTES, (name, "2")])
+            assert (status, len(json.loads(answer)["predictions"])) == (200, 2)
+    form = [("Content-Type", "application/x-www-form-urlencoded")]  # as curl says of all bytes
+    assert nginx.asked(ca, "POST", "/predictions/afd", GOOD["sample"], form)[0] == 200
+    assert nginx.asked(ca, "POST", "/predictions/afd", bytes((32 << 20) + 1), [BYTES])[0] == 413
+
+
+@pytest.fixture
+def torchserve_proxy(server: TorchServe, start_nginx: StartNginx, tmp_path: Path) -> Nginx:
+    write_token(server, tmp_path)
+    return start_nginx("torchserve", server.ports.inference, server.ports.grpc_inference)
+
+
+def test_of_torchserve_clients_reach_what_classifies_and_nothing_else(
+    torchserve_proxy: Nginx, certificate: tuple[Path, Path]
+) -> None:
+    ca = certificate[0]
+
+    def asked(method: str, path: str) -> tuple[int, bytes]:
+        return torchserve_proxy.asked(ca, method, path, GOOD["sample"] if method == "POST" else b"", [BYTES])
+
+    for path in ("/ping", "/models", "/", "/predictions/../models", "/predictions/afd/1.0", "/predictions/.."):
+        assert {asked(method, path)[0] for method in ("GET", "POST", "OPTIONS")} == {404}
+    paths = ("/predictions/afd", "/explanations/afd", "/ping/../predictions/afd")
+    for method in ("GET", "OPTIONS", "DELETE", "PATCH"):
+        assert {asked(method, path)[0] for path in paths} == {403}
+    # TorchServe reads the path as it comes, in which these are other routes of its own.
+    for other in ("/ping/..", "/wfpredict/evil/../..", "/wfpredict/evil/%2e%2e/%2E%2E", "/api-description/x/../.."):
+        status, answer = asked("POST", f"{other}/predictions/afd")
+        assert status == 200, other
+        assert json.loads(answer)["model"]["name"] == "afd", other
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
@@ -190,6 +239,118 @@ def test_clients_with_a_key_get_the_answers_of_triton(
             client.classify(GOOD["sample"] + bytes(32 << 20))
     with nginx.client(ca, "another", scheme) as client, pytest.raises(RequestRefusedError, match="401"):
         client.classify(GOOD["sample"])
+
+
+@pytest.fixture
+def triton_proxy(triton_server: Triton, start_nginx: StartNginx) -> Nginx:
+    return start_nginx("triton", triton_server.ports.http, triton_server.ports.grpc)
+
+
+INFER = "/v2/models/afd_classify/infer"
+ALL_BYTES = ("Inference-Header-Content-Length", "0")
+
+
+def test_of_triton_clients_reach_what_classifies_and_nothing_else(
+    triton_proxy: Nginx, certificate: tuple[Path, Path]
+) -> None:
+    ca = certificate[0]
+    for path in ("/v2/", "/v2/health/ready", "/v2/models/afd_classify", "/v2/repository/index", f"{INFER}/"):
+        assert {triton_proxy.asked(ca, method, path)[0] for method in ("GET", "POST", "OPTIONS")} == {404}
+    for method, path in (("POST", "/v2"), ("OPTIONS", "/v2"), ("GET", INFER), ("OPTIONS", INFER)):
+        assert triton_proxy.asked(ca, method, path)[0] == 403
+    assert triton_proxy.asked(ca, "GET", "/v2/logging/../../v2")[1] == triton_proxy.asked(ca, "GET", "/v2")[1] != b""
+    detour = "/v2/repository/index/../../models/afd_classify/infer"
+    assert triton_proxy.asked(ca, "POST", detour, GOOD["sample"], [BYTES, ALL_BYTES])[0] == 200
+    service = "/inference.GRPCInferenceService"
+    assert triton_proxy.called(ca, f"{service}/ServerMetadata", bytes(5))
+    for method in ("RepositoryIndex", "ServerMetadata/../RepositoryIndex", "RepositoryIndex/../ServerMetadata"):
+        answered = b"".join(triton_proxy.called(ca, f"{service}/{method}", bytes(5)))
+        assert not answered or answered.startswith(b"<html>"), "nginx answers pages, Triton messages"
+
+
+HIDING = ([], [("Content_Encoding", "")], [("Content_Encoding", "identity")], [("Content-Encoding", "identity")])
+"""Headers that come before the one that they hide from nginx, whose variable is the same for all."""
+
+
+@pytest.mark.parametrize("before", HIDING, ids=str)
+def test_nothing_behind_the_proxy_inflates_a_body(
+    triton_proxy: Nginx, certificate: tuple[Path, Path], before: list[tuple[str, str]]
+) -> None:
+    """A thousandth of what a picture may have could otherwise fill the memory of the server."""
+    ca, plain = certificate[0], [BYTES, ALL_BYTES]
+    assert triton_proxy.asked(ca, "POST", INFER, GOOD["sample"], plain)[0] == 200
+    for kind in ("gzip", "deflate"):
+        body = gzip.compress(GOOD["sample"]) if kind == "gzip" else zlib.compress(GOOD["sample"])
+        headers = [*plain, *before, ("Content-Encoding", kind)]
+        status, answer = triton_proxy.asked(ca, "POST", INFER, body, headers)
+        assert status == 415 or (before and status == 400 and b"not_an_image" in answer)
+
+
+@pytest.mark.parametrize("before", [[], [(b"grpc_encoding", b"")], [(b"grpc_encoding", b"identity")]], ids=str)
+def test_nothing_behind_the_proxy_inflates_a_message(
+    triton_proxy: Nginx, certificate: tuple[Path, Path], before: list[Header]
+) -> None:
+    ca, picture = certificate[0], GOOD["sample"]
+    # ModelInferRequest: model_name = 1, inputs = 5 (name = 1, datatype = 2, shape = 3), raw_input_contents = 7.
+    described = field(1, b"picture") + field(2, b"BYTES") + field(3, bytes([1, 1]))
+    raw = len(picture).to_bytes(4, "little") + picture
+    message = field(1, b"afd_classify") + field(5, described) + field(7, raw)
+
+    def answered(body: bytes, headers: list[Header], *, compressed: bool) -> bytes:
+        prefix = bytes([compressed]) + len(body).to_bytes(4, "big")
+        path = "/inference.GRPCInferenceService/ModelInfer"
+        return b"".join(triton_proxy.called(ca, path, prefix + body, headers))
+
+    assert b"wall clock" in answered(message, before, compressed=False)
+    for kind, body in ((b"gzip", gzip.compress(message)), (b"deflate", zlib.compress(message))):
+        assert b"wall clock" not in answered(body, [*before, (b"grpc-encoding", kind)], compressed=True)
+
+
+def test_a_grpc_client_that_compresses_is_told_why_not(triton_proxy: Nginx, certificate: tuple[Path, Path]) -> None:
+    credentials: Any = grpc.ssl_channel_credentials(certificate[0].read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{triton_proxy.port}", credentials) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        metadata = (("authorization", f"Bearer {KEY}"),)
+        with pytest.raises(grpc.RpcError, match="415"):
+            infer(bytes(100), metadata=metadata, compression=grpc.Compression.Gzip, timeout=60)
+
+
+NESTED = b'{"id":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+LENGTH = "Inference-Header-Content-Length"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(LENGTH, str(len(NESTED)))],
+        [(LENGTH, "0"), (LENGTH, str(len(NESTED)))],
+        [(LENGTH, ""), (LENGTH, str(len(NESTED)))],
+        [(LENGTH.replace("-", "_"), "0"), (LENGTH, str(len(NESTED)))],
+        [(LENGTH.replace("-", "_"), ""), (LENGTH, str(len(NESTED)))],
+        [(LENGTH, f"+{len(NESTED)}")],
+    ],
+    ids=str,
+)
+def test_no_nested_json_ends_triton(
+    triton_server: Triton, triton_proxy: Nginx, certificate: tuple[Path, Path], headers: list[tuple[str, str]]
+) -> None:
+    before = psutil.Process(triton_server.pid).children()
+    status, answer = triton_proxy.asked(certificate[0], "POST", INFER, NESTED, [BYTES, *headers])
+    assert status == 413 or (status == 400 and b"not_an_image" in answer)  # the header that counts says: no JSON
+    assert psutil.Process(triton_server.pid).children() == before
+    with triton_proxy.client(certificate[0]) as client:
+        client.classify(GOOD["sample"])
+
+
+def test_json_that_is_short_may_be_all_of_a_body(triton_proxy: Nginx, certificate: tuple[Path, Path]) -> None:
+    def asked(size: int) -> tuple[int, bytes]:
+        said = {"name": "picture", "shape": [1, 1], "datatype": "BYTES", "data": ["no picture"]}
+        return triton_proxy.asked(certificate[0], "POST", INFER, json.dumps({"inputs": [said]}).ljust(size).encode())
+
+    assert asked(9_999)[0] == 400
+    assert b"not_an_image" in asked(9_999)[1]
+    assert asked(10_000)[0] == 413
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])

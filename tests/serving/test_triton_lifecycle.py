@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -193,26 +194,40 @@ def test_serving_twice_starts_once_and_a_crash_leaves_nothing(
     assert not list(SHARED_MEMORY.glob(f"{first.prefix}*"))
 
 
+def through_shared_memory(url: str) -> str:
+    """What a client gets, or why it does not."""
+    try:
+        with Client(url, shared_memory=True) as client:
+            return str(client.classify(GOOD["sample"]))
+    except ClientError as error:
+        return str(error)
+
+
 def test_a_server_in_the_foreground_ends_with_its_command(
     exported: Path, triton_python: Path, booby_trapped: Path, tmp_path: Path
 ) -> None:
-    free = TritonPorts.free()
+    """And, as nobody has asked for more, takes no shared memory and shows nobody its files."""
+    free, state_dir = TritonPorts.free(), tmp_path / "state"
     ports = ["--port", free.http, "--grpc-port", free.grpc, "--metrics-port", free.metrics]
-    words = ["--model", exported, "--state-dir", tmp_path, "--python", triton_python, "--workers", 1, *ports]
+    words = ["--model", exported, "--state-dir", state_dir, "--python", triton_python, "--workers", 1, *ports]
     command = [sys.executable, "-P", "-m", "afd_serve", "serve", "triton", *words, "--foreground"]
     try:
         with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=booby_trapped) as staying:
             assert staying.stdout is not None
             assert any("bare classifier" in line for line in staying.stdout), "it ended before it answered"
-            server = Triton.find(tmp_path)
+            server = Triton.find(state_dir)
             assert server is not None
+            modes = [stat.S_IMODE(folder.stat().st_mode) for folder in (state_dir, server.repository)]
+            answers = [through_shared_memory(url) for url in (server.url, server.grpc_url)]
             staying.send_signal(signal.SIGTERM)
             out, _ = staying.communicate(timeout=60)
         assert (staying.returncode, out.splitlines()) == (0, ["stopping", "stopped"])
         assert not server.alive()
         assert not list(SHARED_MEMORY.glob(f"{server.prefix}*"))
+        assert modes == [0o700, 0o700]
+        assert [answer.partition(":")[0] for answer in answers] == ["the server does not take shared memory"] * 2
     finally:
-        Triton.stop(tmp_path)
+        Triton.stop(state_dir)
 
 
 def test_an_interrupted_start_leaves_no_supervisor(

@@ -1,0 +1,40 @@
+"""Folders of servers are their own account's, however generous the umask is."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from afd_serve.servers.folders import make_private, make_state_dir
+
+
+@pytest.fixture(autouse=True)
+def _generous() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_state_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    make_state_dir(tmp_path / "serve" / "torchserve")
+    assert mode(tmp_path / "serve" / "torchserve") == 0o700
+
+
+def test_a_folder_that_somebody_named_keeps_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir(mode=0o1777)
+    (tmp_path / "shared").chmod(0o1777)
+    make_state_dir(tmp_path / "shared")
+    assert mode(tmp_path / "shared") == 0o1777
+
+
+def test_a_folder_of_ours_becomes_private_also_where_it_was_not(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir(mode=0o755)
+    for folder in (tmp_path / "logs", tmp_path / "new" / "archives"):
+        assert make_private(folder) == folder
+        assert mode(folder) == 0o700
