@@ -1,10 +1,13 @@
 """Work that is done together, a moment later, instead of piece by piece."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Final
 
 __all__ = ["Later"]
+
+_log = logging.getLogger(__name__)
 
 _EVERY: Final = 0.5
 """Seconds."""
@@ -12,6 +15,8 @@ _EVERY: Final = 0.5
 
 class Later:
     """Runs an action in a thread of its own, half a second after somebody has asked for it.
+
+    An action that fails is logged, and runs again when it is asked for again.
 
     Args:
         action: What to run; who asks meanwhile is served by the same run.
@@ -28,14 +33,19 @@ class Later:
         self._asked.set()
 
     def close(self) -> None:
-        """Run the action once more, at once, and for the last time."""
+        """Run the action once more, at once or right after a run that is under way, and for the last time."""
         self._closed.set()
         self._asked.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed.is_set():
+        last = False
+        while not last:
             self._asked.wait()
             self._closed.wait(_EVERY)
             self._asked.clear()
-            self._action()
+            last = self._closed.is_set()  # who closes after this has asked after the line above: there is one more run
+            try:
+                self._action()
+            except Exception:
+                _log.exception("what was left for later failed")

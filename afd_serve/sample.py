@@ -1,20 +1,32 @@
 """The picture that shows that all is well: a start-up check, a first example, a health probe."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib import resources
 from typing import Final
 
 from PIL import Image
 
-__all__ = ["SAMPLE_NAME", "sample_picture", "sample_variants"]
+from afd_serve.triton_protocol import PROBE_ID
+
+__all__ = ["SAMPLE_NAME", "is_probe", "sample_picture", "sample_variants"]
 
 SAMPLE_NAME: Final = "wall_clock_qf10.jpg"
 
 
+@cache
 def sample_picture() -> bytes:
     """A drawing of a wall clock as a JPEG of quality 10; ``scripts/render_sample.py`` made it."""
     return resources.files("afd_serve").joinpath("data").joinpath(SAMPLE_NAME).read_bytes()
+
+
+def is_probe(request_id: object, pictures: Sequence[object]) -> bool:
+    """Whether a request asks for health: it says so by its id, and has the sample picture alone.
+
+    Metrics leave probes out. The id would hide any picture from them, so it is not enough.
+    """
+    return request_id == PROBE_ID and list(pictures) == [sample_picture()]
 
 
 def sample_variants() -> Iterator[bytes]:

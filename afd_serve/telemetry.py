@@ -11,24 +11,43 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from afd_serve.later import Later
+from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.results import Shadow
 
-__all__ = ["METRICS", "UNREAD", "Metric", "Sample", "Series", "Tally", "quality_bucket", "samples_of"]
+__all__ = [
+    "METRICS",
+    "UNREAD",
+    "Metric",
+    "Sample",
+    "Series",
+    "Tally",
+    "first_series",
+    "quality_bucket",
+    "samples_of",
+]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One time series family; ``labels`` come after the model's name, which every metric carries.
+    """One time series family.
 
     A summary is what Prometheus calls so, without quantiles: the sum of what was observed, and how often. Servers need
     nothing but counters for it.
+
+    Attributes:
+        name: What the family is called.
+        kind: What it is.
+        unit: Of the values.
+        labels: Those that come after the model's name, which every metric carries.
+        first: Values of the only label whose series begin with the server, see `first_series`.
     """
 
     name: str
     kind: Literal["counter", "summary"]
     unit: str
     labels: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
 
     @property
     def series(self) -> tuple[str, ...]:
@@ -64,13 +83,15 @@ class Tally:
 
     Args:
         pass_on: Takes a counter and by how much it has grown; called from the thread.
+        first: Counters that are passed on with zero, before anything is recorded.
     """
 
-    def __init__(self, pass_on: Callable[[Series, float], None]) -> None:
+    def __init__(self, pass_on: Callable[[Series, float], None], first: Iterable[Series] = ()) -> None:
         self._pass_on = pass_on
-        self._sums: dict[Series, float] = defaultdict(float)
+        self._sums: dict[Series, float] = defaultdict(float, dict.fromkeys(first, 0.0))
         self._lock = threading.Lock()
         self._later = Later(self._pass_sums_on)
+        self._later.ask()
 
     def record(self, samples: Iterable[Sample]) -> None:
         """Add samples."""
@@ -92,16 +113,22 @@ class Tally:
             self._pass_on(series, value)
 
 
-REQUESTS: Final = Metric("afd_requests_total", "counter", "count", ("mode",))
 UNREAD: Final = "none"
 """The label ``mode`` of a request that is refused before it has one."""
 
+REQUESTS: Final = Metric("afd_requests_total", "counter", "count", ("mode",), first=(*Mode, UNREAD))
+
+PROBES: Final = Metric("afd_probes_total", "counter", "count")
+"""Health probes that were answered, which count nowhere else."""
+
 PICTURES: Final = Metric("afd_pictures_total", "counter", "count")
-FAILURES: Final = Metric("afd_failures_total", "counter", "count", ("code",))
+FAILURES: Final = Metric("afd_failures_total", "counter", "count", ("code",), first=("internal",))
 PROTECTED: Final = Metric("afd_protected_total", "counter", "count")
 QUALITY: Final = Metric("afd_estimated_quality_total", "counter", "count", ("quality",))
 EXPLANATIONS: Final = Metric("afd_explanations_total", "counter", "count")
-EXPLANATION_FAILURES: Final = Metric("afd_explanation_failures_total", "counter", "count", ("code",))
+EXPLANATION_FAILURES: Final = Metric(
+    "afd_explanation_failures_total", "counter", "count", ("code",), first=("internal",)
+)
 DRIFT: Final = Metric("afd_drift", "summary", "score")
 PREPROCESS: Final = Metric("afd_preprocess_seconds", "summary", "seconds")
 INFERENCE: Final = Metric("afd_inference_seconds", "summary", "seconds")
@@ -110,12 +137,15 @@ INFERENCE: Final = Metric("afd_inference_seconds", "summary", "seconds")
 # sign, and a counter only grows: so what goes up and what goes down are added up apart.
 SHADOW: Final = Metric("afd_shadow_total", "counter", "count")
 SHADOW_DISAGREEMENTS: Final = Metric("afd_shadow_disagreements_total", "counter", "count")
-SHADOW_CHANGE: Final = Metric("afd_shadow_confidence_change_total", "counter", "probability", ("direction",))
+SHADOW_CHANGE: Final = Metric(
+    "afd_shadow_confidence_change_total", "counter", "probability", ("direction",), first=("up", "down")
+)
 SHADOW_FAILURES: Final = Metric("afd_shadow_failures_total", "counter", "count")
 SHADOW_TIME: Final = Metric("afd_shadow_seconds", "summary", "seconds")
 
 METRICS: Final = (
     REQUESTS,
+    PROBES,
     PICTURES,
     FAILURES,
     PROTECTED,
@@ -131,6 +161,19 @@ METRICS: Final = (
     SHADOW_FAILURES,
     SHADOW_TIME,
 )
+
+
+def first_series(metrics: Iterable[Metric] = METRICS) -> Iterator[Series]:
+    """Counters that a server publishes as zero from its start on.
+
+    Of one that appears with its first event, Prometheus sees no growth: the event, or a thousand of them, would raise
+    no alert. Labels have many values, of which most say little in a legend; those are left out that no alert waits for.
+    """
+    for metric in metrics:
+        for labels in [(value,) for value in metric.first] if metric.labels else [()]:
+            for name in metric.series:
+                yield Series(name, metric, labels)
+
 
 _QUALITY_STEPS: Final = (7, 10, 15, 18, 25, 40, 60, 75, 90, 100)
 

@@ -6,6 +6,7 @@ there, a client's ``describe`` header would answer all its neighbours with the m
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ from afd_serve.request import read_mode
 from afd_serve.response import ModelInfo, Reply
 from afd_serve.sample import sample_picture
 from afd_serve.service import Call, Service
-from afd_serve.telemetry import METRICS, Metric, Series, Tally
+from afd_serve.telemetry import METRICS, Metric, Series, Tally, first_series
 from afd_serve.worker_log import hold_back
 
 
@@ -37,10 +38,12 @@ class AfdHandler:
         """Load the archive's model on one thread and run it once, so that the first client does not wait."""
         model_dir = Path(context.system_properties["model_dir"])
         check_seal(model_dir)
+        # Else TorchServe parses what calls itself JSON, before anything bounds it: seconds and gigabytes for 30 MB.
+        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         model = ModelInfo(context.model_name, context.manifest["model"]["modelVersion"])
         self._model = context.model_name
         self._counters = {name: _counter(context, name, metric) for metric in METRICS for name in metric.series}
-        self._tally = Tally(self._count)
+        self._tally = Tally(self._count, first_series())
         pipeline = Pipeline.load(model_dir, threads=1)
         pipeline.warm_up()
         signature = json.loads(pipeline.signature.to_json())

@@ -7,9 +7,22 @@ from dataclasses import replace
 import pytest
 
 from afd_serve import later
+from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.results import Shadow
-from afd_serve.telemetry import DRIFT, FAILURES, PICTURES, Sample, Series, Tally, quality_bucket, samples_of
+from afd_serve.telemetry import (
+    DRIFT,
+    FAILURES,
+    METRICS,
+    PICTURES,
+    UNREAD,
+    Sample,
+    Series,
+    Tally,
+    first_series,
+    quality_bucket,
+    samples_of,
+)
 
 BARE = Prediction((0,), ("a",), (0.5,), 10, 0.5, protected=False)
 
@@ -112,6 +125,33 @@ def test_what_comes_shortly_after_is_passed_on_together_and_closing_does_not_wai
         time.sleep(0.02)  # enough for its thread to run
     tally.close()
     assert values == [6]
+
+
+def test_a_tally_begins_with_zeros() -> None:
+    grown: dict[Series, float] = {}
+    came = threading.Event()
+
+    def pass_on(series: Series, value: float) -> None:
+        grown[series] = grown.get(series, 0) + value
+        came.set()
+
+    tally = Tally(pass_on, [Series("afd_pictures_total", PICTURES, ())])
+    assert came.wait(20), "without anything that is recorded"
+    assert grown == {Series("afd_pictures_total", PICTURES, ()): 0}
+    tally.record([Sample(PICTURES, 2)])
+    tally.close()
+    assert grown == {Series("afd_pictures_total", PICTURES, ()): 2}
+
+
+def test_what_alerts_wait_for_is_there_before_it_happens() -> None:
+    series = {(name, labels) for name, _, labels in first_series()}
+    without_labels = {(name, ()) for metric in METRICS if not metric.labels for name in metric.series}
+    assert {("afd_drift_count", ()), ("afd_shadow_failures_total", ())} < without_labels <= series
+    assert ("afd_failures_total", ("internal",)) in series
+    assert ("afd_explanation_failures_total", ("internal",)) in series
+    assert ("afd_requests_total", (UNREAD,)) in series
+    assert {("afd_requests_total", (mode.value,)) for mode in Mode} < series
+    assert all(len(labels) == len(metric.labels) for _, metric, labels in first_series())
 
 
 def test_a_tally_passes_on_by_itself() -> None:

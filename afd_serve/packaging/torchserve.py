@@ -22,14 +22,13 @@ from afd_serve.errors import DependencyError, ExportError, PackagingError
 from afd_serve.exported import exported_files
 from afd_serve.mode import Mode
 from afd_serve.packaging.handlers import handlers_dir
-from afd_serve.packaging.seal import SEAL_NAME, make_seal
+from afd_serve.packaging.seal import HANDLER_NAME, MANIFEST_NAME, SEAL_NAME, make_seal
 from afd_serve.runs import write_atomically
 
 __all__ = ["package_torchserve"]
 
 _CONFIG: Final = "model-config.yaml"
 _DEFAULT_MODE: Final = f'mode: "{Mode.PROTECT.value}"'
-_MANIFEST: Final = "MAR-INF/MANIFEST.json"
 # The earliest time that a ZIP archive can hold: archives of equal content are then equal byte for byte.
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -123,7 +122,7 @@ def _run_archiver(files: list[Path], config: Path, out: Path, name: str, version
         "--version": version,
         "--serialized-file": files[0],
         "--extra-files": ",".join(map(str, files[1:])),
-        "--handler": handlers_dir() / "afd_handler.py",
+        "--handler": handlers_dir() / HANDLER_NAME,
         "--config-file": config,
         "--export-path": out,
         "--archive-format": "zip-store",
@@ -155,7 +154,7 @@ def _rewrite(built: Path, target: Path) -> Path:
     try:
         with zipfile.ZipFile(built) as old:
             files = {entry: old.read(entry) for entry in old.namelist()}
-        files[_MANIFEST] = _without_time(files[_MANIFEST])
+        files[MANIFEST_NAME] = _without_time(files[MANIFEST_NAME])
         files[SEAL_NAME] = make_seal(files)
         write_atomically(target, write)
     except OSError as error:

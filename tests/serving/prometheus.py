@@ -15,7 +15,7 @@ import yaml
 from afd_serve.errors import ServingError
 from afd_serve.mode import Mode
 from afd_serve.servers.http import ask
-from afd_serve.servers.processes import free_ports
+from afd_serve.servers.ports import free_ports
 from afd_serve.telemetry import EXPLANATION_FAILURES, EXPLANATIONS, METRICS
 from tests.monitoring import FOLDER, dashboard_expressions, metrics_in, rules, tool
 

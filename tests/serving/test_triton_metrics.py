@@ -24,19 +24,41 @@ from tests.serving.scrape import counted, names, settled, total
 pytestmark = pytest.mark.serving
 
 
-def test_metrics_have_the_catalogues_names_and_leave_probes_out(triton_server: Triton, run: Run) -> None:
+def test_metrics_have_the_catalogues_names_and_leave_probes_out(
+    triton_server: Triton, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Client(triton_server.grpc_url) as client:
         pictures, failures = counted(triton_server, "afd_pictures_total"), counted(triton_server, "afd_failures_total")
         client.classify_many([GOOD["sample"], BAD["truncated"]])
         client.classify(BAD["truncated"])
         assert client.healthy(timeout=30)
         assert run("health", "--state-dir", triton_server.state_dir, "--timeout", 30)[0] == 0
+        monkeypatch.setattr("afd_serve.client.dialects._options", lambda _: {"top_k": "0"})
         with pytest.raises(RequestRefusedError):
-            client.classify(GOOD["sample"], Options(top_k=0))
+            client.classify(GOOD["sample"])
     assert counted(triton_server, "afd_pictures_total") == pictures + 3
     assert counted(triton_server, "afd_failures_total") == failures + 3
     assert counted(triton_server, "afd_failures_total", ModelName="afd_classify", code="truncated_jpeg") >= 2
     assert counted(triton_server, "afd_inference_seconds_sum") > 0
+
+
+def test_nobody_hides_pictures_as_probes(triton_server: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
+    def now() -> dict[str, float]:
+        text = settled(triton_server)
+        return {name: total(text, f"afd_{name}_total") for name in ("requests", "pictures", "failures", "probes")}
+
+    before = now()
+    with Client(triton_server.grpc_url) as client:
+        client.probe(timeout=30)
+        after = now()
+        assert after == before | {"probes": after["probes"]}
+        # In the background the supervisor probes as well.
+        assert after["probes"] > before["probes"]
+        for picture in (GOOD["fine"], BAD["truncated"], BAD["truncated"]):
+            monkeypatch.setattr("afd_serve.client.sample_picture", lambda picture=picture: picture)
+            client.healthy(timeout=30)
+    hidden = {name: value - after[name] for name, value in now().items() if name != "probes"}
+    assert hidden == {"requests": 3, "pictures": 3, "failures": 2}
 
 
 def test_only_what_a_queue_or_a_process_costs_counts_as_turned_away(triton_server: Triton) -> None:
@@ -108,6 +130,10 @@ def test_faults_of_ours_are_counted_with_their_requests(
         code.write(FAULT)
     server = triton.start(repository, tmp_path / "state", python=triton_python, ports=TritonPorts.free())
     try:
+        text = settled(server)
+        assert prometheus.catalogue("triton") - names(text) <= {"afd_estimated_quality_total"}, "before any request"
+        assert 'afd_failures_total{ModelName="afd_classify",code="internal"}' in text
+        assert total(text, "afd_requests_total") == 0
         with Client(server.grpc_url) as client:
             client.classify(GOOD["sample"])
             with pytest.raises(BadAnswerError, match="internal error"):
