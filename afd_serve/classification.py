@@ -107,7 +107,7 @@ class There:
         with self._connect() as client:
             drawing = client.explain(picture, options)
         if isinstance(drawing, Failure):
-            raise RequestRefusedError(f"{drawing.code}: {drawing.reason}")
+            raise RequestRefusedError.of(drawing)
         return drawing, ""
 
     def probe(self, timeout: float) -> Prediction:

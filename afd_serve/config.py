@@ -15,6 +15,26 @@ PRESETS: Final = ("default", "lite", "full", "paper")
 SERVED_PRESET: Final = "default"
 """What a backbone's own name stands for, and what a fit makes if nothing else is said."""
 
+_MOST: Final = 2**14
+"""Channels and the like: more than any network has, and few enough that a damaged file asks for no absurd memory."""
+
+_MOST_BLOCKS: Final = 64
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _check_whole(settings: object, name: str, least: int, most: int) -> None:
+    if not _is_whole(value := getattr(settings, name), least, most):
+        raise ConfigError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+
+
+def _check_texts(settings: object, *names: str) -> None:
+    for name in names:
+        if not isinstance(value := getattr(settings, name), str):
+            raise ConfigError(f"{name} must be a text, not {value!r}")
+
 
 @dataclass(frozen=True)
 class GateSiteConfig:
@@ -22,6 +42,10 @@ class GateSiteConfig:
 
     site: str
     channels: int
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "site")
+        _check_whole(self, "channels", 1, _MOST)
 
 
 @dataclass(frozen=True)
@@ -34,6 +58,12 @@ class AdapterSiteConfig:
     site: str
     shape: tuple[int, int, int, int]
     rank: int = 0
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "site")
+        _check_whole(self, "rank", 0, _MOST)
+        if len(self.shape) != len("OIhw") or not all(_is_whole(side, 1, _MOST) for side in self.shape):
+            raise ConfigError(f"shape must be four whole numbers from 1 to {_MOST}, not {self.shape!r}")
 
 
 @dataclass(frozen=True)
@@ -50,6 +80,14 @@ class FeSiteConfig:
     width: int = 32
     low_blocks: int = 2
 
+    def __post_init__(self) -> None:
+        _check_texts(self, "site")
+        for name in ("channels", "width"):
+            _check_whole(self, name, 1, _MOST)
+        _check_whole(self, "low_blocks", 0, _MOST_BLOCKS)
+        if self.stride not in (1, 2, 4, 8):
+            raise ConfigError(f"stride must be 1, 2, 4 or 8, not {self.stride!r}")
+
 
 @dataclass(frozen=True)
 class AfdConfig:
@@ -65,6 +103,9 @@ class AfdConfig:
     fdm_channels: int = 32
 
     def __post_init__(self) -> None:
+        _check_texts(self, "preset", "backbone", "fingerprint")
+        for name in ("descriptor", "fdm_channels"):
+            _check_whole(self, name, 1, _MOST)
         if not self.gates and not self.adapters and not self.fe:
             raise ConfigError("an AFD module needs an attach site: a channel gate, a kernel adapter or an FE-Net")
 
@@ -86,7 +127,7 @@ class AfdConfig:
             values["adapters"] = tuple(AdapterSiteConfig(**site | {"shape": tuple(site["shape"])}) for site in adapters)
             values["fe"] = tuple(FeSiteConfig(**site) for site in values["fe"])
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"this is no AFD configuration: {error}") from error
 
 

@@ -4,7 +4,9 @@
 say what was wrong and, where there is something to do, what to do.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from afd_serve.results import Failure
 
 __all__ = [
     "AfdError",
@@ -197,9 +199,23 @@ class DeadlineExceededError(ClientError):
 
 
 class RequestRefusedError(ClientError):
-    """The server does not take the request as a whole: an unknown model, a wrong token, an impossible option."""
+    """The server does not take the request as a whole: an unknown model, a wrong token, an impossible option.
+
+    Attributes:
+        failure: The code and the reason, one of those that `afd_serve.response` lists; None where what refuses is not
+            the model but the server or a proxy, which has words of its own.
+    """
 
     code = "refused"
+
+    def __init__(self, message: str, failure: Failure | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
+
+    @classmethod
+    def of(cls, failure: Failure) -> Self:
+        """The error that a failure of the request as a whole is."""
+        return cls(f"{failure.code}: {failure.reason}", failure)
 
 
 class BadAnswerError(ClientError):

@@ -103,15 +103,36 @@ def _script(source: str | Path, backbone: Backbone, afd: AfdNet, precision: str)
 
 
 def _frozen(classifier: AfdClassifier, size: int, precision: str) -> tuple[bytes, Engine]:
-    """The file of a classifier, scripted and frozen, and what loads from it, compared with the classifier."""
+    """The file of a classifier, scripted and frozen, and what loads from it, compared with the classifier.
+
+    Raises:
+        ExportError: They do not agree, or it cannot be computed in the precision.
+    """
     expected = [_run(classifier, inputs) for inputs in _parity_inputs(size)]
-    if precision != "float32":
-        classifier = with_trunks_in(classifier, getattr(torch, precision))
     example = example_inputs(size)
-    data = torchscript.to_bytes(freeze_classifier(classifier, example))
-    module = torchscript.load(data, example)
+    if precision == "float32":
+        data, module = _scripted(classifier, example)
+    else:
+        data, module = _scripted_in(classifier, example, precision)
     _check_parity(expected, [_run(module, inputs) for inputs in _parity_inputs(size)], _TOLERANCE[precision])
     return data, module
+
+
+def _scripted(classifier: AfdClassifier, example: ClassifierInputs) -> tuple[bytes, Engine]:
+    data = torchscript.to_bytes(freeze_classifier(classifier, example))
+    return data, torchscript.load(data, example)
+
+
+def _scripted_in(classifier: AfdClassifier, example: ClassifierInputs, precision: str) -> tuple[bytes, Engine]:
+    """`_scripted` in half precision, which operators refuse where the forward makes a tensor of another one."""
+    try:
+        return _scripted(with_trunks_in(classifier, getattr(torch, precision)), example)
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition("\n")[2]  # the last line, below a script's own traceback
+        raise ExportError(
+            f"the classifier cannot be computed in {precision} ({reason}): its forward may cast to float32 itself, as "
+            "by x.float(); export it in float32, or with --engine openvino"
+        ) from error
 
 
 def _write_graphs(

@@ -38,6 +38,10 @@ class JpegLimits:
             sixteenth of the coefficients for progressive ones.
         max_blocks_per_byte: 8x8 blocks of all components per byte of the file. A Huffman-coded block takes one bit at
             least, so that 8 refuses no complete one. Pictures of up to 65,536 blocks are exempt.
+        max_other_pixels: Width times height of a picture that is no JPEG, besides ``max_pixels``; only
+            `afd_serve.preprocess.prepare` reads such pictures. They are decoded whole, whatever the model's size, and
+            in most formats a few kilobytes fill any number of pixels. 25 million hold a camera's 24 megapixels and a
+            screen of 6016x3384.
     """
 
     max_pixels: int = 100_000_000
@@ -45,6 +49,7 @@ class JpegLimits:
     max_scans: int = 64
     max_memory_bytes: int = 1 << 30
     max_blocks_per_byte: float = 8.0
+    max_other_pixels: int = 25_000_000
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be limits.

@@ -1,32 +1,34 @@
 """From the bytes of one picture to the classifier's inputs: the only way in, for fitting and for every server."""
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from afd_serve import _jpeg, jpeg
 from afd_serve.dct import BLOCK, LEVEL_SHIFT, dct_matrix
-from afd_serve.errors import EmptyInputError, NotAnImageError, PictureTooLargeError
-from afd_serve.forks import lock_across_forks
+from afd_serve.errors import EmptyInputError
 from afd_serve.jpeg import JpegLimits
+from afd_serve.other_formats import PICTURE_SUFFIXES, UNREADABLE, Buffer, as_rgb, decode
 from afd_serve.quality import CompressionHistory, is_starved
 from afd_serve.transforms import Box, Preprocessing, block_grid, crop_box
 
-__all__ = ["PICTURE_SUFFIXES", "UNREADABLE", "ClassifierInputs", "PreparedPicture", "as_rgb", "prepare", "stack"]
-
-UNREADABLE: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, NotAnImageError)
-"""What Pillow raises on bad files, and `as_rgb` on pictures whose samples it cannot interpret."""
-
-Buffer = bytes | bytearray | memoryview
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "UNREADABLE",
+    "Buffer",
+    "ClassifierInputs",
+    "PreparedPicture",
+    "as_rgb",
+    "prepare",
+    "stack",
+]
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,12 @@ def prepare(
     """Decode, orient, crop and resize one picture and sample its blocks on the model's grid.
 
     Args:
-        data: A JPEG, or anything that Pillow reads, in any contiguous buffer, which nobody changes meanwhile.
+        data: A JPEG, or a picture in one of `other_formats.FORMATS`, in any contiguous buffer, which nobody changes
+            meanwhile.
         preprocessing: How the backbone was trained.
         crop: False takes the whole picture as the model's crop.
         limits: On bytes, pixels, scans and memory; the defaults of `JpegLimits` where left out. Pillow has a limit of
-            its own on the pixels of other formats than JPEG, about 179 million.
+            its own on the pixels of other formats than JPEG, about 179 million, which counts where these are higher.
 
     Raises:
         InputError: A subclass says what is wrong with the picture.
@@ -119,7 +122,7 @@ def prepare(
     if not len(data):
         raise EmptyInputError("the picture has no bytes; send the file's content")
     if not jpeg.is_jpeg(data):
-        pixels = _decode_with_pillow(data, limits)
+        pixels = decode(data, limits)
         picture = _prepare_pixels(pixels, preprocessing, crop)
         return replace(picture, starved=is_starved(data, pixels.shape[0] * pixels.shape[1], picture.reduction))
     prepared = _jpeg.prepare(
@@ -202,83 +205,6 @@ def _model_inputs(
     return rgb, _jpeg.block_features(blocks, quant_tables, orientation)
 
 
-_PILLOW: Final = lock_across_forks()
-"""Filters of warnings are the whole process's: threads that set them in turns would leave each other's behind."""
-
-_MAX_SIDE: Final = 65500
-"""As of a JPEG (libjpeg's JPEG_MAX_DIMENSION): reducing a longer side would take more memory than its pixels."""
-
-_FORMATS: Final = ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-"""What Pillow may open: no format that starts another program (EPS) or that nobody uploads."""
-
-PICTURE_SUFFIXES: Final = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif"),
-        *(".png", ".apng", ".webp", ".avif", ".avifs", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm"),
-    )
-)
-"""Suffixes, in lower case, of the files that `prepare` reads: JPEGs and `_FORMATS`, without PFM, whose samples are
-floating-point numbers. What takes pictures from folders goes by these."""
-
-
-def _decode_with_pillow(data: Buffer, limits: JpegLimits) -> NDArray[np.uint8]:
-    if len(data) > limits.max_bytes:
-        raise PictureTooLargeError(f"the picture has {len(data)} bytes; the limit is {limits.max_bytes}")
-    try:
-        # Remarks, on metadata and on pictures that are large, concern nobody who classifies.
-        with (
-            _PILLOW,
-            warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(data), formats=_FORMATS) as picture,
-        ):
-            _check_size(picture.width, picture.height, limits)
-            picture.load()
-            return np.asarray(as_rgb(_upright(picture)))
-    except (PictureTooLargeError, NotAnImageError, MemoryError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise PictureTooLargeError(
-            f"Pillow refuses the picture, whatever the limits here: {error}; send it as a JPEG, or smaller"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise NotAnImageError(f"the bytes are no JPEG, {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from error
-    except Exception as error:  # Pillow's readers raise whatever their parsing stumbles on
-        raise NotAnImageError(f"the picture cannot be decoded: {error}") from error
-
-
-def _check_size(width: int, height: int, limits: JpegLimits) -> None:
-    if width * height > limits.max_pixels:
-        raise PictureTooLargeError(f"the picture has {width}x{height} pixels; the limit is {limits.max_pixels}")
-    if max(width, height) > _MAX_SIDE:
-        raise PictureTooLargeError(f"the picture has {width}x{height} pixels; no side may have more than {_MAX_SIDE}")
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """A loaded picture as its EXIF data would have it; where they are damaged, as it is stored, as with a JPEG."""
-    try:
-        return ImageOps.exif_transpose(picture)
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's readers raise whatever their parsing stumbles on
-        return picture
-
-
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode with 8 bits per sample, red, green and blue.
-
-    Raises:
-        NotAnImageError: Its samples are floating-point numbers.
-    """
-    if picture.mode == "F":  # 0 to 1, 0 to 255, metres: taken for what they are not, all would be black or white
-        raise NotAnImageError(
-            "the picture's samples are floating-point numbers, whose range is not known: send 8 or 16 bits per sample"
-        )
-    if picture.mode.startswith("I"):  # 16 bits per sample, which Pillow would clip to 255 instead of scaling
-        picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
-    return picture.convert("RGB")
-
-
 def _pixel_blocks(pixels: NDArray[np.uint8], box: Box, size: int, orientation: int) -> NDArray[np.int16]:
     """The blocks [G, G, 3, 8, 8] that a JPEG of these pixels (4:4:4, quantized by 1) would have under the cells.
 
@@ -286,10 +212,12 @@ def _pixel_blocks(pixels: NDArray[np.uint8], box: Box, size: int, orientation: i
     """
     rows_in_blocks, columns_in_blocks = (math.ceil(side / BLOCK) for side in pixels.shape[:2])
     rows, columns = block_grid(box, size, columns_in_blocks, rows_in_blocks, BLOCK, BLOCK, orientation)
-    ycbcr = np.asarray(Image.fromarray(pixels).convert("YCbCr"))
     y = _sample_indices(rows, pixels.shape[0])
     x = _sample_indices(columns, pixels.shape[1])
-    samples = ycbcr[y[:, None, :, None], x[None, :, None, :]].astype(np.float64) - LEVEL_SHIFT
+    # Only what is sampled is converted: there are few cells, however many pixels the picture has.
+    rgb = pixels[y[:, None, :, None], x[None, :, None, :]]
+    ycbcr = np.asarray(Image.fromarray(rgb.reshape(-1, rgb.shape[1] * BLOCK * BLOCK, 3)).convert("YCbCr"))
+    samples = ycbcr.reshape(rgb.shape).astype(np.float64) - LEVEL_SHIFT
     matrix = dct_matrix().numpy()
     coefficients: NDArray[np.float64] = np.einsum("va,ghabc,ub->ghcvu", matrix, samples, matrix, optimize=True)
     # Whole samples often make halves: they go up on every machine, whatever its sums left in the last bits.

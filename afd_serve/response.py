@@ -18,18 +18,19 @@ no status per request, so the body alone always tells success from failure.
 |---|---|
 | 400 | `empty`, `truncated_jpeg`, `corrupt_jpeg`, `bad_jpeg`, `bad_request`, `bad_option`, `bad_base64`, `bad_input` |
 | 406 | `not_acceptable`: an explanation in no format that the client takes |
-| 413 | `too_large` (one picture), `too_many_pictures`, `answer_too_large` |
-| 415 | `not_an_image`, `unsupported_jpeg` |
+| 413 | `too_large` (one picture), `crowded_out` (by the others), `too_many_pictures`, `answer_too_large` |
+| 415 | `not_an_image`, `unsupported_jpeg`, `unsupported_encoding` (a compressed body) |
 | 500 | `internal`: a fault of ours, with an id that the log repeats |
 | 501 | `not_supported` |
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from afd_serve.results import Failure, Prediction
 
@@ -47,6 +48,8 @@ __all__ = [
     "status_of",
 ]
 
+Plain = TypeVar("Plain")
+
 MAX_ANSWER_BYTES: Final = 4 * 2**20
 """A server closes the worker whose answer passes its own limit, so answers stay well below it."""
 
@@ -54,10 +57,12 @@ _STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
     {
         "not_acceptable": HTTPStatus.NOT_ACCEPTABLE,
         "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "crowded_out": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "too_many_pictures": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "answer_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "not_an_image": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "unsupported_jpeg": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_encoding": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
         "not_supported": HTTPStatus.NOT_IMPLEMENTED,
     }
@@ -117,15 +122,30 @@ def prediction_from_dict(answer: Mapping[str, Any]) -> Prediction:
         TypeError: Something is of another kind.
         ValueError: Something has an impossible value.
     """
-    ranked = answer["predictions"]
+    ranked, quality = answer["predictions"], answer["estimated_quality"]
     return Prediction(
-        indices=tuple(int(item["index"]) for item in ranked),
-        labels=tuple(str(item["label"]) for item in ranked),
-        probabilities=tuple(float(item["probability"]) for item in ranked),
-        estimated_quality=answer["estimated_quality"],
-        drift=float(answer["drift"]),
-        protected=bool(answer["protected"]),
+        indices=tuple(_typed(item["index"], int) for item in ranked),
+        labels=tuple(_typed(item["label"], str) for item in ranked),
+        probabilities=tuple(_number(item["probability"], 0, 1) for item in ranked),
+        estimated_quality=None if quality is None else _typed(quality, int),
+        drift=_number(answer["drift"], -sys.float_info.max, sys.float_info.max),
+        protected=_typed(answer["protected"], bool),
     )
+
+
+def _typed(value: object, kind: type[Plain]) -> Plain:
+    """The value itself, where it is exactly of this kind: a bool is no number here, and no text stands for either."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.50} is no {kind.__name__}")
+    return value
+
+
+def _number(value: object, low: float, high: float) -> float:
+    """A number within these bounds, which NaN and infinity never are."""
+    number = value if isinstance(value, float) else _typed(value, int)
+    if not low <= number <= high:
+        raise ValueError(f"{number!r:.50} is no number from {low} to {high}")
+    return float(number)
 
 
 def read_result(value: object) -> Prediction | Failure:
@@ -135,9 +155,9 @@ def read_result(value: object) -> Prediction | Failure:
         ValueError: It is neither.
     """
     try:
-        answer: dict[str, Any] = dict(value)  # type: ignore[call-overload]
+        answer = _typed(value, dict)
         if "error" in answer:
-            return Failure(str(answer["error"]["code"]), str(answer["error"]["reason"]))
+            return Failure(_typed(answer["error"]["code"], str), _typed(answer["error"]["reason"], str))
         return prediction_from_dict(answer)
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"this is neither a prediction nor a failure: {value!r:.200}") from error
@@ -150,8 +170,8 @@ def refuse(failure: Failure) -> Reply:
 
 def reply(
     results: Sequence[Prediction | Failure], model: ModelInfo, *, single: bool, top_k: int | None = None
-) -> Reply:
-    """The answer to one request.
+) -> Reply | Failure:
+    """The answer to one request; a failure where the request fails now, although its results are there.
 
     Args:
         results: One per picture, in the request's order; exactly one when ``single``.
@@ -167,7 +187,7 @@ def reply(
     ]
     body = encode(items[0] if single else items)
     if len(body) > MAX_ANSWER_BYTES:
-        return refuse(Failure("answer_too_large", "send fewer pictures at once, or ask for a smaller top_k"))
+        return Failure("answer_too_large", "send fewer pictures at once, or ask for a smaller top_k")
     return Reply(HTTPStatus.OK, body)
 
 

@@ -10,14 +10,16 @@ import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from afd_serve.budget import within_budget
 from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.request import Options, Request, RequestError, read_request
 from afd_serve.response import ModelInfo, Reply, refuse, reply
-from afd_serve.telemetry import FAILURES, REQUESTS, UNREAD, Sample, samples_of
+from afd_serve.sample import is_probe
+from afd_serve.telemetry import FAILURES, PROBES, REQUESTS, UNREAD, Sample, samples_of
 
 __all__ = ["Answers", "Call", "Predictor", "Service", "internal_failure"]
 
@@ -75,22 +77,49 @@ class Service:
     def answer(self, calls: Sequence[Call]) -> Answers:
         """Answer every call; never raises for anything that a client can send."""
         requests = [self._read(call) for call in calls]
-        understood = [request for request in requests if isinstance(request, Request)]
+        results: list[list[Result]] = [[] for _ in requests]
         times = StageTimes()
-        results = self._predict(understood, times)
-        remaining = iter(results)
+        for probing in (False, True):
+            chosen = {
+                index: request
+                for index, request in enumerate(requests)
+                if isinstance(request, Request) and _is_probe(request) is probing
+            }
+            found = self._predict(list(chosen.values()), StageTimes() if probing else times)
+            for index, per_request in zip(chosen, found, strict=True):
+                results[index] = per_request
         outcomes = [
-            request if isinstance(request, Failure) else self._reply(request, next(remaining)) for request in requests
+            request if isinstance(request, Failure) else self._reply(request, per_request)
+            for request, per_request in zip(requests, results, strict=True)
         ]
-        samples = list(samples_of([result for per_request in results for result in per_request], times))
-        modes = Counter(UNREAD if isinstance(item, Failure) else self._mode_of(item.options).value for item in requests)
-        samples += [Sample(REQUESTS, count, (mode,)) for mode, count in modes.items()]
-        samples += [Sample(FAILURES, 1, (outcome.code,)) for outcome in outcomes if isinstance(outcome, Failure)]
+        samples = self._samples(requests, results, outcomes, times)
         return Answers([refuse(item) if isinstance(item, Failure) else item for item in outcomes], samples)
+
+    def _samples(
+        self,
+        requests: Sequence[Request | Failure],
+        results: Sequence[Sequence[Result]],
+        outcomes: Sequence[Reply | Failure],
+        times: StageTimes,
+    ) -> list[Sample]:
+        """What a batch adds to the metrics; a probe that fails counts as every other request."""
+        probes, counted, modes = 0, list[Result](), Counter[str]()
+        for request, found, outcome in zip(requests, results, outcomes, strict=True):
+            failed = any(isinstance(item, Failure) for item in (outcome, *found))
+            if isinstance(request, Request) and _is_probe(request) and not failed:
+                probes += 1
+                continue
+            counted += found
+            modes[UNREAD if isinstance(request, Failure) else self._mode_of(request.options).value] += 1
+        samples = list(samples_of(counted, times))
+        samples += [Sample(PROBES, probes)] if probes else []
+        samples += [Sample(REQUESTS, count, (mode,)) for mode, count in modes.items()]
+        return samples + [Sample(FAILURES, 1, (outcome.code,)) for outcome in outcomes if isinstance(outcome, Failure)]
 
     def _read(self, call: Call) -> Request | Failure:
         try:
-            return read_request(call.parts, call.headers)
+            request = read_request(call.parts, call.headers)
+            return replace(request, pictures=tuple(within_budget(request.pictures)))
         except RequestError as error:
             return Failure(error.code, str(error))
         except Exception:  # a fault in the parser is ours, and must not reach the neighbours
@@ -138,6 +167,10 @@ class Service:
                 return [internal_failure()]
             _log.warning("a batch of %d pictures failed; trying them one by one", len(items))
         return [self._predict_isolated([item], crop, times)[0] for item in items]
+
+
+def _is_probe(request: Request) -> bool:
+    return is_probe(request.request_id, request.pictures)
 
 
 def internal_failure(log: Callable[[str], object] = _log.error) -> Failure:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from afd_serve.budget import within_budget
 from afd_serve.dct import BLOCK
 from afd_serve.errors import InputError
 from afd_serve.export import Deployed
@@ -30,13 +31,12 @@ from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prep
 from afd_serve.quality import CompressionHistory
 from afd_serve.response import ModelInfo, encode, failure_to_dict, prediction_to_dict
 from afd_serve.results import Shadow
+from afd_serve.sample import sample_picture
 from afd_serve.shadow import look
 from afd_serve.transforms import Preprocessing
+from afd_serve.triton_protocol import OK
 
 __all__ = ["Answered", "ClassifierStep", "Finding", "PreparedBatch", "PreparingStep", "make_answers"]
-
-OK = "ok"
-"""The status of a picture that has a prediction; every other status is a failure's code."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Finding:
         protected: Whether the gate is open.
         shadowed: Whether it would be open if the mode were not shadow.
         failure: Why the picture's row is blank; None where it is not.
+        sample: Whether it is the sample picture, which health probes have.
     """
 
     estimated_quality: int | None = None
     protected: bool = False
     shadowed: bool = False
     failure: Failure | None = None
+    sample: bool = False
 
     def to_json(self) -> bytes:
         """One JSON object; `from_json` reads it back."""
@@ -82,13 +84,15 @@ class PreparingStep:
         self._limits = limits or JpegLimits()
 
     def prepare(self, items: Sequence[Buffer], *, mode: Mode = Mode.PROTECT, crop: bool = True) -> PreparedBatch:
-        """Prepare pictures; the row of one that cannot be read is blank, and its finding says why."""
-        pairs = [self._prepare_one(item, mode, crop) for item in items]
+        """Prepare a request's pictures; the row of one that is not read is blank, and its finding says why."""
+        pairs = [self._prepare_one(item, mode, crop) for item in within_budget(items, self._limits)]
         findings = [finding for _, finding in pairs]
         inputs = stack([picture for picture, _ in pairs], [finding.protected for finding in findings])
         return PreparedBatch(inputs, findings)
 
-    def _prepare_one(self, item: Buffer, mode: Mode, crop: bool) -> tuple[PreparedPicture, Finding]:
+    def _prepare_one(self, item: Buffer | Failure, mode: Mode, crop: bool) -> tuple[PreparedPicture, Finding]:
+        if isinstance(item, Failure):
+            return self._blank, Finding(failure=item)
         try:
             picture = prepare(item, self._preprocessing, crop=crop, limits=self._limits)
         except InputError as error:
@@ -97,6 +101,7 @@ class PreparingStep:
             estimated_quality=picture.estimated_quality,
             protected=mode is Mode.PROTECT and not picture.good,
             shadowed=mode is Mode.SHADOW and not picture.good,
+            sample=item == sample_picture(),
         )
 
     @cached_property

@@ -3,7 +3,17 @@
 import re
 from typing import Final
 
-__all__ = ["ANSWER", "ENSEMBLE", "MODEL_CPU_METRIC", "PICTURE", "PROBE_ID", "error_message", "read_error"]
+__all__ = [
+    "ANSWER",
+    "ENSEMBLE",
+    "MODEL_CPU_METRIC",
+    "OK",
+    "PICTURE",
+    "PROBE_ID",
+    "STATUS",
+    "error_message",
+    "read_error",
+]
 
 ENSEMBLE: Final = "afd_classify"
 """The model that clients call, and by whose name answers and metrics go."""
@@ -14,8 +24,14 @@ PICTURE: Final = "picture"
 ANSWER: Final = "answer"
 """Its output in the wire format of `afd_serve.response`: STRING [N, 1]."""
 
+STATUS: Final = "status"
+"""Its output that says what became of each picture: `OK` or a failure's code, STRING [N, 1]."""
+
+OK: Final = "ok"
+"""The status of a picture that has a prediction."""
+
 PROBE_ID: Final = "afd-health"
-"""The id of requests that ask for health; the metrics leave them out."""
+"""The id of requests for health, on either server; the metrics leave them out where `sample.is_probe` agrees."""
 
 MODEL_CPU_METRIC: Final = "afd_model_cpu_seconds_total"
 """CPU time in the classifier alone: what is left of the processes' CPU time is the serving's own."""

@@ -1,12 +1,13 @@
 """What it costs to refuse small files that would cost a decoder much: seconds and gigabytes, where nobody looks first.
 
-The last one is a picture that is read: its metadata claim 13 billion entries and hold none.
+Some are read: a JPEG whose metadata claim 13 billion entries and hold none, and pictures in other formats that are just
+within their limit on pixels, the most that one of these can cost.
 
 Usage: python benchmarks/bombs.py
 
-Each is read in a process of its own, strictly and tolerantly, with pixels, within the default limits. "ms" is the
-slowest of five reads, in processor time, the first one with cold caches among them; "MiB" says how far the process's
-peak memory rose. Needs Linux.
+Each is read in a process of its own within the default limits: JPEGs strictly and tolerantly, with pixels; other
+formats as servers do, for a model of 224x224 pixels. "ms" is the slowest of five reads, in processor time, the first
+one with cold caches among them; "MiB" says how far the process's peak memory rose. Needs Linux.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.jpeg_files import after_soi, empty_exif_segment, make_jpeg, patched_size  # noqa: E402 - the path is set above
+from tests import other_files  # noqa: E402 - the path is set above
+from tests.jpeg_files import after_soi, empty_exif_segment, make_jpeg, patched_size  # noqa: E402
 
 ROUNDS = 5
 
@@ -71,6 +73,37 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
+def flat_picture(kind: str, width: int, height: int, **options: object) -> bytes:
+    """A picture of one colour: a few kilobytes, however many pixels."""
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), (90, 120, 30)).save(out, kind, **options)
+    return out.getvalue()
+
+
+OTHERS: dict[str, Callable[[], bytes]] = {
+    "100 megapixels of PNG": lambda: flat_picture("PNG", 10_000, 10_000),
+    "100 megapixels of lossless WebP": lambda: flat_picture("WEBP", 16_383, 6_103, lossless=True, quality=0),
+    "100 megapixels of AVIF": lambda: flat_picture("AVIF", 10_000, 10_000, speed=10),
+    "100 megapixels of JPEG 2000": lambda: flat_picture("JPEG2000", 10_000, 10_000),
+    "100 megapixels of run-length BMP": lambda: other_files.bmp_rle(65_500, 1_526),
+    "10 megapixels of run-length BMP": lambda: other_files.bmp_rle(10_000, 1_000),
+    "9 megapixels of PPM, samples to 254": lambda: other_files.ppm("P6", 3_000, 3_000, 254),
+    "5 megapixels of plain PPM": lambda: other_files.ppm("P3", 2_300, 2_300, 255),
+    "PNG, a million empty chunks": lambda: other_files.png_of_chunks(1_000_000, where="before"),
+    "GIF, a million comments": lambda: other_files.gif_of_comments(1_000_000),
+    "TIFF, a million tiles": lambda: other_files.tiff_of_pieces(1_000_000),
+    "TIFF, a tile of 1.6 gigapixels": lambda: other_files.tiff_with_a_tile(40_000, 40_000),
+    "25 megapixels of PNG": lambda: flat_picture("PNG", 5_000, 5_000),
+    "25 megapixels of lossless WebP": lambda: flat_picture("WEBP", 5_000, 5_000, lossless=True, quality=0),
+    "25 megapixels of AVIF": lambda: flat_picture("AVIF", 5_000, 5_000, speed=10),
+    "25 megapixels of TIFF, LZW": lambda: flat_picture("TIFF", 5_000, 5_000, compression="tiff_lzw"),
+    "25 megapixels of TIFF, a JPEG per row": lambda: other_files.tiff_of_jpeg_rows(
+        patched_size(pillow_jpeg("RGB", (60, 40), progressive=True), 5_000, 1), 5_000
+    ),
+}
+"""What is no JPEG."""
+
+
 def peak_bytes() -> int:
     """The most memory that this process has had since `forget_peak`."""
     status = Path("/proc/self/status").read_text()
@@ -81,11 +114,14 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(path: Path, tolerant: bool) -> None:
+def measure(path: Path, mode: str) -> None:
     """Runs in the child: prints what happened as JSON."""
     from afd_serve import jpeg  # noqa: PLC0415 - only the child pays for it
     from afd_serve.errors import InputError  # noqa: PLC0415
+    from afd_serve.preprocess import prepare  # noqa: PLC0415
+    from afd_serve.transforms import Preprocessing  # noqa: PLC0415
 
+    preprocessing = Preprocessing(224, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
     data = path.read_bytes()
     forget_peak()
     before = peak_bytes()
@@ -93,7 +129,10 @@ def measure(path: Path, tolerant: bool) -> None:
     for _ in range(ROUNDS):
         start = time.process_time()
         try:
-            jpeg.read(data, pixels=True, tolerant=tolerant)
+            if mode == "served":
+                prepare(data, preprocessing)
+            else:
+                jpeg.read(data, pixels=True, tolerant=mode == "tolerant")
         except InputError as error:
             verdict = f"{type(error).__name__}: {error}"
         slowest = max(slowest, time.process_time() - start)
@@ -102,15 +141,15 @@ def measure(path: Path, tolerant: bool) -> None:
 
 def main() -> None:
     if len(sys.argv) == 3:
-        measure(Path(sys.argv[1]), sys.argv[2] == "tolerant")
+        measure(Path(sys.argv[1]), sys.argv[2])
         return
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     table = Table("bomb", "bytes", "mode", "ms", "MiB", "verdict", title="Refusing what would cost much")
     with tempfile.TemporaryDirectory() as folder:
-        for name, make in BOMBS.items():
-            path = Path(folder) / "bomb.jpg"
+        for name, make in (BOMBS | OTHERS).items():
+            path = Path(folder) / "bomb"
             path.write_bytes(make())
-            for mode in ("strict", "tolerant"):
+            for mode in ("strict", "tolerant") if name in BOMBS else ("served",):
                 command = [sys.executable, __file__, str(path), mode]
                 output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 result = json.loads(output)

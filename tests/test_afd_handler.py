@@ -1,6 +1,7 @@
 """The TorchServe handler on batches as a worker hands them over, without a server."""
 
 import importlib.util
+import io
 import json
 import logging
 import re
@@ -10,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,3 +200,16 @@ def test_an_archive_without_features_says_what_to_do(
     assert (predicted, status) == (200, 501)
     assert json.loads(body)["error"]["code"] == "not_supported"
     assert "afd-serve export" in json.loads(body)["error"]["reason"]
+
+
+def test_json_is_left_to_what_bounds_it(module: ModuleType, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TS_DECODE_INPUT_REQUEST", "true")
+    handle = started(module, context)
+    body = b'{"instances": [' + b"[]," * 10_000 + b"[]]}"
+    message = b"".join(len(part).to_bytes(4, "big") + part for part in (b"body", b"application/json", body))
+    received = io.BytesIO(message)
+    worker = importlib.import_module("ts.protocol.otf_message_handler")
+    part = worker._retrieve_input_data(SimpleNamespace(recv=received.read))
+    assert part["value"] == body
+    ((status, _, answer),) = handle((PREDICT, {part["name"]: part["value"]}))
+    assert (status, json.loads(answer)["error"]["code"]) == (400, "bad_request")

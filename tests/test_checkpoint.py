@@ -1,15 +1,17 @@
 """Weights on disk."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from afd_serve.checkpoint import CONFIG_KEY, find_weights, load_afd, read_config, save_afd, weights_digest
-from afd_serve.config import AfdConfig, FitConfig
+from afd_serve.config import AdapterSiteConfig, AfdConfig, FeSiteConfig, FitConfig, GateSiteConfig
 from afd_serve.errors import CheckpointError, ConfigError
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
@@ -130,3 +132,46 @@ def test_what_is_no_configuration_is_refused(kind: type[AfdConfig | FitConfig], 
 def test_a_configuration_that_attaches_nothing_is_refused(awake: AfdNet) -> None:
     with pytest.raises(ConfigError, match="attach site"):
         replace(awake.config, gates=(), adapters=(), fe=())
+
+
+IMPOSSIBLE: dict[str, Any] = {
+    "fingerprint": None,
+    "preset": 1,
+    "backbone": ["efficientnet-lite0"],
+    "descriptor": -1,
+    "fdm_channels": 10**9,
+    "gates": [{"site": "stem", "channels": 10**9}],
+    "adapters": [{"site": "stem", "shape": [8, 3, 3], "rank": 0}],
+    "fe": [{"site": "stem", "channels": 8, "stride": 3}],
+}
+
+
+@pytest.mark.parametrize("key", IMPOSSIBLE)
+def test_a_setting_of_the_wrong_kind_or_beyond_all_measure_is_refused(
+    awake: AfdNet, tiny: Backbone, tmp_path: Path, key: str
+) -> None:
+    text = json.dumps(json.loads(awake.config.to_json()) | {key: IMPOSSIBLE[key]})
+    save_file({"x": torch.zeros(1)}, tmp_path / "afd.safetensors", {CONFIG_KEY: text})
+    with pytest.raises(CheckpointError, match="damaged AFD configuration"):
+        load_afd(tmp_path / "afd.safetensors", tiny)
+
+
+@pytest.mark.parametrize(
+    ("site", "name", "value"),
+    [
+        (GateSiteConfig("stem", 8), "channels", True),
+        (GateSiteConfig("stem", 8), "site", None),
+        (AdapterSiteConfig("stem", (8, 3, 1, 1)), "rank", -1),
+        (AdapterSiteConfig("stem", (8, 3, 1, 1)), "shape", (8, 3, 1, 0)),
+        (FeSiteConfig("stem", 8, 4), "width", 0),
+        (FeSiteConfig("stem", 8, 4), "low_blocks", 1.0),
+    ],
+)
+def test_a_site_has_whole_numbers_and_a_name(site: Any, name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        replace(site, **{name: value})
+
+
+def test_deeply_nested_json_is_no_configuration() -> None:
+    with pytest.raises(ConfigError, match="no AFD configuration"):
+        AfdConfig.from_json("[" * 100_000)

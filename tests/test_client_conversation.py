@@ -18,7 +18,7 @@ from afd_serve.errors import (
     ServerUnavailableError,
 )
 from afd_serve.packaging.handlers import max_request_bytes
-from afd_serve.request import MAX_PICTURES, MAX_TOP_K
+from afd_serve.request import CROWDED_OUT, MAX_PICTURES, MAX_TOP_K
 from afd_serve.results import Failure
 
 service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
@@ -110,6 +110,23 @@ def test_many_pictures_become_several_requests_with_one_deadline() -> None:
     first, second = steps
     assert second.timeout <= first.timeout <= 5
     assert play(Talk(Settings("http://x:1")), [], []) == ([], [])
+
+
+CROWDED = Failure(CROWDED_OUT, "too many pixels beside the others")
+
+
+def test_pictures_that_a_request_has_no_room_for_are_asked_for_again_without_the_others() -> None:
+    talk = Talk(Settings("http://x:1"))
+    script = [answers(CLOCK, CROWDED, CUT, CROWDED), answers(CLOCK, CROWDED), answers(CUT)]
+    results, steps = play(talk, [b"a", b"b", b"c", b"d"], script)
+    assert results == [CLOCK, CLOCK, CUT, CUT]
+    for step, sent in zip(steps, ([b"a", b"b", b"c", b"d"], [b"b", b"d"], [b"d"]), strict=True):
+        assert step.call.body.endswith(b"}" + serialize(sent))
+
+
+def test_a_server_that_has_no_room_for_any_picture_is_not_asked_for_ever() -> None:
+    talk = Talk(Settings("http://x:1"))
+    assert play(talk, [b"a", b"b"], [answers(CROWDED, CROWDED)])[0] == [CROWDED, CROWDED]
 
 
 def test_a_torchserve_gets_requests_of_no_more_bytes_than_it_takes_and_no_picture_that_is_larger() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from afd_serve.budget import MAX_OTHER_PIXELS_PER_REQUEST
 from afd_serve.cli import app
+from afd_serve.jpeg import JpegLimits
 from afd_serve.quality import harmless_from
 from afd_serve.request import DEFAULT_TOP_K, MAX_PICTURES, MAX_TOP_K
 from afd_serve.sample import sample_picture
@@ -102,6 +104,9 @@ def test_the_limits_of_requests_are_those_that_the_page_on_serving_tells() -> No
     ]
     assert page_says("docs/serving.md", r"each under a name of its own, (\d+) at most") == [(MAX_PICTURES,)]
     assert page_says("docs/serving.md", r"up to (\d+) per request") == [(MAX_PICTURES,)]
+    pixels = JpegLimits().max_pixels, JpegLimits().max_other_pixels, MAX_OTHER_PIXELS_PER_REQUEST
+    in_words = r"(\d+) megapixels for a JPEG, (\d+) for any other picture, and (\d+) for all of a request's"
+    assert page_says("docs/serving.md", in_words) == [tuple(count // 10**6 for count in pixels)]
 
 
 def test_the_gate_closes_from_the_qualities_on_that_the_pages_tell() -> None:

@@ -189,6 +189,14 @@ def test_a_short_precision_is_the_trunks_alone(tiny: Backbone, tiny_run: Path, t
     assert next(tiny.module.parameters()).dtype == torch.float32
 
 
+def test_a_classifier_that_casts_to_float32_itself_has_no_short_precision(tmp_path: Path) -> None:
+    third_party = load_backbone(f"file:{foreign.__file__}:casting")
+    save_afd(awakened(third_party), tmp_path / "afd.safetensors")
+    with pytest.raises(ExportError, match=r"computed in bfloat16 \(.*BFloat16.*\): .*--engine openvino$") as refused:
+        deploy(tmp_path / "afd.safetensors", precision="bfloat16")
+    assert "\n" not in str(refused.value)
+
+
 def test_an_unknown_precision_is_refused(tiny_run: Path) -> None:
     with pytest.raises(ExportError, match="bfloat16"):
         deploy(tiny_run, precision="float8")

@@ -371,7 +371,9 @@ class TestLimits:
         native = re.search(r"Limits kDefaultLimits\{(.*)\};", header)
         assert native is not None
         values = tuple(float(number) for number in native[1].replace("'", "").split(","))
-        assert values == dataclasses.astuple(jpeg.DEFAULT_LIMITS)
+        of_jpegs = dataclasses.asdict(jpeg.DEFAULT_LIMITS)
+        del of_jpegs["max_other_pixels"]
+        assert values == tuple(of_jpegs.values())
 
     def test_limits_are_sizes_that_there_can_be(self) -> None:
         largest = {field.name: sys.maxsize for field in dataclasses.fields(jpeg.JpegLimits)}

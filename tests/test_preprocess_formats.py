@@ -1,5 +1,7 @@
 """The way of pictures in other formats than JPEG, which Pillow reads."""
 
+import io
+import tracemalloc
 import warnings
 from array import array
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from afd_serve import other_formats
 from afd_serve.errors import JpegTooLargeError, NotAnImageError, PictureTooLargeError
 from afd_serve.jpeg import JpegLimits
 from afd_serve.models.backbones import Preprocessing
-from afd_serve.preprocess import _FORMATS, PICTURE_SUFFIXES, prepare
+from afd_serve.other_formats import FORMATS, decode
+from afd_serve.preprocess import PICTURE_SUFFIXES, as_rgb, prepare
 from tests.conftest import decoded, encoded, scene
+from tests.other_files import bmp_rle, gif_of_comments, png_of, png_of_chunks, ppm, tiff_of_pieces, tiff_with_a_tile
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
 
@@ -25,7 +30,7 @@ def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
     assert list(warnings.filters) == before
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 def test_other_formats_carry_no_tables_and_pass_as_good(kind: str) -> None:
     picture = prepare(encoded(scene(), kind, quality=100), PREPROCESSING)
     assert not picture.has_tables
@@ -33,11 +38,9 @@ def test_other_formats_carry_no_tables_and_pass_as_good(kind: str) -> None:
     assert picture.good
 
 
-@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA"])
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "JPEG2000"])
 def test_formats_that_start_another_program_or_that_nobody_uploads_are_not_even_opened(kind: str) -> None:
-    with pytest.raises(
-        NotAnImageError, match="the bytes are no JPEG, PNG, WEBP, AVIF, GIF, BMP, TIFF, JPEG2000 or PPM"
-    ):
+    with pytest.raises(NotAnImageError, match="the bytes are no JPEG, PNG, WEBP, AVIF, GIF, BMP, TIFF or PPM"):
         prepare(encoded(scene(), kind), PREPROCESSING)
 
 
@@ -123,7 +126,7 @@ def test_files_are_known_by_the_suffixes_of_the_formats_that_are_read() -> None:
     if not (features.check("webp") and features.check("avif")):
         pytest.skip("this Pillow lacks formats")
     by_suffix = Image.registered_extensions()
-    assert {suffix for suffix, kind in by_suffix.items() if kind in ("JPEG", *_FORMATS)} == PICTURE_SUFFIXES | {".pfm"}
+    assert {suffix for suffix, kind in by_suffix.items() if kind in ("JPEG", *FORMATS)} == PICTURE_SUFFIXES | {".pfm"}
     for suffix in PICTURE_SUFFIXES:
         kind = by_suffix[suffix]
         picture = scene().convert("1" if suffix == ".pbm" else "RGB")
@@ -155,3 +158,101 @@ def test_pillows_own_limit_on_pixels_refuses_in_words(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000)
     with pytest.raises(PictureTooLargeError, match="Pillow refuses the picture"):
         prepare(encoded(scene(), "PNG"), PREPROCESSING)
+
+
+def test_pictures_that_are_no_jpegs_have_a_lower_limit_on_pixels() -> None:
+    most = JpegLimits().max_other_pixels
+    assert decode(png_of(5000, most // 5000), JpegLimits()).shape == (5000, 5000, 3)
+    with pytest.raises(PictureTooLargeError, match=f"no JPEGs is {most}: send it as a JPEG, or smaller"):
+        prepare(png_of(5000, most // 5000 + 1), PREPROCESSING)
+    jpeg_of_more = encoded(Image.new("L", (5000, most // 5000 + 1)))
+    assert prepare(jpeg_of_more, PREPROCESSING).has_tables
+
+
+def without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the test fail where a decoder is made."""
+    monkeypatch.setattr(Image, "_getdecoder", lambda *_: pytest.fail("decoded"))
+
+
+@pytest.mark.parametrize(
+    "data", [bmp_rle(100, 100), ppm("P3", 9, 9, 255), ppm("P6", 9, 9, 254)], ids=["RLE", "plain", "odd depth"]
+)
+def test_what_pillow_decodes_in_python_is_refused_before_it_is(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_decoding(monkeypatch)
+    with pytest.raises(NotAnImageError, match=r"this kind of (BMP|PPM) is not read .*: save it as a JPEG or PNG"):
+        prepare(data, PREPROCESSING)
+
+
+def test_ppm_of_whole_bytes_is_read() -> None:
+    assert (prepare(ppm("P6", 9, 9, 255), PREPROCESSING).rgb == 1).all()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_of_chunks(20_000, where="before"),
+        png_of_chunks(20_000, where="after"),
+        gif_of_comments(20_000),
+    ],
+    ids=["before", "after", "comments"],
+)
+def test_files_of_countless_parts_are_not_read_to_their_end(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    steps = other_formats._Steps.read
+
+    def count(self: io.BytesIO, size: int | None = -1) -> bytes:
+        read.append(1)
+        return steps(self, size)
+
+    monkeypatch.setattr(other_formats._Steps, "read", count)
+    with pytest.raises(PictureTooLargeError, match="too many parts for its size"):
+        prepare(data, PREPROCESSING)
+    assert len(read) <= 20_000 + len(data) // 256 + 100
+
+
+def test_parts_that_honest_files_have_are_read() -> None:
+    assert not prepare(png_of_chunks(1_000, where="before"), PREPROCESSING).rgb.any()
+    flat = Image.new("RGB", (8, 3000))
+    assert not prepare(encoded(flat, "TIFF", strip_size=1), PREPROCESSING, crop=False).rgb.any()
+
+
+@pytest.mark.parametrize("tag", [273, 324])
+def test_a_tiff_of_countless_pieces_is_not_even_opened(tag: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(PictureTooLargeError, match="has 100001 strips or tiles; the limit is 100000"):
+        prepare(tiff_of_pieces(100_001, tag), PREPROCESSING)
+
+
+def test_a_tile_of_a_tiff_is_no_larger_than_a_picture_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_decoding(monkeypatch)
+    with pytest.raises(PictureTooLargeError, match="a tile of the TIFF has more than 25000000 pixels"):
+        prepare(tiff_with_a_tile(40_000, 40_000), PREPROCESSING)
+    with pytest.raises(NotAnImageError, match="sides of the TIFF's tiles"):  # libtiff would look for them elsewhere
+        prepare(tiff_with_a_tile(16, 16, kind=16), PREPROCESSING)
+    with pytest.raises(NotAnImageError, match="BigTIFF"):
+        prepare(b"II+\0" + bytes(60), PREPROCESSING)
+
+
+@pytest.mark.parametrize("data", [b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", b"II", b"MM"])
+def test_a_tiff_that_ends_early_is_no_picture(data: bytes) -> None:
+    with pytest.raises(NotAnImageError):
+        prepare(data, PREPROCESSING)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB", "YCbCr"])
+def test_converting_a_few_rows_at_a_time_is_converting_all(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_formats, "_STRIP", 1000)
+    picture = scene() if mode == "RGB" else Image.frombytes(mode, (96, 80), scene().convert("CMYK").tobytes())
+    if mode == "P":
+        picture.putpalette(bytes(range(256)) * 3)
+    assert np.array_equal(other_formats._rgb_pixels(picture), np.asarray(as_rgb(picture)))
+
+
+def test_no_copy_of_a_picture_is_made_beside_its_pixels() -> None:
+    """Pillow's have four bytes each, ours three; all else is for a few rows, or for the model's size."""
+    tracemalloc.start()
+    try:
+        prepare(png_of(4000, 4000), PREPROCESSING)
+        assert tracemalloc.get_traced_memory()[1] < 3 * 4000**2 + 2**24
+    finally:
+        tracemalloc.stop()

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from afd_serve import request as request_module
+from afd_serve.errors import ConfigError
 from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure
 from afd_serve.request import (
@@ -18,6 +20,7 @@ from afd_serve.request import (
     Request,
     RequestError,
     TooManyPicturesError,
+    UnsupportedEncodingError,
     read_mode,
     read_request,
 )
@@ -39,6 +42,30 @@ def test_raw_bytes_under_any_name(name: str, kind: Callable[[bytes], object]) ->
 def test_multipart_fields_are_pictures_in_order() -> None:
     request = read({"b": b"first", "a": b"second", "afd": bytearray(b"off"), "top_k": bytearray(b"3")})
     assert request == Request((b"first", b"second"), single=False, options=Options(Mode.OFF, top_k=3))
+
+
+@pytest.mark.parametrize("name", ["top-k", "TOP_K", "Top-K"])
+def test_a_part_is_an_option_however_its_name_is_written(name: str) -> None:
+    assert read({"a": PICTURE, name: b"3"}) == Request((PICTURE,), single=True, options=Options(top_k=3))
+
+
+def test_what_the_frontend_adds_of_its_own_is_no_picture() -> None:
+    assert read({"body": PICTURE, "model_name": "afd", "model_version": "1.0"}).pictures == (PICTURE,)
+
+
+@pytest.mark.parametrize("before", ["\ufeff", " " * 80, "\ufeff\r\n" + "\t" * 1000])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_json_may_begin_with_a_byte_order_mark_and_blanks(before: str, kind: Callable[[bytes], object]) -> None:
+    text = before + json.dumps({"b64": TEXT, "top_k": 2})
+    assert read({"body": kind(text.encode())}) == Request((PICTURE,), single=True, options=Options(top_k=2))
+
+
+@pytest.mark.parametrize("name", ["Content-Encoding", "content-encoding"])
+def test_a_compressed_body_is_refused_and_not_taken_for_a_picture(name: str) -> None:
+    for encoding in ("gzip", "deflate", "identity, gzip"):
+        with pytest.raises(UnsupportedEncodingError, match="must not be compressed"):
+            read({"body": PICTURE}, **{name: encoding})
+    assert read({"body": PICTURE}, **{name: "Identity"}).pictures == (PICTURE,)
 
 
 @pytest.mark.parametrize("encode", [lambda value: value, lambda value: json.dumps(value, indent=1).encode()])
@@ -108,6 +135,20 @@ def test_spellings_of_the_modes(mode: Mode, spellings: list[object]) -> None:
     assert read({"x": PICTURE, "afd": spellings[0]}).options == Options(mode)
 
 
+@pytest.mark.parametrize("choice", ["off", Mode.OFF, False])
+def test_the_mode_among_options_is_given_as_to_the_pipeline(choice: Any) -> None:
+    assert Options(choice).mode is Mode.OFF
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [{"mode": "perhaps"}, {"crop": "off"}, {"crop": 1}, *({"top_k": value} for value in (0, -1, 5.0, "5", True, None))],
+)
+def test_impossible_options_are_not_made(impossible: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Options(**impossible)
+
+
 def test_a_request_that_names_no_mode_leaves_it_to_the_model() -> None:
     assert read({"x": PICTURE}).options.mode is None
 
@@ -145,6 +186,25 @@ def test_the_number_of_pictures_is_bounded() -> None:
         read({str(index): PICTURE for index in range(MAX_PICTURES + 1)})
     with pytest.raises(TooManyPicturesError):
         read({"body": {"instances": [TEXT] * (MAX_PICTURES + 1)}})
+
+
+def test_parts_are_counted_before_any_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parts(dict[str, Any]):
+        def items(self) -> Any:
+            pytest.fail("went through all parts")
+
+    monkeypatch.setattr(request_module, "_parse_json", lambda _: pytest.fail("parsed"))
+    with pytest.raises(TooManyPicturesError):
+        read(Parts({str(index): b"{" for index in range(MAX_PICTURES + 1)}))
+
+
+def test_json_of_countless_values_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    instances = {"instances": [{"b64": TEXT * 1000}] * MAX_PICTURES, "other": list(range(5_000))}
+    assert len(read({"body": json.dumps(instances).encode()}).pictures) == MAX_PICTURES
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("parsed"))
+    for value in (b"[]", b"{}", b"1"):
+        with pytest.raises(RequestError, match="too many values"):
+            read({"body": b'{"x":[' + value + (b"," + value) * 10_000 + b"]}"})
 
 
 json_values = st.recursive(

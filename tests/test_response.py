@@ -1,7 +1,10 @@
 """The wire format of answers."""
 
 import json
+import math
+from dataclasses import replace
 from http import HTTPStatus
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,7 @@ from afd_serve.response import (
     ModelInfo,
     failure_to_dict,
     prediction_to_dict,
+    read_result,
     refuse,
     reply,
     status_of,
@@ -38,6 +42,57 @@ def test_a_prediction_on_the_wire() -> None:
         "protected": True,
         "model": {"name": "afd", "version": "1.0"},
     }
+
+
+def test_what_is_written_is_read() -> None:
+    for result in (PREDICTION, replace(PREDICTION, estimated_quality=None), Failure("empty", "no bytes")):
+        answer = failure_to_dict(result) if isinstance(result, Failure) else prediction_to_dict(result, MODEL)
+        assert read_result(json.loads(json.dumps(answer))) == result
+    whole = {"predictions": [{"index": 1, "label": "a", "probability": 1}], "drift": 0}
+    assert isinstance(read_result(whole | {"estimated_quality": None, "protected": False}), Prediction)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"drift": value} for value in (None, "0.5", math.nan, math.inf, 10**400, True)),
+        *({"protected": value} for value in (None, "false", 0)),
+        *({"estimated_quality": value} for value in ("x", "10", 10.5, True)),
+        *({"predictions": value} for value in (None, 3, "ab", [3], [{}])),
+    ],
+)
+def test_an_answer_with_a_value_of_another_kind_is_none(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="neither a prediction nor a failure"):
+        read_result(prediction_to_dict(PREDICTION, MODEL) | changed)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"probability": value} for value in (None, "0.5", math.nan, math.inf, 5, -0.1, 10**400, True)),
+        *({"index": value} for value in (None, "1", 1.0, True)),
+        *({"label": value} for value in (None, 1)),
+    ],
+)
+def test_an_answer_with_a_class_of_another_kind_is_none(changed: dict[str, Any]) -> None:
+    answer = prediction_to_dict(PREDICTION, MODEL)
+    answer["predictions"][1] |= changed
+    with pytest.raises(ValueError, match="neither a prediction nor a failure"):
+        read_result(answer)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 3, [], [["error", {"code": "empty", "reason": ""}]], {}, {"error": None}, {"error": "empty"}]
+)
+def test_what_has_another_form_is_no_answer(value: object) -> None:
+    with pytest.raises(ValueError, match="neither a prediction nor a failure"):
+        read_result(value)
+
+
+@pytest.mark.parametrize("error", [{"code": None, "reason": "no bytes"}, {"code": "empty", "reason": 1}, {"code": "x"}])
+def test_a_failure_without_a_code_or_a_reason_is_none(error: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="neither a prediction nor a failure"):
+        read_result({"error": error})
 
 
 def test_top_k_keeps_the_first_classes() -> None:
@@ -73,9 +128,11 @@ def test_several_pictures_are_answered_by_a_list_in_order() -> None:
         ("truncated_jpeg", 400),
         ("corrupt_jpeg", 400),
         ("too_large", 413),
+        ("crowded_out", 413),
         ("too_many_pictures", 413),
         ("not_an_image", 415),
         ("unsupported_jpeg", 415),
+        ("unsupported_encoding", 415),
         ("internal", 500),
         ("not_supported", 501),
         ("a_code_that_is_not_listed", 400),
@@ -90,9 +147,9 @@ def test_an_answer_is_never_larger_than_the_limit() -> None:
     label = "x" * 2**20
     wide = Prediction((0,), (label,), (1.0,), None, 0.0, False)
     answer = reply([wide] * (MAX_ANSWER_BYTES // len(label)), MODEL, single=False)
-    assert answer.status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    assert len(answer.body) < 1000
-    assert json.loads(answer.body)["error"]["code"] == "answer_too_large"
+    assert isinstance(answer, Failure)
+    assert answer.code == "answer_too_large"
+    assert len(refuse(answer).body) < 1000
 
 
 def test_a_probability_that_is_no_number_is_an_error_and_not_bad_json() -> None:

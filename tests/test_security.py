@@ -9,6 +9,7 @@ import re
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -17,16 +18,25 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from safetensors.torch import save_file
 
-from afd_serve.checkpoint import load_afd
+from afd_serve.checkpoint import CONFIG_KEY, load_afd, read_config
 from afd_serve.errors import AfdError, CheckpointError
 from afd_serve.explain import Explainer
 from afd_serve.export import export_classifier, load_deployed
 from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.presets import preset_config
-from afd_serve.packaging.seal import SEAL_NAME, check_seal
+from afd_serve.packaging.seal import (
+    HANDLER_NAME,
+    MANIFEST_NAME,
+    SEAL_NAME,
+    check_archive,
+    check_seal,
+    make_seal,
+)
 from afd_serve.packaging.torchserve import package_torchserve
+from afd_serve.servers.launch import store_archive
 from afd_serve.training.state import load_state
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +202,107 @@ def test_a_changed_file_of_an_archive_is_refused(unpacked: Path, name: str) -> N
     (unpacked / name).unlink()
     with pytest.raises(CheckpointError, match=re.escape(name)):
         check_seal(unpacked)
+
+
+def test_a_file_that_was_added_to_an_archive_is_refused(unpacked: Path) -> None:
+    (unpacked / "__pycache__").mkdir()
+    (unpacked / "__pycache__" / "afd_handler.cpython-311.pyc").write_bytes(b"which Python has written")
+    check_seal(unpacked)
+    (unpacked / "more").mkdir()
+    (unpacked / "more" / "sitecustomize.py").touch()
+    with pytest.raises(CheckpointError, match=r"more/sitecustomize\.py is not among"):
+        check_seal(unpacked)
+
+
+Files = dict[str, bytes]
+
+
+def sealed(files: Files) -> Files:
+    """The files with a seal of the attacker's."""
+    return files | {SEAL_NAME: make_seal({name: data for name, data in files.items() if name != SEAL_NAME})}
+
+
+def _other_handler(files: Files) -> Files:
+    return sealed(files | {HANDLER_NAME: files[HANDLER_NAME].replace(b"        check_seal(model_dir)\n", b"")})
+
+
+def _another_files_handler(files: Files) -> Files:
+    manifest = json.loads(files[MANIFEST_NAME])
+    manifest["model"]["handler"] = "other.py"
+    return sealed(files | {MANIFEST_NAME: json.dumps(manifest).encode(), "other.py": b""})
+
+
+TAMPERINGS: dict[str, tuple[Callable[[Files], Files], str]] = {
+    "added": (lambda files: files | {"sitecustomize.py": b"print()"}, "sitecustomize.py is not among"),
+    "missing": (lambda files: {name: files[name] for name in files if name != "features.pt"}, "lacks features.pt"),
+    "changed": (lambda files: files | {"model.pt": files["model.pt"][:-1] + b"?"}, "model.pt is not the file"),
+    "unsealed": (lambda files: {name: files[name] for name in files if name != SEAL_NAME}, "no files.json"),
+    "handler changed": (lambda files: files | {HANDLER_NAME: b""}, f"{HANDLER_NAME} is not the file"),
+    "handler changed and sealed": (_other_handler, "its handler is not the one"),
+    "another file's handler": (_another_files_handler, "its handler is not the one"),
+    "no manifest": (lambda files: sealed({name: files[name] for name in files if name != MANIFEST_NAME}), "MANIFEST"),
+    "manifest without a model": (lambda files: sealed(files | {MANIFEST_NAME: b"[]"}), "cannot be served"),
+}
+
+
+def write_archive(path: Path, files: Files) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def archived(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """What an archive holds."""
+    with zipfile.ZipFile(package_torchserve(exported, tmp_path_factory.mktemp("store"))) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("kind", TAMPERINGS)
+def test_an_archive_that_was_tampered_with_is_not_handed_to_a_server(
+    archived: Files, tmp_path: Path, kind: str
+) -> None:
+    tamper, reason = TAMPERINGS[kind]
+    store_archive(write_archive(tmp_path / "afd.mar", archived), tmp_path / "state")
+    stored = tmp_path / "state" / "model_store" / "afd.mar"
+    before = stored.read_bytes()
+    with pytest.raises(CheckpointError, match=re.escape(reason)):
+        store_archive(write_archive(tmp_path / "afd.mar", tamper(archived)), tmp_path / "state")
+    assert [path.name for path in stored.parent.iterdir()] == ["afd.mar"]
+    assert stored.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_two_files_of_one_name_is_refused(archived: Files, tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "afd.mar", archived)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(HANDLER_NAME, archived[HANDLER_NAME])
+    with pytest.raises(CheckpointError, match="two files of one name"):
+        check_archive(path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+def test_what_is_no_archive_is_refused(archived: Files, tmp_path: Path, damage: bytes | None) -> None:
+    path = write_archive(tmp_path / "afd.mar", archived)
+    content = path.read_bytes() if damage is None else damage
+    path.write_bytes(content.replace(b"MAR-INF", b"\xff\xff\xff\xff\xff\xff\xff", 1))
+    with pytest.raises(CheckpointError, match="cannot be served"):
+        check_archive(path)
+
+
+def test_what_weights_would_run_can_be_read_without_running_it(tmp_path: Path, tiny_run: Path, marker: Path) -> None:
+    code = tmp_path / "evil.py"
+    code.write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
+    weights = tmp_path / "run" / "afd.safetensors"
+    config = replace(read_config(tiny_run / "afd.safetensors"), backbone=f"file:{code}")
+    weights.parent.mkdir()
+    save_file({}, weights, {CONFIG_KEY: config.to_json()})
+    assert read_config(weights).backbone == f"file:{code}"
+    assert not marker.exists()
+    with pytest.raises(AfdError):
+        load_deployed(weights.parent)
+    assert marker.exists(), "docs/security.md says so"
 
 
 @pytest.mark.parametrize("seal", [None, "", "[]", '["model.pt"]', "{}", "no json"])

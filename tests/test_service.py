@@ -1,5 +1,6 @@
 """Batches of requests: every one gets its own answer, whatever its neighbours are."""
 
+import base64
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -7,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from afd_serve import budget
 from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, Prediction, StageTimes
 from afd_serve.preprocess import Buffer
 from afd_serve.response import ModelInfo
 from afd_serve.results import Shadow
 from afd_serve.service import Call, Service
-from afd_serve.telemetry import FAILURES, METRICS, REQUESTS, Sample
+from afd_serve.telemetry import FAILURES, METRICS, PROBES, REQUESTS, Sample
 
 Ask = Callable[..., tuple[list[tuple[int, Any]], list[Sample]]]
 
@@ -154,6 +156,60 @@ def test_samples(answer: Ask) -> None:
     assert {sample.metric for sample in samples} <= set(METRICS)
 
 
+def test_an_answer_that_is_too_large_counts_as_a_failure(answer: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afd_serve.response.MAX_ANSWER_BYTES", 10)
+    ((status, body),), samples = answer(b"a")
+    assert (status, body["error"]["code"]) == (413, "answer_too_large")
+    assert [(item.labels, item.value) for item in samples if item.metric is FAILURES] == [(("answer_too_large",), 1)]
+
+
+PROBE = {"X-Request-Id": "afd-health"}
+
+
+def test_a_probe_counts_as_one_and_as_nothing_else(answer: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afd_serve.sample.sample_picture", lambda: b"clock")
+    instances = {"instances": [{"b64": "Y2xvY2s="}], "x_request_id": "afd-health"}
+    replies, samples = answer(({"body": b"clock"}, PROBE), ({"body": instances}, {}))
+    assert [label(body[0] if isinstance(body, list) else body) for _, body in replies] == ["clock", "clock"]
+    assert samples == [Sample(PROBES, 2)]
+    mixed = answer(({"body": b"clock"}, PROBE), b"a")
+    alone = answer(b"a")
+    assert [label(body) for _, body in mixed[0]] == ["clock", "a"]
+    assert [item for item in mixed[1] if item.metric is not PROBES] == alone[1], "its time is nobody's either"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ({"body": b"a"}, PROBE),
+        ({"body": b"clock"}, {"X-Request-Id": "afd"}),
+        ({"body": b"clock"}, {}),
+        ({"one": b"clock", "two": b"clock"}, PROBE),
+        ({"one": b"clock", "two": b"bad"}, PROBE),
+        ({"body": b"clock"}, PROBE | {"top_k": "none"}),
+    ],
+)
+def test_what_only_says_that_it_is_a_probe_is_counted(
+    answer: Ask, monkeypatch: pytest.MonkeyPatch, call: tuple[dict[str, Any], dict[str, str]]
+) -> None:
+    monkeypatch.setattr("afd_serve.sample.sample_picture", lambda: b"clock")
+    _, samples = answer(call)
+    assert sum(item.value for item in samples if item.metric is REQUESTS) == 1
+    assert not [item for item in samples if item.metric is PROBES]
+
+
+@pytest.mark.parametrize("sample", [b"bad", b"!", b"n"])
+@pytest.mark.parametrize("single", [True, False])
+def test_a_probe_that_fails_counts_as_every_other_request(
+    answer: Ask, monkeypatch: pytest.MonkeyPatch, sample: bytes, single: bool
+) -> None:
+    monkeypatch.setattr("afd_serve.sample.sample_picture", lambda: sample)
+    body = sample if single else {"instances": [{"b64": base64.b64encode(sample).decode()}]}
+    _, samples = answer(({"body": body}, PROBE))
+    assert sum(item.value for item in samples if item.metric is REQUESTS) == 1
+    assert sum(item.value for item in samples if item.metric is FAILURES) == 1
+
+
 def test_in_shadow_mode_the_client_gets_the_bare_answer_and_the_metrics_the_difference(answer: Ask) -> None:
     (shadowed, bare), samples = answer(({"body": b"a"}, {"afd": "shadow"}), ({"body": b"a"}, {"afd": "off"}))
     assert shadowed == bare
@@ -173,3 +229,17 @@ def test_the_models_mode_is_for_requests_that_name_none(pipeline: ScriptedPipeli
     requests = {sample.labels: sample.value for sample in answers.samples if sample.metric is REQUESTS}
     assert requests == ({("protect",): 2} if mode is Mode.PROTECT else {(mode.value,): 1, ("protect",): 1})
     assert [json.loads(reply.body)["protected"] for reply in answers.replies] == [mode is Mode.PROTECT, True]
+
+
+def test_each_request_has_a_budget_of_its_own_for_pictures_that_are_no_jpegs(
+    answer: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "MAX_OTHER_PIXELS_PER_REQUEST", 2 * 96 * 80)
+    monkeypatch.setattr(budget, "pixels_to_decode", lambda *_: 96 * 80)
+    three = ({"x": b"a", "y": b"c", "z": b"d"}, {})
+    ((_, first), (_, second)), samples = answer(three, three)
+    for body in (first, second):
+        assert [label(item) for item in body[:2]] == ["a", "c"]
+        assert body[2]["error"]["code"] == "crowded_out"
+        assert "those of the request's other pictures" in body[2]["error"]["reason"]
+    assert [(item.labels, item.value) for item in samples if item.metric is FAILURES] == [(("crowded_out",), 2)]

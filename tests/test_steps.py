@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from afd_serve import budget
 from afd_serve.export import Deployed, deploy
 from afd_serve.mode import Mode
 from afd_serve.pipeline import Failure, Pipeline, Prediction
@@ -146,3 +147,15 @@ def test_a_blank_row_in_a_pass_harms_nobody(deployed: Deployed) -> None:
     answers = answered(deployed, batch, together=True)
     assert [isinstance(result, Prediction) for result in answers.results] == good
     assert answers.probabilities.isfinite().all()
+
+
+def test_a_request_has_a_budget_for_pictures_that_are_no_jpegs(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "MAX_OTHER_PIXELS_PER_REQUEST", 50 * 90)
+    png = PICTURES[4]
+    batch = prepared(deployed, [png, PICTURES[0], png])
+    codes = [finding.failure.code if finding.failure else None for finding in batch.findings]
+    assert codes == [None, None, "crowded_out"]
+    assert not batch.inputs.quant_tables[2].any()
+    assert prepared(deployed, [png]).findings[0].failure is None

@@ -193,7 +193,7 @@ _HTTP_STATUS: Final = {
     "NOT_FOUND": 404,
     "UNIMPLEMENTED": 501,
 }
-_NO_TLS: Final = ("SSL_ERROR_SSL", "Hostname Verification Check failed")
+_NO_TLS: Final = ("SSL_ERROR_SSL", "Hostname Verification Check failed", "is not in peer certificate")
 """What gRPC's details say where TLS is at fault; its code only says that the server is unavailable."""
 
 _CLOSED: Final = "This protocol is restricted"

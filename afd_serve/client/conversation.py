@@ -38,7 +38,7 @@ from afd_serve.errors import (
     RequestRefusedError,
     ServerUnavailableError,
 )
-from afd_serve.request import MAX_PICTURES, MAX_TOP_K, Options
+from afd_serve.request import CROWDED_OUT, MAX_PICTURES, MAX_TOP_K, Options
 from afd_serve.results import Failure, Prediction
 from afd_serve.triton_protocol import ENSEMBLE
 
@@ -165,14 +165,21 @@ class Talk:
         deadline = self._deadline(timeout)
         _check(options)
         pictures = [_bytes_of(picture) for picture in pictures]
-        results: _Results = []
-        while len(results) < len(pictures):
-            part = self._first_request(pictures[len(results) : len(results) + MAX_PICTURES])
-            if part:
-                results += yield from self._persist(self._ask, part, options, deadline, request_id or uuid.uuid4().hex)
-            else:
-                results.append(_too_large(pictures[len(results)]))
-        return results
+        results: dict[int, Prediction | Failure] = {}
+        waiting = list(range(len(pictures)))
+        while waiting:
+            part = self._first_request([pictures[index] for index in waiting[:MAX_PICTURES]])
+            if not part:
+                first = waiting.pop(0)
+                results[first] = _too_large(pictures[first])
+                continue
+            asked, waiting = waiting[: len(part)], waiting[len(part) :]
+            answers = yield from self._persist(self._ask, part, options, deadline, request_id or uuid.uuid4().hex)
+            results.update(zip(asked, answers, strict=True))
+            crowded_out = [index for index in asked if _is_crowded_out(results[index])]
+            if len(crowded_out) < len(asked):  # a server that answers none of them would not do so the next time
+                waiting = crowded_out + waiting
+        return [results[index] for index in range(len(pictures))]
 
     def _first_request(self, pictures: Sequence[bytes]) -> Sequence[bytes]:
         """The first of the pictures, as many as one request has room for; none where there is no room for one."""
@@ -325,6 +332,10 @@ def _bytes_of(picture: object) -> bytes:
     except TypeError:
         kind = type(picture).__name__
         raise TypeError(f"a picture is the bytes of a file, such as path.read_bytes(), and no {kind}") from None
+
+
+def _is_crowded_out(result: Prediction | Failure) -> bool:
+    return isinstance(result, Failure) and result.code == CROWDED_OUT
 
 
 def _too_large(picture: bytes) -> Failure:

@@ -100,11 +100,11 @@ def triton_python() -> Path:
 def triton_server(
     request: pytest.FixtureRequest, exported: Path, triton_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Triton]:
-    """Reading and classifying in processes of their own, as on a GPU, and in one."""
+    """Reading and classifying in processes of their own, as on a GPU, and in one; clients may use shared memory."""
     built, limits = tmp_path_factory.mktemp("repository"), TritonLimits(classifiers=2)
     repository = package_triton(exported, built, platform=request.param, limits=limits)
     state = tmp_path_factory.mktemp("triton")
-    running = triton.start(repository, state, python=triton_python, ports=TritonPorts.free())
+    running = triton.start(repository, state, python=triton_python, ports=TritonPorts.free(), shared_memory=True)
     yield running
     Triton.stop(state)
     assert not list(SHARED_MEMORY.glob(f"{running.prefix}*"))

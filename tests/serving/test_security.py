@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import astuple
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -163,6 +166,33 @@ def forgeries() -> Iterator[tuple[str, str, dict[str, str], bytes]]:
         part = f'--B\r\nContent-Disposition: form-data; name="{line}{FORGED}"; filename="{line}{FORGED}.jpg"\r\n\r\n'
         multipart = {"Content-Type": "multipart/form-data; boundary=B"}
         yield "POST", "/predictions/afd", multipart, part.encode() + sample_picture()[:900] + b"\r\n--B--\r\n"
+
+
+CONTROLS = b"\x1b[2J\x7f\x85\x9b31m"
+"""What ends a line for some readers of a log, or commands a terminal, and may stand in a path."""
+
+LINE_ENDS = (b"", b"\n", b"\r", b"\r\n", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", CONTROLS)
+
+
+def test_what_ends_a_line_or_commands_a_terminal_comes_into_no_log(small: TorchServe) -> None:
+    for port in astuple(small.ports):
+        for end in LINE_ENDS:
+            request = b"GET /ping" + end + b"[METRICS]" + CONTROLS + b" HTTP/1.1\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(request)
+                with suppress(OSError):  # some are answered, and some are reset
+                    connection.recv(1)
+    with socket.create_connection(("127.0.0.1", small.ports.inference), timeout=5) as connection:
+        connection.sendall(b"GET /last" + CONTROLS + b" HTTP/1.1\r\n\r\n")
+        connection.recv(1)
+    deadline = time.monotonic() + 20
+    while "/last?" not in read_log(small.state_dir, "access_log.log"):
+        assert time.monotonic() < deadline, "its controls are not replaced, or it is not there"
+        time.sleep(0.1)
+    for log in (small.state_dir / "logs").iterdir():
+        text = log.read_bytes().decode(errors="replace")
+        assert not {character for character in text if not character.isprintable()} - {"\n", "\t", "\ufffd"}, log.name
+        assert not any(line.startswith("[METRICS]") for line in text.splitlines()), log.name
 
 
 def test_no_line_of_a_log_and_no_metric_can_be_forged(small: TorchServe) -> None:

@@ -17,7 +17,8 @@ from afd_serve.results import Prediction
 from afd_serve.sample import sample_picture
 from afd_serve.servers.http import ask
 from afd_serve.servers.java import find_java
-from afd_serve.servers.launch import Ports, launch, short_temporary_folder, store_archive, write_settings
+from afd_serve.servers.launch import launch, short_temporary_folder, store_archive, write_settings
+from afd_serve.servers.ports import Ports
 from afd_serve.servers.processes import end, read_log
 
 pytest.importorskip("tritonclient.grpc")

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import gzip
 import io
 import json
 import time
@@ -25,9 +26,10 @@ from afd_serve.request import MAX_PICTURES
 from afd_serve.results import Shadow
 from afd_serve.sample import sample_picture
 from afd_serve.servers import torchserve
+from afd_serve.servers.http import ask
 from afd_serve.servers.quickstart import show
 from afd_serve.servers.torchserve import Answer, TorchServe
-from afd_serve.telemetry import METRICS
+from afd_serve.telemetry import METRICS, first_series
 from tests.serving import prometheus
 from tests.serving.pictures import BAD, GOOD
 from tests.serving.scrape import names, total
@@ -156,6 +158,25 @@ def test_multipart_with_one_picture_and_afd_off(server: TorchServe, pipeline: Pi
     assert_same(server.post(body, headers).json(), pipeline.predict([GOOD["sample"]], afd=False)[0])
 
 
+def test_a_field_is_an_option_however_its_name_is_written(server: TorchServe) -> None:
+    answer = server.post(*multipart({"file": GOOD["sample"], "Top-K": b"3"}))
+    assert len(answer.json()["predictions"]) == 3
+
+
+def test_a_model_and_its_version_may_stand_in_the_address(server: TorchServe) -> None:
+    url = f"http://127.0.0.1:{server.ports.inference}/invocations?model_name=afd&model_version=1.0"
+    own = {"Authorization": f"Bearer {server.token()}", "Content-Type": "image/jpeg"}
+    answer = ask(urllib.request.Request(url, data=GOOD["sample"], headers=own), 60)
+    assert answer.json() == server.post(GOOD["sample"]).json()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_compressed_body_is_refused_as_such(server: TorchServe, encoding: str) -> None:
+    answer = server.post(gzip.compress(GOOD["sample"]), {"Content-Encoding": encoding})
+    assert (answer.status, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
+    assert server.post(GOOD["sample"], {"Content-Encoding": "identity"}).status == 200
+
+
 def test_json_with_one_picture(server: TorchServe, pipeline: Pipeline) -> None:
     body, headers = as_json(b64(GOOD["sample"]) | {"afd": False, "top_k": 2})
     assert_same(server.post(body, headers).json(), pipeline.predict([GOOD["sample"]], afd=False, top_k=2)[0])
@@ -219,10 +240,14 @@ def test_the_archive_says_which_mode_requests_have_that_name_none(exported: Path
     state, ports = tmp_path / "state", torchserve.Ports.free()
     shadowing = torchserve.start(archive, state, probe=sample_picture(), ports=ports, workers=1)
     try:
+        text = wait_for(shadowing, "afd_probes_total", 1)
+        assert {name for name, _, _ in first_series()} <= names(text), "before anybody has asked for anything"
+        assert 'afd_failures_total{ModelName="afd",code="internal"' in text
+        assert total(text, "afd_requests_total") == total(text, "afd_pictures_total") == 0, "the start's probe is none"
         assert shadowing.post(GOOD["sample"]).json()["protected"] is False
         assert shadowing.post(GOOD["sample"], {"afd": "on"}).json()["protected"] is True
         text = wait_for(shadowing, "afd_protected_total", 1)
-        assert total(text, "afd_shadow_total") == 2, "the probe and the picture"
+        assert total(text, "afd_shadow_total") == 1
     finally:
         TorchServe.stop(state)
 

@@ -1,6 +1,7 @@
 """The client against a real TorchServe, over REST and gRPC."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from afd_serve.results import Failure, Prediction
 from afd_serve.servers.torchserve import TorchServe
 from tests.conftest import Run
 from tests.serving.pictures import BAD, GOOD
+from tests.serving.scrape import total
 
 pytest.importorskip("tritonclient.grpc")
 
@@ -60,6 +62,34 @@ def test_health_is_an_answer_not_what_the_server_says_of_itself(server: TorchSer
     assert (status, out, err.startswith("error: ")) == (2, "", True)
     with Client(url_of(server, "http"), server="torchserve", token=server.token()) as client:
         assert client.healthy(timeout=30)
+
+
+def counted(server: TorchServe, name: str, value: float) -> float:
+    """A counter's sum once it has reached a value and a worker has had time to tell of more."""
+    deadline = time.monotonic() + 20
+    while total(text := server.get("metrics", "/metrics").body.decode(), name) < value:
+        assert time.monotonic() < deadline, f"{name} never reached {value}"
+        time.sleep(0.2)
+    time.sleep(1.2)
+    text = server.get("metrics", "/metrics").body.decode()
+    return total(text, name)
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_health_is_left_out_of_the_metrics_and_nothing_else_is(
+    server: TorchServe, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, probes = counted(server, "afd_pictures_total", 0), counted(server, "afd_probes_total", 0)
+    with Client(url_of(server, transport), server="torchserve", token=server.token()) as client:
+        for _ in range(3):
+            client.probe(timeout=30)
+        assert counted(server, "afd_probes_total", probes + 3) == probes + 3
+        assert counted(server, "afd_pictures_total", 0) == pictures
+        for picture in (GOOD["fine"], BAD["truncated"]):
+            monkeypatch.setattr("afd_serve.client.sample_picture", lambda picture=picture: picture)
+            client.healthy(timeout=30)
+    assert counted(server, "afd_pictures_total", pictures + 2) == pictures + 2
+    assert counted(server, "afd_probes_total", 0) == probes + 3
 
 
 def test_a_server_that_does_not_run_is_not_healthy(run: Run, tmp_path: Path) -> None:
@@ -114,21 +144,24 @@ def test_the_command_line_asks_the_server(
 
 
 @pytest.mark.parametrize("transport", ["http", "grpc"])
-def test_refusals(server: TorchServe, transport: str) -> None:
+def test_refusals(server: TorchServe, transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url = url_of(server, transport)
     assert detect_server(url) == "torchserve"
     with Client(url, server="torchserve", token="wrong") as client, pytest.raises(RequestRefusedError):
         client.classify(GOOD["sample"])
     with (
-        Client(url, server="torchserve", token=server.token()) as client,
-        pytest.raises(RequestRefusedError, match="bad_option"),
-    ):
-        client.classify(GOOD["sample"], Options(top_k=0))
-    with (
         Client(url, server="torchserve", model="nobody", token=server.token()) as client,
-        pytest.raises(RequestRefusedError, match="Model not found"),
+        pytest.raises(RequestRefusedError, match="Model not found") as refusal,
     ):
         client.classify(GOOD["sample"])
+    assert refusal.value.failure is None
+    monkeypatch.setattr("afd_serve.client.dialects._options", lambda _: {"top_k": "0"})
+    with (
+        Client(url, server="torchserve", token=server.token()) as client,
+        pytest.raises(RequestRefusedError, match="bad_option: top_k is a whole number from 1 to 100") as refusal,
+    ):
+        client.classify(GOOD["sample"])
+    assert refusal.value.failure == Failure("bad_option", "top_k is a whole number from 1 to 100")
 
 
 def test_more_requests_over_grpc_than_the_queue_holds_are_turned_away_and_asked_again(server: TorchServe) -> None:

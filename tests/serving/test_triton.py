@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import socket
+import stat
 import urllib.request
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +15,14 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as grpcclient
+from tritonclient.grpc import service_pb2
 from tritonclient.grpc.aio import InferenceServerClient as AsyncInferenceServerClient
 from tritonclient.utils import np_to_triton_dtype
 
 from afd_serve.cli import main
 from afd_serve.client import AsyncClient, Client, Mode, Options
+from afd_serve.client.channels import Call, open_channel
+from afd_serve.client.dialects import serialize
 from afd_serve.errors import RequestRefusedError
 from afd_serve.models.classifier import INPUTS
 from afd_serve.pipeline import Failure, Pipeline, Prediction
@@ -25,7 +30,9 @@ from afd_serve.request import MAX_PICTURES
 from afd_serve.response import read_result
 from afd_serve.sample import sample_picture
 from afd_serve.servers.triton import Triton
+from afd_serve.servers.triton_environment import SHARED_MEMORY
 from afd_serve.steps import PreparingStep
+from tests.serving.frames import call
 from tests.serving.pictures import BAD, GOOD, drawing
 
 pytestmark = pytest.mark.serving
@@ -205,29 +212,62 @@ def test_a_request_without_sense_fails_none_that_it_is_batched_with(triton_serve
         assert said == pipeline.predict([GOOD["sample"]], top_k=3)
 
 
-def test_a_request_without_sense_is_refused(triton_server: Triton) -> None:
-    with Client(triton_server.grpc_url) as client, pytest.raises(RequestRefusedError, match="bad_option"):
-        client.classify(GOOD["sample"], Options(top_k=101))
+def test_a_request_without_sense_is_refused(triton_server: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
     with Client(triton_server.url, model="nothing") as client, pytest.raises(RequestRefusedError, match="nothing"):
         client.classify(GOOD["sample"])
+    monkeypatch.setattr("afd_serve.client.dialects._options", lambda _: {"top_k": "101"})
+    for url in (triton_server.grpc_url, triton_server.url):
+        with Client(url) as client, pytest.raises(RequestRefusedError) as refusal:
+            client.classify(GOOD["sample"])
+        assert refusal.value.failure == Failure("bad_option", "top_k is a whole number from 1 to 100")
 
 
-def test_labels_through_the_classification_extension(triton_server: Triton) -> None:
-    data = len(sample_picture()).to_bytes(4, "little") + sample_picture()
+@pytest.mark.parametrize("header", ["top_k", "Top-K"])
+def test_parameters_of_the_body_count_before_headers(triton_server: Triton, header: str) -> None:
+    (answer,) = ask_json(triton_server, {"name": "answer"}, {"top_k": 1}, {header: "2"})
+    assert len(json.loads(answer)["predictions"]) == 1
+    tensor = grpcclient.InferInput("picture", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[sample_picture()]], dtype=object))
+    for parameters, count in (({"top_k": 1}, 1), ({"other": 1}, 2)):
+        with grpcclient.InferenceServerClient(triton_server.grpc_url.removeprefix("grpc://")) as client:
+            said = client.infer("afd_classify", [tensor], parameters=parameters, headers={header.lower(): "2"})
+        assert len(json.loads(said.as_numpy("answer")[0, 0])["predictions"]) == count
+
+
+@pytest.mark.parametrize("rows", [0, -1, -(2**63)])
+def test_no_number_of_rows_is_a_fault_of_ours(triton_server: Triton, rows: int) -> None:
+    request = service_pb2.ModelInferRequest(model_name="afd_classify", raw_input_contents=[serialize([GOOD["sample"]])])
+    request.inputs.add(name="picture", datatype="BYTES", shape=[rows, 1])
+    channel = open_channel(triton_server.grpc_url)
+    reply = channel.exchange(Call("/inference.GRPCInferenceService/ModelInfer", request.SerializeToString()), 30)
+    channel.close()
+    assert reply.status in (200, 400), reply.message
+
+
+def ask_json(server: Triton, wanted: dict[str, Any], parameters: dict[str, Any], headers: dict[str, str]) -> list[str]:
+    """One output's elements for the sample picture, as JSON has them."""
+    data = serialize([sample_picture()])
     where = {"binary_data_size": len(data)}
     header = json.dumps(
         {
+            "parameters": parameters,
             "inputs": [{"name": "picture", "shape": [1, 1], "datatype": "BYTES", "parameters": where}],
-            "outputs": [{"name": "probabilities", "parameters": {"classification": 2, "binary_data": False}}],
+            "outputs": [{"parameters": {"binary_data": False}} | wanted],
         }
     ).encode()
     request = urllib.request.Request(
-        f"{triton_server.url}/v2/models/afd_classify/infer",
+        f"{server.url}/v2/models/afd_classify/infer",
         data=header + data,
-        headers={"Inference-Header-Content-Length": str(len(header))},
+        headers={"Inference-Header-Content-Length": str(len(header))} | headers,
     )
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as response:
-        first, second = json.loads(response.read())["outputs"][0]["data"]
+        said: list[str] = json.loads(response.read())["outputs"][0]["data"]
+    return said
+
+
+def test_labels_through_the_classification_extension(triton_server: Triton) -> None:
+    labels = {"name": "probabilities", "parameters": {"classification": 2, "binary_data": False}}
+    first, second = ask_json(triton_server, labels, {}, {})
     assert re.fullmatch(r"0\.\d+:892:wall clock", first)
     assert re.fullmatch(r"0\.\d+:\d+:[\w ]+", second)
 
@@ -246,6 +286,38 @@ def test_nothing_but_inference_is_open(triton_server: Triton) -> None:
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("method", ["RepositoryIndex", "TraceSetting", "LogSettings"])
+def test_the_word_on_the_command_line_opens_nothing(triton_server: Triton, method: str) -> None:
+    """Everyone on the machine can read it there, and send it over gRPC and HTTP, as far as that can be done."""
+    (process,) = psutil.Process(triton_server.pid).children()
+    words = {name: word for name, _, word in (option.partition("=") for option in process.cmdline())}
+    assert words["--http-restricted-api"] == words["--grpc-restricted-protocol"]
+    name, value = words["--http-restricted-api"].partition(":")[2].encode().split(b"=")
+    nothing = bytes(5)
+
+    def answered(path: str, *headers: tuple[bytes, bytes]) -> list[bytes]:
+        with socket.create_connection(("127.0.0.1", triton_server.ports.grpc), timeout=30) as connection:
+            return call(connection, f"/inference.GRPCInferenceService/{path}", nothing, headers)
+
+    assert answered("ServerMetadata")
+    assert answered("ServerMetadata", (b"triton-grpc-protocol-other", value))
+    assert not answered(method)
+    assert not answered(method, (b"triton-grpc-protocol-" + name, value))
+    for header in (name + b": " + value, name + b":" + value, name + b":\r\n " + value):
+        with socket.create_connection(("127.0.0.1", triton_server.ports.http), timeout=30) as connection:
+            start = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
+            connection.sendall(start + header + b"\r\n\r\n{}")
+            assert b" 200 " not in connection.recv(100)
+
+
+def test_pictures_in_shared_memory_and_logs_are_for_the_owner_only(triton_server: Triton) -> None:
+    ask_raw(triton_server, GOOD["sample"] + bytes(20 << 20), {})  # for which the memory grows
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in SHARED_MEMORY.glob(f"{triton_server.prefix}*")]
+    assert set(modes) == {0o600}
+    assert stat.S_IMODE(triton_server.log.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(triton_server.ready_file.stat().st_mode) == 0o600
 
 
 def test_the_command_line_asks_the_server(
