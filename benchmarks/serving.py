@@ -157,7 +157,8 @@ def serving(
     folder.mkdir()
     archive = system.archive(model, folder)
     state = folder / "state"
-    server = torchserve.start(archive, state, probe=probe, ports=torchserve.Ports.free(), workers=workers)
+    ports = torchserve.Ports.free()
+    server = torchserve.start(archive, state, probe=probe, ports=ports, workers=workers, sealed=False)
     try:
         yield server, time.time() - psutil.Process(server.pid).create_time()
     finally:

@@ -264,11 +264,11 @@ def test_an_archive_that_was_tampered_with_is_not_handed_to_a_server(
     archived: Files, tmp_path: Path, kind: str
 ) -> None:
     tamper, reason = TAMPERINGS[kind]
-    store_archive(write_archive(tmp_path / "afd.mar", archived), tmp_path / "state")
+    store_archive(write_archive(tmp_path / "afd.mar", archived), tmp_path / "state", sealed=True)
     stored = tmp_path / "state" / "model_store" / "afd.mar"
     before = stored.read_bytes()
     with pytest.raises(CheckpointError, match=re.escape(reason)):
-        store_archive(write_archive(tmp_path / "afd.mar", tamper(archived)), tmp_path / "state")
+        store_archive(write_archive(tmp_path / "afd.mar", tamper(archived)), tmp_path / "state", sealed=True)
     assert [path.name for path in stored.parent.iterdir()] == ["afd.mar"]
     assert stored.read_bytes() == before
 

@@ -52,7 +52,7 @@ def sleeper() -> Iterator[Sleeper]:
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchserve, "check_installed", lambda: None)
     monkeypatch.setattr(torchserve, "find_java", lambda: Java(Path("java"), 17))
-    monkeypatch.setattr(torchserve, "store_archive", lambda *_: None)
+    monkeypatch.setattr(torchserve, "store_archive", lambda *_, **__: None)
     monkeypatch.setattr(torchserve, "write_settings", lambda *_: None)
     environment = TritonEnvironment(Path("bin"), Path("server"), "3.11", "")
     monkeypatch.setattr(triton, "find_environment", lambda _: environment)

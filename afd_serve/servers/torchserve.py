@@ -147,6 +147,7 @@ def start(
     workers: int = 0,
     timeout: float = 180,
     takes_over: bool = False,
+    sealed: bool = True,
 ) -> TorchServe:
     """Start a server for one archive and wait until it has answered a real request.
 
@@ -160,10 +161,11 @@ def start(
         timeout: Seconds until the start counts as failed.
         takes_over: Whether a server that runs in ``state_dir`` is stopped, once TorchServe and Java are found, the
             ports are free and the archive is copied.
+        sealed: Whether the archive must be as it was packaged, with our handler; not so where others are compared.
 
     Raises:
         DependencyError: Java or TorchServe is missing.
-        CheckpointError: The archive is not as it was packaged, or has another handler.
+        CheckpointError: The archive is to be sealed and is not as it was packaged, or has another handler.
         ServingError: A server runs in ``state_dir`` that is not to be stopped, a port is taken, the archive cannot be
             copied, or no answer came; with the reason.
     """
@@ -173,7 +175,7 @@ def start(
     ports = ports or Ports()
     check_ports(ports, held=running.ports if running is not None else None)
     make_state_dir(state_dir)
-    store_archive(archive, state_dir)
+    store_archive(archive, state_dir, sealed=sealed)
     TorchServe.stop(state_dir)
     state_dir = state_dir.resolve()
     for name in ("logs", "workflow_store"):  # a workflow's archive is code, and the settings cannot forbid its API

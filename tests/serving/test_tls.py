@@ -35,7 +35,7 @@ def encrypted(certificate: tuple[Path, Path], tiny_run: Path, tmp_path: Path) ->
     for name in ("workflow_store", "logs"):
         (state / name).mkdir(parents=True)
     archive = package_torchserve(tiny_run, tmp_path)
-    store_archive(archive, state)
+    store_archive(archive, state, sealed=True)
     write_settings(state, ports, workers=1)
     settings = (state / "config.properties").read_text().replace("_address=http:", "_address=https:")
     settings += f"certificate_file={certificate[0]}\nprivate_key_file={certificate[1]}\nenable_grpc_ssl=true\n"
