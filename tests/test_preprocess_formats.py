@@ -17,7 +17,7 @@ from afd_serve.jpeg import JpegLimits
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.other_formats import FORMATS, decode
 from afd_serve.preprocess import PICTURE_SUFFIXES, as_rgb, prepare
-from tests.conftest import decoded, encoded, scene
+from tests.conftest import decoded, encoded, in_a_process_of_its_own, scene
 from tests.other_files import bmp_rle, gif_of_comments, png_of, png_of_chunks, ppm, tiff_of_pieces, tiff_with_a_tile
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
@@ -256,3 +256,21 @@ def test_no_copy_of_a_picture_is_made_beside_its_pixels() -> None:
         assert tracemalloc.get_traced_memory()[1] < 3 * 4000**2 + 2**24
     finally:
         tracemalloc.stop()
+
+
+_READERS = """
+import contextlib
+from PIL import Image
+from afd_serve.errors import NotAnImageError
+from afd_serve.jpeg import JpegLimits
+from afd_serve.other_formats import FORMATS, decode
+
+with contextlib.suppress(NotAnImageError):
+    decode(b"no picture", JpegLimits())
+print(sorted(set(Image.OPEN) - {*FORMATS, "DIB", "JPEG"}))
+"""
+
+
+def test_readers_of_formats_that_are_not_opened_are_not_even_loaded() -> None:
+    """Forty of them, which would take longer than refusing a picture does."""
+    assert in_a_process_of_its_own(_READERS) == (0, "[]\n", "")
