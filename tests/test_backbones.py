@@ -271,7 +271,7 @@ UNFIT = {
 
 @pytest.mark.parametrize("labels", [[], ["defect"]])
 def test_a_single_logit_tells_nothing(labels: list[str]) -> None:
-    with pytest.raises(BackboneError, match=rf"two labels or more, not {len(labels)}: .*return two logits"):
+    with pytest.raises(BackboneError, match=rf"two labels or more, not {len(labels)}: .*put out two"):
         make_backbone(SmallNet(), SMALL, labels, name="own")
 
 

@@ -109,24 +109,25 @@ def test_the_last_convolution_is_no_block() -> None:
 
 
 class FirstRegistered(nn.Module):
-    """Its last layer is made before others as wide, one of which only training calls, and one for nothing."""
+    """Its last layer is made before others as wide: one only training calls, one is dropped, one stands beside."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(8, 4)
         self.entry = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
         self.squeeze, self.excite = nn.Linear(8, 4), nn.Linear(4, 8)
-        self.aux, self.unread = nn.Linear(8, 4), nn.Linear(4, 4)
+        self.aux, self.unread, self.beside = nn.Linear(8, 4), nn.Linear(4, 4), nn.Linear(8, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.entry(x)
         y = y * self.excite(self.squeeze(y.mean((2, 3))))[:, :, None, None]
         logits: torch.Tensor = self.fc(y.mean((2, 3)))
-        self.unread(logits)
+        self.unread(logits).sigmoid()
+        logits = logits + 0.5 * self.beside(y.flatten(2).transpose(1, 2)).amax(1)
         return logits + self.aux(y.mean((2, 3))) if self.training else logits
 
 
-def test_the_last_layer_is_the_one_that_is_called_last_and_read() -> None:
+def test_the_last_layer_is_the_one_whose_output_is_nearest_to_the_logits() -> None:
     assert find_sites(FirstRegistered().eval(), classes=4, size=32).embedding == "fc"
 
 

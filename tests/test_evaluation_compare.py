@@ -65,7 +65,6 @@ def test_a_comparison_and_its_continuation(
     assert [Path(path).name for path in exclude] == [
         "broken.png",
         *(f"labelled{index}.png" for index in range(3)),
-        "out",
     ]
 
     def refuse(*_: object) -> None:
@@ -240,9 +239,19 @@ def test_rows_measured_on_other_pictures_are_not_paired(config: CompareConfig, c
         compare(config, ["direct", "batchnorm"])
 
 
-def test_results_among_the_pictures_are_no_pictures_to_fit_on(config: CompareConfig) -> None:
+def test_rows_of_a_version_that_recorded_no_pictures_are_not_joined(config: CompareConfig) -> None:
+    compare(config, ["direct"])
+    record = json.loads((config.out / "config.json").read_text())
+    del record["fitting_pictures"], record["labelled_pictures"]
+    (config.out / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="did not record its pictures; choose another folder"):
+        compare(config, ["direct"])
+
+
+@pytest.mark.parametrize("place", ["out", "."])
+def test_results_among_the_pictures_are_no_pictures_to_fit_on(config: CompareConfig, place: str) -> None:
     (folder,) = config.images
-    config = replace(config, out=folder / "out")
+    config = replace(config, out=folder / place)
     rows = compare(config, ["direct"])
     scene().save(config.out / "comparison.png")
     assert compare(config, ["direct"]) == rows

@@ -36,7 +36,7 @@ from afd_serve.runs import alone_in, write_atomically, write_text
 from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import fit
 
-__all__ = ["CONDITIONS", "FITTED_HERE", "GATED_CLEAN", "ROWS", "CompareConfig", "Row", "compare", "macs"]
+__all__ = ["CONDITIONS", "FITTED_HERE", "GATED_CLEAN", "PLOT_NAME", "ROWS", "CompareConfig", "Row", "compare", "macs"]
 
 ROWS: Final = {
     "direct": "no protection",
@@ -58,6 +58,7 @@ GATED_CLEAN: Final = "clean, gated"
 FITTED_HERE: Final = "fitted here"
 
 _AFD: Final = ("paper", "lite", "default", "full")
+PLOT_NAME: Final = "comparison.png"
 _CONFIG_NAME: Final = "config.json"
 _WEIGHTS_NAME: Final = "restorer.safetensors"
 
@@ -185,7 +186,8 @@ class _Comparison:
         everything = load_labelled(config.labelled, labels, split=config.split)
         self.pictures = load_labelled(config.labelled, labels, split=config.split, limit=config.limit)
         # Where the results lie among the pictures, the report's plot is none of them.
-        exclude = (*(picture.path for picture in everything), config.out)
+        plots = (path for path in [config.out / PLOT_NAME] if path.exists())
+        exclude = (*(picture.path for picture in everything), *plots)
         self.fitting = replace(_fit_config(config), exclude=exclude)
         self.unlabelled = find_pictures(self.fitting.images, self.fitting.exclude)
         contents = Contents.of(self.backbone.fingerprint, self.unlabelled, config.images, self.pictures)
@@ -305,7 +307,8 @@ def _check_resumable(config: CompareConfig, contents: Contents) -> None:
     path = config.out / _CONFIG_NAME
     if not path.exists():
         return
-    differing = config.differs(_saved_config(path), contents)
+    saved = _saved_config(path)
+    differing = config.differs(saved, contents)
     changed = {
         "fitting_pictures": f"the unlabelled pictures in {', '.join(map(str, config.images))}",
         "labelled_pictures": f"the labelled pictures of {config.labelled}",
@@ -313,6 +316,8 @@ def _check_resumable(config: CompareConfig, contents: Contents) -> None:
     settings = [name for name in differing if name not in changed]
     if settings:
         raise ConfigError(f"{config.out} holds another comparison ({', '.join(settings)}); choose another folder")
+    if not saved.keys() >= changed.keys():
+        raise ConfigError(f"{config.out} is of a version that did not record its pictures; choose another folder")
     if differing:
         raise ConfigError(
             f"{' and '.join(changed[name] for name in differing)} are not those that the rows in {config.out} were "

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from afd_serve.errors import ConfigError
-from afd_serve.evaluation.compare import CONDITIONS, FITTED_HERE, GATED_CLEAN, ROWS, CompareConfig, Row
+from afd_serve.evaluation.compare import CONDITIONS, FITTED_HERE, GATED_CLEAN, PLOT_NAME, ROWS, CompareConfig, Row
 from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import Floats, Interval, bootstrap_means, interval, recovered_share
 from afd_serve.evaluation.report_json import write_json
@@ -188,7 +188,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    json_file, markdown_file, plot_file = out / "report.json", out / "report.md", out / "comparison.png"
+    json_file, markdown_file, plot_file = out / "report.json", out / "report.md", out / PLOT_NAME
     write_json(json_file, comparison)
     plotted = len(comparison.methods) > 1 and importlib.util.find_spec("matplotlib") is not None
     plot_file.unlink(missing_ok=True)  # an earlier comparison's

@@ -44,7 +44,8 @@ def check_kinds(module: nn.Module, preprocessing: object, labels: object) -> Non
     if len(labels) < 2:
         raise BackboneError(
             f"a classifier needs two labels or more, not {len(labels)}: the softmax of a single logit is always 100 %. "
-            "For a yes or no return two logits, as torch.cat([torch.zeros_like(x), x], 1), and two labels"
+            "For a yes or no let the last linear layer put out two, the first of weight and bias zero, and give two "
+            "labels"
         )
     for name, part in module.named_modules():
         _check_part(name, part)

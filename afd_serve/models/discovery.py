@@ -110,9 +110,13 @@ def logits_of(layer: nn.Module) -> int | None:
 
 
 def _last_layer(module: nn.Module, recorded: Trace, places: dict[fx.Node, int], classes: int) -> str:
-    """The one as wide as the logits that is called last, and whose output something reads."""
+    """The one as wide as the logits whose output is nearest to them, of several the one that is called last.
+
+    Auxiliary heads, whose outputs are reduced, weighted or dropped before they are added, are farther away.
+    """
     named = dict(module.named_modules())
-    fitting = [name for name, node in recorded.outputs.items() if logits_of(named[name]) == classes and node.users]
+    steps = _steps_to_the_end(recorded.graph)
+    fitting = [n for n, node in recorded.outputs.items() if logits_of(named[n]) == classes and node in steps]
     if not fitting:
         linear = {name: child for name, child in named.items() if isinstance(child, nn.Linear)}
         seen = ", ".join(f"{name} ({child.out_features} outputs)" for name, child in linear.items()) or "none"
@@ -120,7 +124,17 @@ def _last_layer(module: nn.Module, recorded: Trace, places: dict[fx.Node, int], 
             f"no linear layer or 1x1 convolution that is called puts out {classes} logits, one per label; linear "
             f"layers: {seen}" + _on_torchscript(named)
         )
-    return max(fitting, key=lambda name: places[recorded.outputs[name]])
+    return min(fitting, key=lambda n: (steps[recorded.outputs[n]], -places[recorded.outputs[n]]))
+
+
+def _steps_to_the_end(graph: fx.Graph) -> dict[fx.Node, int]:
+    """How many nodes lie between a node and what the classifier puts out, at least; what it drops is left out."""
+    steps: dict[fx.Node, int] = {}
+    front, count = {node for node in graph.nodes if node.op == "output"}, 0
+    while front:
+        steps |= dict.fromkeys(front, count)
+        front, count = {source for node in front for source in node.all_input_nodes} - steps.keys(), count + 1
+    return steps
 
 
 def _on_torchscript(named: dict[str, nn.Module]) -> str:
