@@ -8,11 +8,12 @@ from typing import Final
 
 from PIL import Image
 
-from afd_serve.triton_protocol import PROBE_ID
-
-__all__ = ["SAMPLE_NAME", "is_probe", "sample_picture", "sample_variants"]
+__all__ = ["PROBE_ID", "SAMPLE_NAME", "is_probe", "sample_picture", "sample_variants"]
 
 SAMPLE_NAME: Final = "wall_clock_qf10.jpg"
+
+PROBE_ID: Final = "afd-health"
+"""The id of requests for health, on either server; the metrics leave them out where `is_probe` agrees."""
 
 
 @cache

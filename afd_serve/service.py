@@ -77,36 +77,37 @@ class Service:
     def answer(self, calls: Sequence[Call]) -> Answers:
         """Answer every call; never raises for anything that a client can send."""
         requests = [self._read(call) for call in calls]
+        probing = [isinstance(item, Request) and is_probe(item.request_id, item.pictures) for item in requests]
         results: list[list[Result]] = [[] for _ in requests]
         times = StageTimes()
-        for probing in (False, True):
+        for probes in (False, True):
             chosen = {
                 index: request
                 for index, request in enumerate(requests)
-                if isinstance(request, Request) and _is_probe(request) is probing
+                if isinstance(request, Request) and probing[index] is probes
             }
-            found = self._predict(list(chosen.values()), StageTimes() if probing else times)
+            found = self._predict(list(chosen.values()), StageTimes() if probes else times)
             for index, per_request in zip(chosen, found, strict=True):
                 results[index] = per_request
         outcomes = [
             request if isinstance(request, Failure) else self._reply(request, per_request)
             for request, per_request in zip(requests, results, strict=True)
         ]
-        samples = self._samples(requests, results, outcomes, times)
+        samples = self._samples(requests, probing, results, outcomes, times)
         return Answers([refuse(item) if isinstance(item, Failure) else item for item in outcomes], samples)
 
     def _samples(
         self,
         requests: Sequence[Request | Failure],
+        probing: Sequence[bool],
         results: Sequence[Sequence[Result]],
         outcomes: Sequence[Reply | Failure],
         times: StageTimes,
     ) -> list[Sample]:
         """What a batch adds to the metrics; a probe that fails counts as every other request."""
         probes, counted, modes = 0, list[Result](), Counter[str]()
-        for request, found, outcome in zip(requests, results, outcomes, strict=True):
-            failed = any(isinstance(item, Failure) for item in (outcome, *found))
-            if isinstance(request, Request) and _is_probe(request) and not failed:
+        for request, probes_health, found, outcome in zip(requests, probing, results, outcomes, strict=True):
+            if probes_health and not any(isinstance(item, Failure) for item in (outcome, *found)):
                 probes += 1
                 continue
             counted += found
@@ -167,10 +168,6 @@ class Service:
                 return [internal_failure()]
             _log.warning("a batch of %d pictures failed; trying them one by one", len(items))
         return [self._predict_isolated([item], crop, times)[0] for item in items]
-
-
-def _is_probe(request: Request) -> bool:
-    return is_probe(request.request_id, request.pictures)
 
 
 def internal_failure(log: Callable[[str], object] = _log.error) -> Failure:

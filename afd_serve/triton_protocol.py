@@ -9,7 +9,6 @@ __all__ = [
     "MODEL_CPU_METRIC",
     "OK",
     "PICTURE",
-    "PROBE_ID",
     "STATUS",
     "error_message",
     "read_error",
@@ -29,9 +28,6 @@ STATUS: Final = "status"
 
 OK: Final = "ok"
 """The status of a picture that has a prediction."""
-
-PROBE_ID: Final = "afd-health"
-"""The id of requests for health, on either server; the metrics leave them out where `sample.is_probe` agrees."""
 
 MODEL_CPU_METRIC: Final = "afd_model_cpu_seconds_total"
 """CPU time in the classifier alone: what is left of the processes' CPU time is the serving's own."""

@@ -9,7 +9,12 @@ from torch.nn import functional as F
 
 from afd_serve.models.backbones import load_backbone
 from afd_serve.models.bottlenecks import find_bottlenecks
+from afd_serve.models.recording import trace
 from tests.foreign import needs
+
+
+def bottlenecks(module: nn.Module, size: int) -> list[str]:
+    return find_bottlenecks(module, trace(module), size)
 
 
 class Residual(nn.Module):
@@ -102,7 +107,7 @@ def network(**steps: nn.Module) -> nn.Sequential:
     ],
 )
 def test_a_step_ends_where_one_feature_map_is_all_that_goes_on(step: nn.Module, expected: list[str]) -> None:
-    assert find_bottlenecks(network(step=step), 32) == expected
+    assert bottlenecks(network(step=step), 32) == expected
 
 
 def test_what_a_later_step_reads_bypasses_all_between() -> None:
@@ -117,7 +122,7 @@ def test_what_a_later_step_reads_bypasses_all_between() -> None:
             logits: Tensor = self.head(features.mean((2, 3)) + early.mean((2, 3)))
             return logits
 
-    assert find_bottlenecks(Dense().eval(), 32) == ["stem"]
+    assert bottlenecks(Dense().eval(), 32) == ["stem"]
 
 
 def test_what_nothing_reads_is_no_step() -> None:
@@ -132,22 +137,22 @@ def test_what_nothing_reads_is_no_step() -> None:
             self.unused(features)
             return logits
 
-    assert find_bottlenecks(Wasteful().eval(), 32) == ["stem"]
+    assert bottlenecks(Wasteful().eval(), 32) == ["stem"]
 
 
 def test_maps_with_channels_last_and_single_cells_are_no_feature_maps() -> None:
-    assert find_bottlenecks(network(step=ChannelsLast()), 32) == ["stem", "step.conv"]
+    assert bottlenecks(network(step=ChannelsLast()), 32) == ["stem", "step.conv"]
     squeezed = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv())
-    assert find_bottlenecks(network(step=squeezed), 32) == ["stem"]
+    assert bottlenecks(network(step=squeezed), 32) == ["stem"]
 
 
 def test_a_network_without_convolutions_has_none() -> None:
-    assert find_bottlenecks(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)).eval(), 8) == []
+    assert bottlenecks(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)).eval(), 8) == []
 
 
 @pytest.mark.parametrize("spec", ["torchvision:resnet18", "timm:resnet18", "timm:regnety_004"])
 def test_blocks_that_are_known_by_name_are_found_in_the_graph_as_well(spec: str) -> None:
     needs(spec.partition(":")[0])
     backbone = load_backbone(f"{spec}@random")
-    _, *blocks = find_bottlenecks(backbone.module, backbone.preprocessing.size)
+    _, *blocks = bottlenecks(backbone.module, backbone.preprocessing.size)
     assert tuple(blocks) == backbone.blocks

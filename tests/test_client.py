@@ -374,6 +374,17 @@ def test_a_client_that_is_closed_twice_at_once_gives_its_shared_memory_back(
     assert len(asked) == 4
 
 
+def status_of_a_fork(work: Callable[[], int]) -> int:
+    """What a forked process returns from its work; 99 where that fails."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(work())
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_process_does_not_write_into_its_parents_shared_memory(
     http_server: Callable[[Answer], str], monkeypatch: pytest.MonkeyPatch
@@ -382,15 +393,13 @@ def test_a_forked_process_does_not_write_into_its_parents_shared_memory(
     monkeypatch.setattr("afd_serve.client.regions.Region.write", lambda _, data: written.append(data))
     with Client(http_server(answers_to_shared_memory), shared_memory=True) as client:
         assert client.classify(b"x") == CLOCK
-        child = os.fork()
-        if not child:
-            try:
+
+        def ask() -> int:
+            with pytest.raises(ClientClosedError):
                 client.classify(b"y")
-            except ClientClosedError:
-                os._exit(len(written) - 1)
-            finally:
-                os._exit(99)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            return len(written) - 1
+
+        assert status_of_a_fork(ask) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -398,16 +407,14 @@ def test_a_client_is_not_for_the_processes_that_are_forked_from_its_own(http_ser
     asked: list[str] = []
     client = Client(http_server(lambda path, _: asked.append(path) or answers(CLOCK)))
     assert client.classify(b"x") == CLOCK
-    child = os.fork()
-    if not child:
-        try:
+
+    def ask() -> int:
+        with pytest.raises(ClientClosedError):
             client.classify(b"x")
-        except ClientClosedError:
-            client.close()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        client.close()
+        return 0
+
+    assert status_of_a_fork(ask) == 0
     assert client.classify(b"x") == CLOCK
     client.close()
     assert len(asked) == 2

@@ -34,8 +34,7 @@ from afd_serve.errors import BadAnswerError, ClientClosedError, ClientError
 from afd_serve.mode import Mode
 from afd_serve.request import Options
 from afd_serve.results import Failure, Prediction
-from afd_serve.sample import sample_picture
-from afd_serve.triton_protocol import PROBE_ID
+from afd_serve.sample import PROBE_ID, sample_picture
 
 __all__ = ["AsyncClient", "Client", "Failure", "Mode", "Options", "Prediction", "Server", "detect_server"]
 

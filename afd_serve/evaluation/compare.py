@@ -185,9 +185,9 @@ class _Comparison:
         labels = self.backbone.labels
         everything = load_labelled(config.labelled, labels, split=config.split)
         self.pictures = load_labelled(config.labelled, labels, split=config.split, limit=config.limit)
-        # Where the results lie among the pictures, the report's plot is none of them.
-        plots = (path for path in [config.out / PLOT_NAME] if path.exists())
-        exclude = (*(picture.path for picture in everything), *plots)
+        exclude = tuple(picture.path for picture in everything)
+        if (plot := config.out / PLOT_NAME).exists():  # which is no picture to fit on where results lie among these
+            exclude += (plot,)
         self.fitting = replace(_fit_config(config), exclude=exclude)
         self.unlabelled = find_pictures(self.fitting.images, self.fitting.exclude)
         contents = Contents.of(self.backbone.fingerprint, self.unlabelled, config.images, self.pictures)

@@ -8,12 +8,12 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn import functional as F
 
 from afd_serve.models.attach import graph_module, grey_picture
-from afd_serve.models.recording import Trace, trace
+from afd_serve.models.recording import Trace
 
 __all__ = ["find_bottlenecks"]
 
 
-def find_bottlenecks(module: nn.Module, size: int) -> list[str]:
+def find_bottlenecks(module: nn.Module, recorded: Trace, size: int) -> list[str]:
     """The module at the end of each step, in order of execution.
 
     A step has a convolution and ends with a feature map ``[N, C, H, W]`` that nothing bypasses: a convolution and its
@@ -21,12 +21,9 @@ def find_bottlenecks(module: nn.Module, size: int) -> list[str]:
 
     Args:
         module: RGB float ``[N, 3, size, size]`` to logits, in eval mode; left as it was.
+        recorded: what `trace` makes of it.
         size: side of the input in pixels.
-
-    Raises:
-        AttachError: It cannot be recorded as a graph.
     """
-    recorded = trace(module)
     modules = dict(module.named_modules())
     shapes = _shapes(module, recorded, size)
     names = _names(recorded.outputs, modules)

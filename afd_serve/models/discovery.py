@@ -79,7 +79,7 @@ def find_sites(module: nn.Module, classes: int, size: int) -> Sites:
                 ordered = sorted(blocks, key=lambda block: places[recorded.outputs[block]])
                 if not ordered or places[recorded.outputs[stem]] < places[recorded.outputs[ordered[0]]]:
                     return Sites(stem, tuple(ordered), embedding)
-    found = [name for name in find_bottlenecks(module, size) if name != embedding]
+    found = [name for name in find_bottlenecks(module, recorded, size) if name != embedding]
     if not found:
         raise AttachError(
             f"{type(module).__name__} has no convolution whose output alone goes on, so name its stem and blocks "

@@ -5,19 +5,26 @@ Nothing else is imported here, because the command line's options have their def
 
 import socket
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, fields
+from typing import Self
 
 from afd_serve.errors import ServingError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 __all__ = ["Ports", "TritonPorts", "check_ports", "free_ports", "is_free"]
 
 
 @dataclass(frozen=True)
-class Ports:
+class _ServerPorts:
+    """The TCP ports of one server, all on loopback."""
+
+    @classmethod
+    def free(cls) -> Self:
+        """Ports that nobody listens on right now."""
+        return cls(*free_ports(len(fields(cls))))
+
+
+@dataclass(frozen=True)
+class Ports(_ServerPorts):
     """The TCP ports of one TorchServe, all on loopback."""
 
     inference: int = 8080
@@ -26,24 +33,14 @@ class Ports:
     grpc_inference: int = 7070
     grpc_management: int = 7071
 
-    @classmethod
-    def free(cls) -> "Ports":
-        """Ports that nobody listens on right now."""
-        return cls(*free_ports(5))
-
 
 @dataclass(frozen=True)
-class TritonPorts:
+class TritonPorts(_ServerPorts):
     """The TCP ports of one Triton, all on loopback."""
 
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
-
-    @classmethod
-    def free(cls) -> "TritonPorts":
-        """Ports that nobody listens on right now."""
-        return cls(*free_ports(3))
 
 
 def free_ports(count: int) -> list[int]:
@@ -55,7 +52,7 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def check_ports(ports: "DataclassInstance", held: "DataclassInstance | None" = None) -> None:
+def check_ports(ports: _ServerPorts, held: _ServerPorts | None = None) -> None:
     """Make sure that no port is wanted twice, and every one is free or one of ``held``: of a server that makes way.
 
     Raises:

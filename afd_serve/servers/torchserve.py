@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from afd_serve.errors import ServingError
+from afd_serve.sample import PROBE_ID
 from afd_serve.servers.folders import make_private, make_state_dir
 from afd_serve.servers.http import Answer, ask
 from afd_serve.servers.java import find_java
@@ -33,7 +34,6 @@ from afd_serve.servers.launch import (
 from afd_serve.servers.ports import Ports, check_ports
 from afd_serve.servers.processes import kill_marked, read_log
 from afd_serve.servers.state import BackgroundServer
-from afd_serve.triton_protocol import PROBE_ID
 
 __all__ = ["Answer", "Ports", "TorchServe", "start"]
 

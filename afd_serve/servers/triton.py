@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Final
 
 from afd_serve.errors import ServingError
-from afd_serve.sample import sample_picture
+from afd_serve.sample import PROBE_ID, sample_picture
 from afd_serve.servers.folders import PRIVATE_UMASK, make_private, make_state_dir
 from afd_serve.servers.http import ask
 from afd_serve.servers.ports import TritonPorts, check_ports
 from afd_serve.servers.processes import kill_marked, read_log
 from afd_serve.servers.state import BackgroundServer
 from afd_serve.servers.triton_environment import SHARED_MEMORY, find_environment, link_backend
-from afd_serve.triton_protocol import ENSEMBLE, OK, PICTURE, PROBE_ID, STATUS
+from afd_serve.triton_protocol import ENSEMBLE, OK, PICTURE, STATUS
 
 __all__ = ["Triton", "TritonPorts", "check_paths", "probe", "start"]
 

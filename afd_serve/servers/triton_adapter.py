@@ -21,7 +21,7 @@ from afd_serve.pipeline import Failure, StageTimes
 from afd_serve.request import BadOptionError, Options, RequestError, option_name, read_mode, read_options
 from afd_serve.response import ModelInfo
 from afd_serve.results import Shadow
-from afd_serve.sample import is_probe
+from afd_serve.sample import PROBE_ID, is_probe
 from afd_serve.service import internal_failure
 from afd_serve.signature import Signature
 from afd_serve.steps import ClassifierStep, Finding, PreparedBatch, PreparingStep, make_answers
@@ -48,7 +48,6 @@ from afd_serve.triton_protocol import (
     ENSEMBLE,
     MODEL_CPU_METRIC,
     PICTURE,
-    PROBE_ID,
     STATUS,
     error_message,
 )
