@@ -5,8 +5,9 @@ Note [Bounds on Pillow]
 
     - pixels are counted before any is decoded, against a limit below that of JPEGs: a JPEG is decoded at a scale that
       suits the model, all else whole;
-    - what Pillow decodes in Python (run-length BMP, plain PPM and PPM of odd depths; up to a microsecond for each
-      sample) is refused, as are formats whose decoder has no bound of its own, see `FORMATS`;
+    - what Pillow decodes in Python (run-length BMP, plain PPM, PPM of other than 8 bits per sample and PGM of other
+      than 8 or 16; up to a microsecond for each sample) is refused, as are formats whose decoder has no bound of its
+      own, see `FORMATS`;
     - a file is read in so many steps at most, because Pillow walks through a PNG's chunks and a GIF's blocks in Python;
     - a TIFF has so many strips or tiles at most, for each of which Pillow makes an object, and no tile is larger than a
       picture may be, because libtiff makes room for the whole tile.
@@ -163,8 +164,8 @@ def _check_decoder(picture: Image.Image) -> None:
     """Refuses what Pillow decodes in Python: it lists such decoders, by name, where a picture's tiles name theirs."""
     if any(tile[0] in Image.DECODERS for tile in getattr(picture, "tile", ())):
         raise NotAnImageError(
-            f"this kind of {picture.format} is not read (run-length BMP, plain PPM and PPM of odd depths are such): "
-            f"save it as a JPEG or PNG"
+            f"this kind of {picture.format} is not read (run-length BMP, plain PPM, PPM of other than 8 bits per "
+            "sample and PGM of other than 8 or 16 are such): save it as a JPEG or PNG"
         )
 
 

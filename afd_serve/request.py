@@ -72,7 +72,10 @@ REQUEST_ID: Final = "x_request_id"
 _OPTIONS: Final = ("afd", "top_k", "crop", "format")
 # TorchServe hands the query of its /invocations route on as parts.
 _IGNORED: Final = frozenset({"model_name", "model_version"})
-_JSON_OBJECT: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*+\{")
+_JSON: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*+[\[{]")
+_QUOTED: Final = re.compile(r'\A"(.*)"\Z', re.DOTALL)
+"""A text as JSON has it, which a multipart field of the type application/json holds."""
+
 _MAX_VALUES: Final = 10_000
 """Lists, objects and what they hold in one JSON body. Base64 has none of their marks, so pictures do not count; parsing
 31 MB of nothing but them would take seconds and a gigabyte."""
@@ -195,12 +198,12 @@ def option_name(name: str) -> str:
 
 
 def _parse_json(part: object) -> object:
-    """Parsed JSON where the part is a JSON object in bytes; everything else as it is.
+    """Parsed JSON where the part is a JSON object or array in bytes; everything else as it is.
 
-    The content type is no guide: clients leave it out, add a charset, or speak gRPC. No picture starts with a brace, or
-    with a byte order mark or blanks before one.
+    The content type is no guide: clients leave it out, add a charset, or speak gRPC. No picture starts with a brace or
+    a bracket, or with a byte order mark or blanks before one.
     """
-    if not isinstance(part, (bytes, bytearray)) or not _JSON_OBJECT.match(part):
+    if not isinstance(part, (bytes, bytearray)) or not _JSON.match(part):
         return part
     if sum(part.count(mark) for mark in b"[{,") > _MAX_VALUES:
         raise RequestError(f"the JSON has too many values; {_MAX_VALUES} are enough for {MAX_PICTURES} pictures")
@@ -234,7 +237,7 @@ def _raw(part: object) -> Picture:
         return part
     if isinstance(part, str):
         return part.encode(errors="replace")
-    return Failure("bad_input", "a picture is the bytes of a file, or a JSON object with base64")
+    return Failure("bad_input", 'a picture is the bytes of a file, or the JSON object {"b64": "<base64 of the file>"}')
 
 
 def read_options(given: Mapping[str, object]) -> Options:
@@ -266,7 +269,7 @@ def read_mode(value: object) -> Mode:
 
 def _text(value: object) -> str:
     text = bytes(value).decode(errors="replace") if isinstance(value, (bytes, bytearray)) else str(value)
-    return text.strip().lower()
+    return _QUOTED.sub(r"\1", text.strip().lower())
 
 
 def _switch(name: str, text: str) -> bool:

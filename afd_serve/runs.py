@@ -5,7 +5,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,8 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder, which is made where it is missing; what a process held is free when it ends, however it ends.
 
+    Where the work fails before it has left anything there, what was made is removed again.
+
     A fork of the process, as a loader of pictures is, holds it too until it ends; programs that it starts do not.
 
     Args:
@@ -30,13 +32,17 @@ def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
         ConfigError: another run is at work there, and ``wait`` is false.
         OSError: the work's own; of a disk that is full it names the folder, where the system names nothing.
     """
+    missing = [] if wait else [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         _lock(handle, folder, wait)
         yield
-    except OSError as error:
-        if error.errno in _NO_ROOM and error.filename is None:
+    except BaseException as error:
+        with suppress(OSError):  # which one that is not empty raises
+            for place in missing:
+                place.rmdir()
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
             raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
     finally:

@@ -33,9 +33,9 @@ from afd_serve.models.fde import FREQUENCIES
 from afd_serve.models.presets import preset_config
 from afd_serve.preprocess import ClassifierInputs, prepare, stack
 from afd_serve.runs import write_atomically
-from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import Trainer
 from afd_serve.training.losses import FeatureLoss
+from afd_serve.training.pictures import find_pictures
 
 CLEAN = Condition("clean")
 COMPRESSED = tuple(Condition("A", quality) for quality in (25, 15, 10, 7))
@@ -281,7 +281,7 @@ def markdown(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> Iter
     qualities = ", ".join(str(condition.level) for condition in COMPRESSED)
     yield (
         f"{arguments.backbone}, {arguments.steps} steps at {arguments.size} px, seed {arguments.seed}; "
-        f"{arguments.limit} held-out pictures of {arguments.labelled.name}, QF {qualities}."
+        f"up to {arguments.limit} held-out pictures of {arguments.labelled.name}, QF {qualities}."
     )
 
 

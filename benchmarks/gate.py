@@ -27,7 +27,7 @@ from afd_serve.evaluation.protocols import encode
 from afd_serve.pipeline import Pipeline
 from afd_serve.preprocess import prepare, stack
 from afd_serve.quality import harmless_from
-from afd_serve.training.data import find_pictures
+from afd_serve.training.pictures import find_pictures
 
 REDUCTIONS = (0.7, 1.0, 1.2, 1.45, 2.0, 2.8, 4.0)
 QUALITIES = (15, 25, 30, 35, 40, 50, 60, 65, 70, 75, 80, 85, 90)

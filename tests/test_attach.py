@@ -279,9 +279,21 @@ class Raising(nn.Module):
         return x
 
 
+class Asserting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise AssertionError  # noqa: TRY004 - as a bare assert does, which pytest would give words
+        return x
+
+
 @pytest.mark.parametrize(
     ("kind", "advice"),
-    [(Assigning, "by torch.cat or torch.where"), (Making, r"x\.new_zeros"), (Raising, r"cannot be recorded.*'x'")],
+    [
+        (Assigning, "by torch.cat or torch.where"),
+        (Making, r"x\.new_zeros"),
+        (Raising, r"cannot be recorded.*'x'"),
+        (Asserting, r"cannot be recorded as a graph \(AssertionError\)"),
+    ],
 )
 def test_what_stands_in_the_way_of_a_recording_is_said(kind: type[nn.Module], advice: str) -> None:
     with pytest.raises(AttachError, match=advice):

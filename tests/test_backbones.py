@@ -213,7 +213,7 @@ def test_a_crop_that_is_not_timms_is_remarked_on(monkeypatch: pytest.MonkeyPatch
 
 USER_FILE = """
     from __future__ import annotations
-    from dataclasses import dataclass
+    from dataclasses import dataclass, replace
     from torch import nn
     from afd_serve.models.backbones import Preprocessing, make_backbone
     from afd_serve.models.discovery import Sites
@@ -231,7 +231,8 @@ USER_FILE = """
     def described():
         module = EfficientNetLite(1.0, 1.0, 32, classes=2)
         sites = Sites("stem", ("blocks.1", "blocks.3"), "classifier")
-        return make_backbone(module, PREPROCESSING, ["cat", "dog"], name="mine", sites=sites)
+        known = make_backbone(module, PREPROCESSING, ["cat", "dog"], name="mine", sites=sites)
+        return replace(known, remarks=("crops are squares",))
 
     def misdescribed():
         module = EfficientNetLite(1.0, 1.0, 32, classes=2)
@@ -270,6 +271,7 @@ def test_a_users_file(tmp_path: Path) -> None:
     assert (found.name, found.labels, len(found.blocks)) == (f"file:{path}", ("cat", "dog"), 16)
     described = load_backbone(f"file:{path}:described")
     assert (described.name, described.blocks) == (f"file:{path}:described", ("blocks.1", "blocks.3"))
+    assert described.remarks == ("crops are squares",)
     with pytest.raises(AttachError, match="no module steam"):
         load_backbone(f"file:{path}:misdescribed")
     with pytest.raises(BackboneError, match="must return a Backbone"):

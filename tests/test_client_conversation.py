@@ -112,6 +112,24 @@ def test_many_pictures_become_several_requests_with_one_deadline() -> None:
     assert play(Talk(Settings("http://x:1")), [], []) == ([], [])
 
 
+def test_pictures_that_are_read_when_asked_for_are_not_all_held_at_once() -> None:
+    read: list[int] = []
+
+    class Files(Sequence[bytes]):
+        def __len__(self) -> int:
+            return 3 * MAX_PICTURES
+
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return b"%d" % index
+
+    conversation = Talk(Settings("http://x:1")).classify(Files(), Options(), 5)
+    next(conversation)
+    assert read == list(range(MAX_PICTURES))
+    conversation.send(answers(*[CLOCK] * MAX_PICTURES))
+    assert read == list(range(2 * MAX_PICTURES))
+
+
 CROWDED = Failure(CROWDED_OUT, "too many pixels beside the others")
 
 

@@ -30,8 +30,9 @@ from afd_serve.models.backbones import Backbone, make_backbone
 from afd_serve.models.classifier import Normalize
 from afd_serve.models.discovery import Sites
 from afd_serve.quality import scaled_table
-from afd_serve.training.data import CompressedPairs, find_pictures
+from afd_serve.training.data import CompressedPairs
 from afd_serve.training.fit import rate_share
+from afd_serve.training.pictures import find_pictures
 from tests.foreign import SmallNet
 from tests.test_backbones import SMALL
 from tests.tiny_backbone import SIZE

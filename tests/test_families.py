@@ -20,7 +20,7 @@ from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
 from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models
 from afd_serve.training import fit as fit_module
-from afd_serve.training.data import find_pictures
+from afd_serve.training.pictures import find_pictures
 from tests.foreign import needs
 
 SIZE = 64

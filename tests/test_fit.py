@@ -18,9 +18,10 @@ from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone, load_backbone
 from afd_serve.models.sharpness import Sharpness
 from afd_serve.training import fit as fit_module
-from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
+from afd_serve.training.data import CompressedPairs, Pair, Recipe
 from afd_serve.training.fit import Trainer, _spread, fit, rate_share, training_sizes
 from afd_serve.training.losses import FeatureLoss
+from afd_serve.training.pictures import find_pictures
 from tests import tiny_backbone
 
 
@@ -247,6 +248,18 @@ def test_a_run_with_other_settings_is_not_resumed(config: FitConfig) -> None:
         fit(replace(config, steps=3, seed=9))
 
 
+def test_a_run_that_goes_on_with_other_pictures_says_so(config: FitConfig) -> None:
+    folder = config.images[0]
+    (folder / "0.png").write_bytes(b"no picture")
+    first = fit(config)
+    assert any("1 of 4 pictures could not be read" in remark for remark in first.remarks)
+    assert not any("other pictures" in remark for remark in fit(config).remarks)
+    (folder / "0.png").unlink()
+    remarks = fit(config).remarks
+    assert remarks[0] == "the first 24 steps saw other pictures: --images, or what is there, has changed since"
+    assert not any("could not be read" in remark for remark in remarks)
+
+
 def test_a_run_goes_on_with_other_workers_and_from_other_folders(config: FitConfig) -> None:
     moved = replace(config, out=config.out / "moved", images=(config.out,), exclude=(config.out,))
     assert replace(moved, workers=7, checkpoint_every=1).resumes(config) == []
@@ -302,7 +315,7 @@ def test_a_backbone_with_other_weights_each_time_is_refused_before_it_is_fitted_
     )
     with pytest.raises(BackboneError, match="untrained has other weights each time it is loaded"):
         fit(replace(config, backbone=f"file:{source}:untrained"))
-    assert not list(config.out.iterdir())
+    assert not config.out.exists()
 
 
 def test_a_state_that_does_not_say_whose_it_is_is_refused(config: FitConfig) -> None:

@@ -102,8 +102,8 @@ def test_json_that_cannot_be_parsed(body: Any) -> None:
         read({"body": body})
 
 
-@pytest.mark.parametrize("body", [None, 1, [1, 2]])
-def test_parsed_json_that_is_no_object(body: Any) -> None:
+@pytest.mark.parametrize("body", [None, 1, [1, 2], b"[]", b'\xef\xbb\xbf [{"b64": "QUJD"}]', bytearray(b'["QUJD"]')])
+def test_json_that_is_no_object(body: Any) -> None:
     (failure,) = read({"body": body}).pictures
     assert isinstance(failure, Failure)
     assert failure.code == "bad_input"
@@ -115,6 +115,13 @@ def test_options_from_headers_in_any_case_and_their_precedence() -> None:
     assert read({"body": body}, **{"Top-K": "2"}).options.top_k == 2  # proxies drop names with underscores
     assert read({"body": body, "top_k": b"3"}, top_k="2").options.top_k == 3
     assert read({"body": body | {"top_k": 4}, "top_k": b"3"}, top_k="2").options.top_k == 4
+
+
+def test_an_option_may_be_json_text_as_in_a_field_of_that_type() -> None:
+    given = {"x": PICTURE, "afd": b'"off"', "top_k": b"3", "crop": bytearray(b' "off"\n')}
+    assert read(given).options == Options(Mode.OFF, top_k=3, crop=False)
+    with pytest.raises(BadOptionError):
+        read({"x": PICTURE, "afd": b'"off'})
 
 
 def test_what_a_server_puts_among_the_headers_is_no_option() -> None:

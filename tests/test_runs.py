@@ -30,6 +30,16 @@ def test_a_failure_frees_the_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_failure_leaves_no_empty_folder_that_was_not_there_before(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "first"
+    with pytest.raises(ValueError, match="inside"), alone_in(folder):
+        raise ValueError("inside")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileExistsError), alone_in(folder):
+        [folder.parent.joinpath(name).mkdir() for name in ("second", "second")]
+    assert [path.name for path in folder.parent.iterdir()] == ["second"]
+
+
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from afd_serve.runs import alone_in\n"

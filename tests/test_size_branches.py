@@ -220,6 +220,12 @@ class Brightness(Part):
         return self.conv(x) if self.of(x) and x.shape[2] == SIDE else self.conv(-x)
 
 
+def _bare_assertion(x: Tensor) -> object:
+    if not isinstance(x, Tensor):
+        raise AssertionError  # noqa: TRY004 - as a bare assert does, which pytest would give words
+    return True
+
+
 class Assigning(Part):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x if x.shape[2] == SIDE else -x)
@@ -234,6 +240,7 @@ class Assigning(Part):
         (Network(Brightness(lambda x: x.mT.sum() > 0)), "Brightness: branches on the values of tensors"),
         (Network(Brightness(lambda x: int(x.sum()))), "Brightness: branches on the values of tensors"),
         (Network(Brightness(lambda x: range(x.argmax()))), "Brightness: branches on the values of tensors"),
+        (Network(Brightness(_bare_assertion)), "Brightness: AssertionError"),
         (Network(Assigning()), "Assigning: .* does not support item assignment"),
         (Twice(Pooled()), "a part takes inputs of several sizes"),
     ],

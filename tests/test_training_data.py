@@ -1,6 +1,5 @@
 """The pairs that fitting sees."""
 
-import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from afd_serve.errors import ConfigError
 from afd_serve.models.backbones import Preprocessing
 from afd_serve.quality import estimate_quality, harmless_from
 from afd_serve.training import data as data_module
-from afd_serve.training.data import CompressedPairs, Recipe, _draw, find_pictures
+from afd_serve.training.data import CompressedPairs, Recipe, _draw
+from afd_serve.training.pictures import find_pictures
 from tests.conftest import encoded, recompressed, scene
 
 PREPROCESSING = Preprocessing(64, 0.875, "bicubic", (127.0,) * 3, (128.0,) * 3)
@@ -290,26 +290,6 @@ def test_pictures_of_which_none_can_be_read_are_refused(tmp_path: Path) -> None:
         pairs(tmp_path)[0]
 
 
-def test_pictures_are_found_and_excluded(
-    picture_folder: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = picture_folder(4)
-    assert find_pictures([folder]) == [folder / f"{index}.png" for index in range(4)], "in the same order each time"
-    assert [path.name for path in find_pictures([folder], [folder / "0.png", folder / "2.png"])] == ["1.png", "3.png"]
-    (folder / "deep" / "er").mkdir(parents=True)
-    (folder / "2.png").rename(folder / "deep" / "er" / "2.PNG")
-    assert len(find_pictures([folder])) == 4
-    monkeypatch.chdir(folder.parent)
-    relative = [Path(folder.name, "deep"), Path(folder.name, "0.png")]
-    assert [path.name for path in find_pictures([folder], relative)] == ["1.png", "3.png"]
-    with pytest.raises(ConfigError, match=r"^fitting needs at least two pictures; .*0\.png hold 1$"):
-        find_pictures([folder / "0.png"])
-    with pytest.raises(ConfigError, match="hold none"):
-        find_pictures([folder], [folder])
-    with pytest.raises(ConfigError, match="does not exist"):
-        find_pictures([folder / "nowhere"])
-
-
 @pytest.mark.parametrize("kind", ["AVIF", "GIF", "PPM"])
 def test_pictures_of_every_format_that_is_served_are_fitted_on(tmp_path: Path, kind: str) -> None:
     if kind == "AVIF" and not features.check("avif"):
@@ -320,25 +300,3 @@ def test_pictures_of_every_format_that_is_served_are_fitted_on(tmp_path: Path, k
     pair = pairs(tmp_path)[0]
     assert not pair.unreadable
     assert pair.clean.float().std() > 10
-
-
-def test_what_is_no_regular_file_is_no_picture(picture_folder: Callable[[int], Path]) -> None:
-    folder = picture_folder(2)
-    os.mkfifo(folder / "pipe.jpg")
-    (folder / "folder.jpg").mkdir()
-    (folder / "lost.jpg").symlink_to("nowhere")
-    assert [path.name for path in find_pictures([folder])] == ["0.png", "1.png"]
-    with pytest.raises(ConfigError, match="hold none"):
-        find_pictures([folder / "pipe.jpg"])
-
-
-def test_links_to_folders_are_followed_even_if_they_go_round(
-    picture_folder: Callable[[int], Path], tmp_path: Path
-) -> None:
-    folder, chosen = picture_folder(3), tmp_path / "chosen"
-    chosen.mkdir()
-    (chosen / "linked").symlink_to(folder)
-    (folder / "back").symlink_to(chosen)
-    expected = [folder / f"{index}.png" for index in range(3)]
-    assert find_pictures([chosen]) == expected
-    assert find_pictures([folder], [chosen / "linked" / "1.png"]) == [expected[0], expected[2]]

@@ -8,10 +8,12 @@ import torch
 
 from afd_serve.config import FitConfig
 from afd_serve.errors import ConfigError
+from afd_serve.models.afd import AfdNet
 from afd_serve.models.backbones import Backbone
+from afd_serve.models.presets import preset_config
 from afd_serve.training import fit as fit_module
-from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import Trainer, fit
+from afd_serve.training.pictures import find_pictures
 from tests import tiny_backbone
 
 
@@ -57,13 +59,19 @@ def test_a_fit_that_only_makes_it_worse_says_so(make: Callable[..., FitConfig]) 
     )
 
 
+def test_singular_equations_have_no_drift_score(tiny: Backbone) -> None:
+    afd = AfdNet(preset_config("default", tiny))
+    afd.fit_drift(torch.full((8, afd.config.descriptor), 1e38), torch.ones(8))
+    assert afd.drift.weight.isnan().all()
+
+
 @pytest.mark.parametrize(
     ("part", "value", "complaint"),
     [
         ("adapters", 10.0, r"it leaves features \d.* times as far"),
         ("adapters", torch.nan, "it leaves features nan times as far"),
         ("fde.descriptor", torch.inf, "it leaves features"),
-        ("fde.descriptor", 1e10, "no sharpness can be found for its drift descriptors"),
+        ("fde.descriptor", 1e10, "no drift score and sharpness can be found for its drift descriptors"),
     ],
 )
 def test_weights_of_which_no_estimate_can_be_made_are_not_kept(

@@ -164,14 +164,14 @@ class Talk:
         """
         deadline = self._deadline(timeout)
         _check(options)
-        pictures = [_bytes_of(picture) for picture in pictures]
         results: dict[int, Prediction | Failure] = {}
         waiting = list(range(len(pictures)))
         while waiting:
-            part = self._first_request([pictures[index] for index in waiting[:MAX_PICTURES]])
+            # No more than a request's at a time: the sequence may read its pictures when they are asked for.
+            next_ones = [_bytes_of(pictures[index]) for index in waiting[:MAX_PICTURES]]
+            part = self._first_request(next_ones)
             if not part:
-                first = waiting.pop(0)
-                results[first] = _too_large(pictures[first])
+                results[waiting.pop(0)] = _too_large(next_ones[0])
                 continue
             asked, waiting = waiting[: len(part)], waiting[len(part) :]
             answers = yield from self._persist(self._ask, part, options, deadline, request_id or uuid.uuid4().hex)

@@ -33,8 +33,8 @@ from afd_serve.models.classifier import AfdClassifier
 from afd_serve.preprocess import UNREADABLE, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.progress import task
 from afd_serve.runs import alone_in, write_atomically, write_text
-from afd_serve.training.data import find_pictures
 from afd_serve.training.fit import fit
+from afd_serve.training.pictures import find_pictures
 
 __all__ = ["CONDITIONS", "FITTED_HERE", "GATED_CLEAN", "PLOT_NAME", "ROWS", "CompareConfig", "Row", "compare", "macs"]
 

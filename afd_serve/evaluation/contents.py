@@ -1,12 +1,11 @@
 """What a comparison was made of, so that rows of other pictures are not joined with it."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from afd_serve.evaluation.dataset import LabelledPicture
+from afd_serve.training.pictures import digest_of, file_size, pictures_digest
 
 __all__ = ["Contents"]
 
@@ -17,8 +16,9 @@ class Contents:
 
     Attributes:
         fingerprint: of the backbone.
-        fitting_pictures: digest of the names, relative to their folder, and sizes of the unlabelled pictures.
-        labelled_pictures: digest of the names, sizes and classes of the labelled pictures.
+        fitting_pictures: `pictures_digest` of the unlabelled pictures.
+        labelled_pictures: digest of the names, sizes and classes of the labelled pictures; one that is missing is no
+            error but a picture that cannot be read.
     """
 
     fingerprint: str
@@ -34,25 +34,8 @@ class Contents:
         labelled: Sequence[LabelledPicture],
     ) -> "Contents":
         """Those of a comparison; ``folders`` are what the unlabelled pictures' names are relative to."""
-        roots = [folder.resolve() for folder in folders]
         return cls(
             fingerprint,
-            _digest((_name(path, roots), _size(path)) for path in unlabelled),
-            _digest((picture.id, _size(picture.path), picture.label) for picture in labelled),
+            pictures_digest(unlabelled, folders),
+            digest_of((picture.id, file_size(picture.path), picture.label) for picture in labelled),
         )
-
-
-def _name(path: Path, roots: Sequence[Path]) -> str:
-    """A picture's name inside the first of the folders that holds it; its own where a link leads out of them all."""
-    inside = (path.relative_to(root).as_posix() for root in roots if root != path and path.is_relative_to(root))
-    return next(inside, path.name)
-
-
-def _size(path: Path) -> int:
-    """Bytes; -1 for a labelled picture that is missing, which is no error but a picture that cannot be read."""
-    return path.stat().st_size if path.exists() else -1
-
-
-def _digest(pictures: Iterable[tuple[object, ...]]) -> str:
-    """Of a set of pictures, whatever their order."""
-    return hashlib.sha256(json.dumps(sorted(pictures)).encode()).hexdigest()

@@ -59,7 +59,7 @@ class AfdNet(nn.Module):
 
     @torch.no_grad()
     def fit_drift(self, descriptor: Tensor, distance: Tensor) -> None:
-        """Solve the drift head by least squares.
+        """Solve the drift head by least squares; where the equations are singular its weights become NaN.
 
         Args:
             descriptor: Of many compressed pictures, [M, D].
@@ -68,7 +68,9 @@ class AfdNet(nn.Module):
         ones = torch.ones(descriptor.shape[0], 1)
         design = torch.cat((descriptor, ones), dim=1).double()
         ridge = 1e-3 * design.shape[0] * torch.eye(design.shape[1], dtype=torch.float64)
-        solution = torch.linalg.solve(design.T @ design + ridge, design.T @ torch.log1p(distance.double()))
+        solution, singular = torch.linalg.solve_ex(design.T @ design + ridge, design.T @ torch.log1p(distance.double()))
+        if singular:
+            solution.fill_(torch.nan)
         self.drift.weight.copy_(solution[:-1].unsqueeze(0))
         self.drift.bias.copy_(solution[-1:])
 

@@ -304,7 +304,7 @@ def _load_file(spec: str, rest: str) -> Backbone:
     if not (isinstance(parts, tuple) and len(parts) == 3 and isinstance(parts[0], nn.Module)):
         raise BackboneError(f"{function_name} in {path} must return a Backbone or (module, preprocessing, labels)")
     backbone: Backbone = _guarded(path, lambda: make_backbone(*parts, name=spec, sites=sites))
-    return backbone
+    return replace(backbone, remarks=result.remarks) if isinstance(result, Backbone) else backbone
 
 
 def _split_function(rest: str) -> tuple[Path, str]:

@@ -112,7 +112,8 @@ def trace(backbone: nn.Module) -> Trace:
 
 def not_recorded(backbone: nn.Module, obstacle: object) -> AttachError:
     """What to raise where `torch.fx` meets an obstacle in the backbone or in a part of it."""
-    reason = str(obstacle).partition("\n")[0]  # older versions of torch go on for lines
+    # Older versions of torch go on for lines; a bare assert says nothing.
+    reason = str(obstacle).partition("\n")[0] or type(obstacle).__name__
     advice = next((advice for words, advice in _ADVICE.items() if re.search(words, reason)), _ON_BRANCHES)
     return AttachError(f"{type(backbone).__name__} cannot be recorded as a graph ({reason}); {advice}")
 

@@ -101,7 +101,7 @@ def _decide(part: nn.Module, arguments: dict[str, Any]) -> str | None:
     try:
         graph = recorder.trace(apart(part))
     except Exception as error:  # whatever third-party code raises for what is not a tensor
-        return f"{type(part).__name__}: {error}"
+        return f"{type(part).__name__}: {str(error) or type(error).__name__}"
     if recorder.has_decided:
         _take_forward(part, fx.GraphModule(recorder.root, graph))
     return None

@@ -4,8 +4,7 @@ Batch ``k`` depends on the settings, the seed and ``k`` alone.
 """
 
 import io
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,7 +18,6 @@ from torch.utils.data import Dataset
 
 from afd_serve.errors import ConfigError
 from afd_serve.preprocess import (
-    PICTURE_SUFFIXES,
     UNREADABLE,
     ClassifierInputs,
     PreparedPicture,
@@ -29,7 +27,7 @@ from afd_serve.preprocess import (
 )
 from afd_serve.transforms import Preprocessing, resize_crop
 
-__all__ = ["CompressedPairs", "Pair", "Recipe", "find_pictures"]
+__all__ = ["CompressedPairs", "Pair", "Recipe"]
 
 _MOST_DRAWS: Final = 200
 
@@ -71,44 +69,6 @@ class Pair(NamedTuple):
     inputs: ClassifierInputs
     clean: Tensor
     unreadable: frozenset[int] = frozenset()
-
-
-def find_pictures(folders: Sequence[Path], exclude: Sequence[Path] = ()) -> list[Path]:
-    """All pictures below the folders (a file stands for itself), sorted, without those below ``exclude``.
-
-    Links are followed. What is no regular file, as a pipe, is no picture.
-
-    Raises:
-        ConfigError: A folder does not exist, or there are fewer than two pictures.
-    """
-    excluded = _files_below(exclude)
-    pictures = sorted(path for path in _files_below(folders) if path not in excluded)
-    if len(pictures) < 2:
-        where = ", ".join(map(str, folders))
-        raise ConfigError(f"fitting needs at least two pictures; {where} hold {len(pictures) or 'none'}")
-    return pictures
-
-
-def _files_below(folders: Sequence[Path]) -> set[Path]:
-    found: set[Path] = set()
-    for folder in folders:
-        if not folder.exists():
-            raise ConfigError(f"{folder} does not exist")
-        files = [folder] if folder.is_file() else _walk(folder)
-        found.update(path.resolve() for path in files if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
-    return found
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder and below those that it links to, each of which is entered once: links may go round."""
-    entered: set[Path] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        here = Path(place).resolve()
-        if here in entered:
-            folders.clear()
-            continue
-        entered.add(here)
-        yield from (here / name for name in files)
 
 
 class CompressedPairs(Dataset[Pair]):

@@ -21,9 +21,10 @@ from afd_serve.models.folding import fold_norms
 from afd_serve.models.presets import preset_config
 from afd_serve.progress import task
 from afd_serve.runs import alone_in, write_text
-from afd_serve.training.data import CompressedPairs, Pair, Recipe, find_pictures
+from afd_serve.training.data import CompressedPairs, Pair, Recipe
 from afd_serve.training.log import append_loss, keep_until
 from afd_serve.training.losses import FeatureLoss
+from afd_serve.training.pictures import find_pictures, pictures_digest
 from afd_serve.training.precision import autocast_to_bfloat16, strided_depthwise_in_float32
 from afd_serve.training.state import Done, load_state, save_state
 
@@ -175,6 +176,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.afd.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
+        self._pictures = pictures_digest(pictures, config.images)
         self._unreadable: set[int] = set()
         self.loss = self.calibrate()
         if config.init is not None:
@@ -182,7 +184,9 @@ class Trainer:
         self.average.load_state_dict(self.afd.state_dict())
         done = self._resume()
         self.step, self.mean_loss = done.step, done.loss
-        self._unreadable |= {index for index in done.unreadable if index < len(pictures)}
+        self._changed = done.pictures not in (None, self._pictures)
+        if not self._changed:
+            self._unreadable |= {index for index in done.unreadable if index < len(pictures)}
         self._whole = True
         keep_until(config.out / _LOG_NAME, self.step)
 
@@ -226,6 +230,8 @@ class Trainer:
     def _remarks(self, begun: int, left: float) -> Iterator[str]:
         """What the figures do not tell; ``left`` is what AFD leaves of the distance, as a share."""
         yield from self._cautions
+        if self._changed and begun:
+            yield f"the first {begun} steps saw other pictures: --images, or what is there, has changed since"
         if begun == self.config.steps:
             yield f"all {begun} steps were done before: the pictures were only used to estimate drift and sharpness"
         if left > 1:
@@ -315,7 +321,7 @@ class Trainer:
         self.average.fit_drift(described, distance)
         self.average.sharpness.fit(torch.cat(logits), described, torch.cat(wanted))
         if not all(value.isfinite().all() for value in self.average.parameters()):
-            raise self._diverged("no sharpness can be found for its drift descriptors")
+            raise self._diverged("no drift score and sharpness can be found for its drift descriptors")
         return left
 
     def _closing_pairs(self) -> CompressedPairs:
@@ -360,7 +366,7 @@ class Trainer:
             self._save_state()
 
     def _save_state(self) -> None:
-        done = Done(self.step, self.mean_loss, frozenset(self._unreadable))
+        done = Done(self.step, self.mean_loss, frozenset(self._unreadable), self._pictures)
         save_state(self.config.out / _STATE_NAME, done, self.afd, self.average, self.optimizer)
 
     def _resume(self) -> Done:

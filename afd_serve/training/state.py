@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -30,11 +30,13 @@ class Done:
         step: The number of steps done.
         loss: Their mean loss, the last ones weighing most; NaN before the first.
         unreadable: The pictures, by their index, that could not be read.
+        pictures: `pictures_digest` of the pictures that the last step saw; none in states of earlier versions.
     """
 
     step: int = 0
     loss: float = math.nan
     unreadable: frozenset[int] = frozenset()
+    pictures: str | None = None
 
 
 def save_state(path: Path, done: Done, afd: AfdNet, average: AfdNet, optimizer: torch.optim.AdamW) -> None:
@@ -45,8 +47,8 @@ def save_state(path: Path, done: Done, afd: AfdNet, average: AfdNet, optimizer: 
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    progress = {"step": done.step, "loss": done.loss, "unreadable": sorted(done.unreadable)}
-    data = save(contiguous, {_DONE_KEY: json.dumps(progress), CONFIG_KEY: afd.config.to_json()})
+    progress = json.dumps(asdict(done) | {"unreadable": sorted(done.unreadable)})
+    data = save(contiguous, {_DONE_KEY: progress, CONFIG_KEY: afd.config.to_json()})
     write_atomically(path, lambda target: target.write_bytes(data))
 
 
@@ -81,7 +83,8 @@ def load_state(path: Path, afd: AfdNet, average: AfdNet, optimizer: torch.optim.
 
 def _read_done(text: str) -> Done:
     values = json.loads(text)
-    return Done(int(values["step"]), float(values["loss"]), frozenset(map(int, values["unreadable"])))
+    unreadable = frozenset(map(int, values["unreadable"]))
+    return Done(int(values["step"]), float(values["loss"]), unreadable, values.get("pictures"))
 
 
 def _another(path: Path, fitted: AfdConfig, ours: AfdConfig) -> str:

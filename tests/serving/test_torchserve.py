@@ -65,6 +65,8 @@ def multipart(parts: dict[str, bytes]) -> tuple[bytes, dict[str, str]]:
     body = b""
     for name, value in parts.items():
         file = "" if len(value) < 10 else f'; filename="{name}.jpg"\r\nContent-Type: image/jpeg'
+        if value.startswith(b'"'):
+            file = "\r\nContent-Type: application/json"
         header = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
         body += header.encode() + value + b"\r\n"
     return body + f"--{boundary}--\r\n".encode(), {"Content-Type": f"multipart/form-data; boundary={boundary}"}
@@ -153,8 +155,9 @@ def test_multipart_with_several_pictures(server: TorchServe, pipeline: Pipeline)
     assert_same(three, expected[1])
 
 
-def test_multipart_with_one_picture_and_afd_off(server: TorchServe, pipeline: Pipeline) -> None:
-    body, headers = multipart({"any name": GOOD["sample"], "afd": b"off"})
+@pytest.mark.parametrize("off", [b"off", b'"off"'], ids=["text", "json"])
+def test_multipart_with_one_picture_and_afd_off(server: TorchServe, pipeline: Pipeline, off: bytes) -> None:
+    body, headers = multipart({"any name": GOOD["sample"], "afd": off})
     assert_same(server.post(body, headers).json(), pipeline.predict([GOOD["sample"]], afd=False)[0])
 
 

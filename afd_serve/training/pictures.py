@@ -1,0 +1,72 @@
+"""Which pictures a fit sees, and whether they are the same as before."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from afd_serve.errors import ConfigError
+from afd_serve.preprocess import PICTURE_SUFFIXES
+
+__all__ = ["digest_of", "file_size", "find_pictures", "pictures_digest"]
+
+
+def find_pictures(folders: Sequence[Path], exclude: Sequence[Path] = ()) -> list[Path]:
+    """All pictures below the folders (a file stands for itself), sorted, without those below ``exclude``.
+
+    Links are followed. What is no regular file, as a pipe, is no picture.
+
+    Raises:
+        ConfigError: A folder does not exist, or there are fewer than two pictures.
+    """
+    excluded = _files_below(exclude)
+    pictures = sorted(path for path in _files_below(folders) if path not in excluded)
+    if len(pictures) < 2:
+        where = ", ".join(map(str, folders))
+        raise ConfigError(f"fitting needs at least two pictures; {where} hold {len(pictures) or 'none'}")
+    return pictures
+
+
+def _files_below(folders: Sequence[Path]) -> set[Path]:
+    found: set[Path] = set()
+    for folder in folders:
+        if not folder.exists():
+            raise ConfigError(f"{folder} does not exist")
+        files = [folder] if folder.is_file() else _walk(folder)
+        found.update(path.resolve() for path in files if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder and below those that it links to, each of which is entered once: links may go round."""
+    entered: set[Path] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place).resolve()
+        if here in entered:
+            folders.clear()
+            continue
+        entered.add(here)
+        yield from (here / name for name in files)
+
+
+def pictures_digest(pictures: Iterable[Path], folders: Sequence[Path]) -> str:
+    """Digest of the names, relative to the first of the folders that holds them, and sizes of unlabelled pictures."""
+    roots = [folder.resolve() for folder in folders]
+    return digest_of((_name(path, roots), file_size(path)) for path in pictures)
+
+
+def _name(path: Path, roots: Sequence[Path]) -> str:
+    """A picture's name inside the first of the folders that holds it; its own where a link leads out of them all."""
+    inside = (path.relative_to(root).as_posix() for root in roots if root != path and path.is_relative_to(root))
+    return next(inside, path.name)
+
+
+def file_size(path: Path) -> int:
+    """Bytes; -1 for a picture that is missing."""
+    return path.stat().st_size if path.exists() else -1
+
+
+def digest_of(pictures: Iterable[tuple[object, ...]]) -> str:
+    """SHA-256 (hex) of what is known of a set of pictures, whatever their order."""
+    return hashlib.sha256(json.dumps(sorted(pictures)).encode()).hexdigest()
