@@ -99,6 +99,24 @@ MODULES = (
 
 
 @pytest.fixture
+def http_server() -> Iterator[Callable[..., str]]:
+    """What starts servers over HTTP for a client, see `tests.client_servers.http_servers`."""
+    from tests.client_servers import http_servers  # noqa: PLC0415 - needs an extra
+
+    with http_servers() as serve:
+        yield serve
+
+
+@pytest.fixture
+def grpc_server() -> Iterator[Callable[..., str]]:
+    """The same over gRPC."""
+    from tests.client_servers import grpc_servers  # noqa: PLC0415 - needs an extra
+
+    with grpc_servers() as serve:
+        yield serve
+
+
+@pytest.fixture
 def booby_trapped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder to work in, with files that have the names of modules; none of them may be executed."""
     folder = tmp_path_factory.mktemp("downloads")
