@@ -23,7 +23,7 @@
 #   MODEL        what to serve: a shipped name, a run's directory or an exported model's
 #   PROCESSES    how many of pytest run at a time; each gets whole files, and a server of its own where they need one
 #   SECONDS      how long to fuzz
-#   SERVE_OPTIONS  options for `afd-serve serve torchserve` or `... serve triton`, for example --port 9000
+#   SERVE_OPTIONS  options, but not --state-dir, for `afd-serve serve torchserve` or `... serve triton`, for example --port 9000
 
 PYTHON ?= python3
 VENV ?= .venv

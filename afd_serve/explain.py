@@ -20,6 +20,7 @@ from afd_serve.export import load_features
 from afd_serve.pipeline import Pipeline
 from afd_serve.preprocess import Buffer, PreparedPicture, stack
 from afd_serve.results import Prediction
+from afd_serve.surroundings import inference
 
 __all__ = ["Explainer", "Explanation", "relative_distance"]
 
@@ -97,7 +98,7 @@ class Explainer:
 
     def features(self, picture: PreparedPicture, *, protected: bool) -> Tensor:
         """The mapped features, float32 [C, G', G'], of one picture, through one of the two trunks."""
-        with torch.inference_mode():
+        with inference():
             features: Tensor = self._features(*stack([picture], [protected]))[0]
         return features[0]
 

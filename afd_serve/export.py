@@ -37,6 +37,7 @@ from afd_serve.preprocess import ClassifierInputs, prepare, stack
 from afd_serve.runs import alone_in
 from afd_serve.sample import sample_variants
 from afd_serve.signature import FORMAT, SIGNATURE_NAME, Signature, TensorSpec
+from afd_serve.surroundings import in_float32
 from afd_serve.transforms import Preprocessing
 
 __all__ = [
@@ -227,6 +228,7 @@ def _write_files(source: str | Path, folder: Path, engine: str, precision: str) 
     return signature
 
 
+@in_float32()
 def load_deployed(source: str | Path, device: torch.device | None = None) -> Deployed:
     """Load an exported folder, or build the deployed form of shipped or fitted weights.
 
@@ -253,6 +255,7 @@ def load_deployed(source: str | Path, device: torch.device | None = None) -> Dep
     return Deployed(open_graphs(folder, signature.engine, signature.precision), signature)
 
 
+@in_float32()
 def load_features(source: str | Path) -> Engine:
     """The classifier's features where drift is mapped; see Note [Features in a file of their own].
 

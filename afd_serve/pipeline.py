@@ -24,6 +24,7 @@ from afd_serve.mode import Mode
 from afd_serve.preprocess import Buffer, ClassifierInputs, PreparedPicture, prepare, stack
 from afd_serve.results import Failure, Prediction
 from afd_serve.shadow import look
+from afd_serve.surroundings import inference
 
 __all__ = ["Failure", "Pipeline", "Prediction", "StageTimes", "make_prediction"]
 
@@ -116,7 +117,7 @@ class Pipeline:
     def logits(self, inputs: ClassifierInputs) -> tuple[Tensor, Tensor]:
         """Logits [N, K] and drift scores [N] of prepared inputs."""
         self._compute_after_a_fork()
-        with torch.inference_mode():
+        with inference():
             logits, drift = self._module(*inputs)
         return logits, drift
 

@@ -3,6 +3,7 @@
 import io
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -96,6 +97,13 @@ MODULES = (
     "yaml",
     "zipfile",
 )
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A socket that holds a port."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
 
 
 @pytest.fixture

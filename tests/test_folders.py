@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from afd_serve.errors import ServingError
 from afd_serve.servers.folders import make_private, make_state_dir
 
 
@@ -31,6 +32,27 @@ def test_a_folder_that_somebody_named_keeps_its_permissions(tmp_path: Path) -> N
     (tmp_path / "shared").chmod(0o1777)
     make_state_dir(tmp_path / "shared")
     assert mode(tmp_path / "shared") == 0o1777
+
+
+@pytest.mark.parametrize("other", ["logs/app.log", "model_store/afd.mar", "model_repository_mine/1/model.py", "a.txt"])
+def test_a_folder_with_files_of_others_is_no_state_directory(tmp_path: Path, other: str) -> None:
+    (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / other).touch()
+    with pytest.raises(ServingError, match=rf"holds {other.partition('/')[0]}, which is no server's .* --state-dir"):
+        make_state_dir(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.partition("/")[0]]
+
+
+@pytest.mark.parametrize(
+    "left", ["server.json", "archives/afd.sources", "backends/python/libtriton_python.so", "lost+found/x"]
+)
+def test_state_directories_of_earlier_versions_and_empty_file_systems_are_taken(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).touch()
+    make_state_dir(tmp_path)
+    (tmp_path / "server.json").unlink(missing_ok=True)
+    (tmp_path / "logs").mkdir()
+    make_state_dir(tmp_path)
 
 
 def test_a_folder_of_ours_becomes_private_also_where_it_was_not(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""Wherever ports are written, they are the same ones."""
+"""Wherever ports are written, they are the same ones; and what is said where one is not free."""
 
+import os
 import re
-from dataclasses import asdict
+import socket
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ pytest.importorskip("psutil")
 
 from afd_serve.cli import app
 from afd_serve.doctor import examine
-from afd_serve.servers.ports import Ports, TritonPorts
+from afd_serve.errors import ServingError
+from afd_serve.servers.ports import Ports, TritonPorts, check_ports
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,3 +63,32 @@ def test_the_doctor_looks_at_all_of_them() -> None:
     wanted = {*asdict(Ports()).values(), *asdict(TritonPorts()).values()}
     assert {int(port) for port in re.findall(r"\d{4}", check.detail)} <= wanted
     assert not check.ok or {int(port) for port in re.findall(r"\d{4}", check.detail)} == wanted
+
+
+def test_no_port_is_for_two_purposes() -> None:
+    free = TritonPorts.free()
+    with pytest.raises(ServingError, match=f"port {free.http} is wanted twice \\(http, grpc\\)"):
+        check_ports(replace(free, grpc=free.http))
+
+
+def test_ports_of_the_server_that_makes_way_may_be_taken(listener: socket.socket) -> None:
+    free = TritonPorts.free()
+    held = replace(free, http=listener.getsockname()[1])
+    check_ports(replace(free, grpc=held.http), held=held)
+    with pytest.raises(ServingError, match=f"port {held.http} "):
+        check_ports(held, held=free)
+
+
+def test_who_holds_a_port_is_named(listener: socket.socket) -> None:
+    taken = replace(TritonPorts.free(), grpc=listener.getsockname()[1])
+    with pytest.raises(ServingError, match=rf"port {taken.grpc} \(grpc\) is taken by process {os.getpid()} \(.+\):"):
+        check_ports(taken)
+
+
+def test_a_port_that_the_system_keeps_for_root_is_not_called_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refused)
+    with pytest.raises(ServingError, match=r"port 80 \(http\) is for root alone: choose one from 1024 on"):
+        check_ports(TritonPorts(80))

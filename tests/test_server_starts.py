@@ -18,13 +18,13 @@ import pytest
 
 pytest.importorskip("psutil")
 
+from afd_serve.cli import main
 from afd_serve.errors import ConfigError, DependencyError, ServingError
 from afd_serve.packaging.triton import TritonLimits
 from afd_serve.runs import alone_in
 from afd_serve.servers import quickstart, torchserve, triton, triton_quickstart
 from afd_serve.servers.java import Java, find_java
 from afd_serve.servers.launch import check_installed, store_archive
-from afd_serve.servers.ports import check_ports
 from afd_serve.servers.torchserve import TorchServe
 from afd_serve.servers.triton import Triton
 from afd_serve.servers.triton_environment import TritonEnvironment, find_environment
@@ -222,6 +222,35 @@ def test_a_server_whose_kind_an_earlier_version_did_not_note_is_found(running_tr
     assert TorchServe.find(tmp_path) is None
 
 
+def test_a_server_of_a_later_version_that_says_more_of_itself_is_found(running_triton: Triton, tmp_path: Path) -> None:
+    values = json.loads((tmp_path / "server.json").read_text())
+    (tmp_path / "server.json").write_text(json.dumps(values | {"later": 1}))
+    assert Triton.find(tmp_path) == running_triton
+
+
+@pytest.mark.parametrize("written", ["{", "[]", '{"kind": "Later"}', '{"kind": "Triton", "ports": {"later": 1}}'])
+def test_what_does_not_tell_of_a_server_is_no_sign_that_none_runs(
+    running_triton: Triton, tmp_path: Path, capsys: pytest.CaptureFixture[str], written: str
+) -> None:
+    (tmp_path / "server.json").write_text(written)
+    for words in (["stop"], ["health"], ["serve", "triton", "--python", sys.executable, "--port", "1"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--state-dir", str(tmp_path)])
+        assert ended.value.code
+        assert re.search(r"server\.json cannot be read, as where|is the folder of a Later", capsys.readouterr().err)
+    assert running_triton.alive()
+    assert (tmp_path / "server.json").read_text() == written
+
+
+def test_files_that_cannot_be_removed_are_named_after_the_server_has_ended(
+    running_triton: Triton, tmp_path: Path
+) -> None:
+    (tmp_path / "ready").mkdir()
+    with pytest.raises(ServingError, match=r"the server has ended, but its files could not be removed: .*ready"):
+        Triton.stop(tmp_path)
+    assert not running_triton.alive()
+
+
 @pytest.fixture
 def staying(running_torchserve: TorchServe) -> Iterator[Future[None]]:
     with ThreadPoolExecutor() as pool:
@@ -255,12 +284,6 @@ def test_who_stays_with_a_server_leaves_its_successor_alone(
     os.kill(running_torchserve.pid, signal.SIGKILL)
     staying.result(timeout=30)
     assert TorchServe.find(tmp_path) == successor
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening
 
 
 def test_a_torchserve_goes_on_where_the_new_one_would_have_no_java(
@@ -338,24 +361,25 @@ def test_a_triton_is_not_started_where_its_python_processes_would_not(
     assert not (tmp_path / name).exists()
 
 
-def test_no_port_is_for_two_purposes() -> None:
-    free = triton.TritonPorts.free()
-    with pytest.raises(ServingError, match=f"port {free.http} is wanted twice \\(http, grpc\\)"):
-        check_ports(replace(free, grpc=free.http))
-
-
-def test_ports_of_the_server_that_makes_way_may_be_taken(listener: socket.socket) -> None:
-    free = triton.TritonPorts.free()
-    held = replace(free, http=listener.getsockname()[1])
-    check_ports(replace(free, grpc=held.http), held=held)
-    with pytest.raises(ServingError, match=f"port {held.http} "):
-        check_ports(held, held=free)
+def test_only_repositories_of_earlier_servers_are_removed(
+    monkeypatch: pytest.MonkeyPatch, sleeper: Sleeper, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(triton, "_launch", lambda server: server.launched(sleeper().pid))
+    monkeypatch.setattr(triton, "_wait", lambda *_: None)
+    monkeypatch.setattr(triton_quickstart, "package_triton", lambda _, repository, **__: repository.mkdir())
+    kept = ["model_repository", "model_repository_mine", "model_repository-of-mine"]
+    triton_quickstart.make_state_dir(tmp_path)
+    for name in (*kept, "model_repository-0123456789ab"):
+        (tmp_path / name).mkdir()
+    server = serve_triton(tmp_path, triton.TritonPorts.free())
+    assert sorted(path.name for path in tmp_path.glob("model_repository*")) == sorted([*kept, server.repository.name])
 
 
 def test_state_directories_are_made_for_their_owner_alone(
     monkeypatch: pytest.MonkeyPatch, sleeper: Sleeper, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torchserve, "launch", lambda *_: sleeper().pid)
+    monkeypatch.setattr(torchserve, "short_temporary_folder", lambda: tmp_path)  # of servers that nobody ends
     monkeypatch.setattr(triton, "_launch", lambda server: server.launched(sleeper().pid))
     monkeypatch.setattr(triton_quickstart, "package_triton", lambda _, repository, **__: repository.mkdir())
     for module in (torchserve, triton):

@@ -64,6 +64,14 @@ def test_what_was_interrupted_goes_on(commands: Commands, tmp_path: Path) -> Non
     assert len(commands.run) == 4
 
 
+def test_one_whose_python_was_removed_is_made_anew(commands: Commands, tmp_path: Path) -> None:
+    python = install(tmp_path)
+    python.parent.mkdir()
+    python.symlink_to(tmp_path / "removed")
+    install(tmp_path)
+    assert commands.run[2] == [sys.executable, "-P", "-m", "venv", "--clear", str(tmp_path)]
+
+
 def test_other_requirements_are_installed_again(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

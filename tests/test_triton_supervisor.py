@@ -112,6 +112,25 @@ def watched(
         return None
 
 
+def test_a_state_directory_that_became_read_only_is_no_reason_to_give_up(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def ended_process() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["true"])
+        process.wait()
+        return process
+
+    (tmp_path / "ready").mkdir()  # which cannot be unlinked, by root either
+    reasons: list[str | None] = [None, "it ended", "it ended"]
+    monkeypatch.setattr(supervisor, "_launch", ended_process)
+    monkeypatch.setattr(supervisor, "_first_answer", lambda _: reasons.pop(0))
+    monkeypatch.setattr(supervisor, "_watch", lambda _: "it is not well")
+    monkeypatch.setattr(triton_supervisor.time, "sleep", lambda _: None)
+    with pytest.raises(IndexError):  # there is always one more start
+        supervisor.run()
+    assert not reasons
+
+
 SLOW, GONE, STOPPED = "no answer in time", "Connection refused", "its Python process 7 is stopped"
 FIRST = """answered 500: {"error":"Stub process 'afd_classify_0_0' is not healthy."}"""
 SECOND = """answered 500: {"error":"Stub process 'afd_classify_0_1' is not healthy."}"""

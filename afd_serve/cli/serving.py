@@ -209,12 +209,16 @@ def stop(state_dir: StateDirOption = _DEFAULT_STATE) -> None:
 
 def _stop(state_dir: Path) -> bool:
     from afd_serve.runs import alone_in
+    from afd_serve.servers.state import STATE_FILE, no_server
     from afd_serve.servers.torchserve import TorchServe
     from afd_serve.servers.triton import Triton
 
     with alone_in(state_dir, wait=True):
         # Each knows its own state files only.
-        return TorchServe.stop(state_dir) or Triton.stop(state_dir)
+        stopped = TorchServe.stop(state_dir) or Triton.stop(state_dir)
+        if not stopped and (state_dir / STATE_FILE).exists():  # of one that has ended nothing would be left
+            raise no_server(state_dir)
+        return stopped
 
 
 @app.command()
@@ -236,13 +240,13 @@ def health(
 
 def _server_in(state_dir: Path) -> "TorchServe | Triton":
     """The server that was started last; it may have ended of itself."""
-    from afd_serve.errors import ServingError
+    from afd_serve.servers.state import no_server
     from afd_serve.servers.torchserve import TorchServe
     from afd_serve.servers.triton import Triton
 
     server = TorchServe.load(state_dir) or Triton.load(state_dir)
     if server is None:
-        raise ServingError(f"no server runs in {state_dir}; `afd-serve serve` starts one")
+        raise no_server(state_dir)
     return server
 
 

@@ -22,6 +22,7 @@ from afd_serve.models.same_padding import pad_constantly
 from afd_serve.models.size_branches import decide_size_branches
 from afd_serve.models.state_dicts import load_weights
 from afd_serve.models.torchvision_compat import import_timm, import_torchvision_models, make_torchvision_importable
+from afd_serve.surroundings import in_float32
 from afd_serve.transforms import Preprocessing, Triple
 
 __all__ = ["Backbone", "Preprocessing", "load_backbone", "make_backbone", "own_file"]
@@ -56,6 +57,7 @@ class Backbone:
     remarks: tuple[str, ...] = ()
 
 
+@in_float32()
 def load_backbone(spec: str) -> Backbone:
     """Load a classifier.
 

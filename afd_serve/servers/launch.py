@@ -136,13 +136,17 @@ def launch(archive: Path, state_dir: Path, scratch: Path, java: Path) -> int:
     return int(pid_file.read_text())
 
 
+_TRACEBACK: Final = 80
+"""Lines of a log that a traceback is sure to end in, with that of an exception that was its cause."""
+
+
 def log_tail(state_dir: Path) -> str:
     """What the logs say: the first traceback of a worker, or else the ends of the console and of the frontend's log."""
     # Each line carries time, level, thread and logger before the worker's own text.
     lines = [line.partition(" MODEL_LOG - ")[2] for line in read_log(state_dir).splitlines()]
     start = next((index for index, line in enumerate(lines) if line.startswith("Traceback")), None)
     if start is not None:
-        said = {"model_log.log": lines[start : start + 40]}
+        said = {"model_log.log": lines[start : start + _TRACEBACK]}
     else:
         said = {name: read_log(state_dir, name).splitlines()[-30:] for name in ("console.log", "ts_log.log")}
     return "\n".join(f"{state_dir / 'logs' / name} says:\n" + "\n".join(lines) for name, lines in said.items() if lines)

@@ -63,16 +63,34 @@ def check_ports(ports: _ServerPorts, held: _ServerPorts | None = None) -> None:
     for name, port in asdict(ports).items():
         if wanted.setdefault(port, name) != name:
             raise ServingError(f"port {port} is wanted twice ({wanted[port]}, {name}): choose another for one of them")
-        if port not in passed_on and not is_free(port):
-            raise ServingError(f"port {port} ({name}) is taken: choose other ports or stop its owner")
+        if port not in passed_on:
+            _check_port(name, port)
+
+
+def _check_port(name: str, port: int) -> None:
+    try:
+        _bind(port)
+    except PermissionError as error:
+        raise ServingError(f"port {port} ({name}) is for root alone: choose one from 1024 on") from error
+    except OSError as error:
+        from afd_serve.servers.processes import listener  # noqa: PLC0415 - the command line's options do without
+
+        raise ServingError(
+            f"port {port} ({name}) is taken{listener(port)}: choose other ports or stop its owner"
+        ) from error
 
 
 def is_free(port: int) -> bool:
     """Whether a server could listen there right now."""
+    try:
+        _bind(port)
+    except OSError:
+        return False
+    return True
+
+
+def _bind(port: int) -> None:
+    """Listen there for a moment, or raise what the system raises."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+        probe.bind(("127.0.0.1", port))

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
         "psutil is not installed: pip install 'afd-serve[torchserve]' or 'afd-serve[triton]'"
     ) from error
 
-__all__ = ["end", "kill_marked", "read_log", "runs", "started_at"]
+__all__ = ["end", "kill_marked", "listener", "read_log", "runs", "started_at"]
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -77,6 +77,16 @@ def kill_marked(mark: str) -> None:
             process = psutil.Process(pid)  # process_iter keeps earlier ones, and kills no other that has their id now
             if pid != os.getpid() and any(mark in word for word in process.cmdline()):
                 process.kill()
+
+
+def listener(port: int) -> str:
+    """Who listens on a TCP port, as the end of a clause; empty where the system does not tell this account."""
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+            if listens and connection.pid:
+                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return ""
 
 
 def _start(pid: int) -> str:

@@ -11,9 +11,9 @@ from afd_serve.errors import ServingError
 from afd_serve.runs import alone_in, write_text
 from afd_serve.servers.processes import end, runs, started_at
 
-__all__ = ["BackgroundServer"]
+__all__ = ["STATE_FILE", "BackgroundServer", "no_server"]
 
-_FILE: Final = "server.json"
+STATE_FILE: Final = "server.json"
 _KIND: Final = "kind"
 """The key under which ``server.json`` has the name of the server's class."""
 
@@ -56,7 +56,8 @@ class BackgroundServer(ABC):
             return None
         try:
             kinds = get_type_hints(cls)
-            restored = {name: _restored(kinds[name], value) for name, value in values.items()}
+            # Other versions say more of a server; what they say as we do is enough to stop it.
+            restored = {name: _restored(kinds[name], value) for name, value in values.items() if name in kinds}
             return cls(**restored | {"state_dir": state_dir.resolve()})
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
@@ -83,8 +84,8 @@ class BackgroundServer(ABC):
                 removed in any case: it may hold the ports.
 
         Raises:
-            ServingError: One runs that is not to be stopped, or the directory is that of a server of another kind,
-                which nobody could stop any more.
+            ServingError: One runs that is not to be stopped, or the directory is that of a server of another kind or
+                of one that cannot be told, which nobody could stop any more.
         """
         cls._check_kind(state_dir)
         running = cls.find(state_dir)
@@ -102,6 +103,8 @@ class BackgroundServer(ABC):
                 f"{state_dir} is the folder of a {kind}; stop that first (afd-serve stop --state-dir {state_dir}), or "
                 "choose another folder"
             )
+        if (state_dir / STATE_FILE).exists() and cls.load(state_dir) is None:
+            raise no_server(state_dir)
 
     def alive(self) -> bool:
         """Whether the server's first process still runs."""
@@ -110,7 +113,7 @@ class BackgroundServer(ABC):
     def save(self) -> None:
         """Write ``server.json``."""
         values = {_KIND: type(self).__name__} | asdict(self)
-        write_text(self.state_dir / _FILE, json.dumps(values, indent=2, default=str))
+        write_text(self.state_dir / STATE_FILE, json.dumps(values, indent=2, default=str))
 
     def launched(self, pid: int) -> Self:
         """The same server once its process is known, saved.
@@ -136,14 +139,21 @@ class BackgroundServer(ABC):
                 raise ServingError(f"the server has ended of itself; its logs lie in {self.state_dir / 'logs'}")
 
     def end(self, timeout: float = 30) -> bool:
-        """Stop this server and remove its files, not those of one that took its place; False where it had ended."""
+        """Stop this server and remove its files, not those of one that took its place; False where it had ended.
+
+        Raises:
+            ServingError: It is another user's, or it has ended and one of its files cannot be removed.
+        """
         running = self.alive()
         if running:
             end(self.pid, timeout)
         self.clean_up()
         if self._is_last():
-            for path in (*self.files, self.state_dir / _FILE):
-                path.unlink(missing_ok=True)
+            for path in (*self.files, self.state_dir / STATE_FILE):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise ServingError(f"the server has ended, but its files could not be removed: {error}") from error
         return running
 
     def _is_last(self) -> bool:
@@ -152,10 +162,21 @@ class BackgroundServer(ABC):
         return last is not None and last.mark == self.mark
 
 
+def no_server(state_dir: Path) -> ServingError:
+    """What to say where a state directory does not tell of a server."""
+    path = state_dir / STATE_FILE
+    if path.exists():
+        return ServingError(
+            f"{path} cannot be read, as where another version wrote it: stop the server with that version, or end its "
+            "processes yourself and delete that file"
+        )
+    return ServingError(f"no server runs in {state_dir}; `afd-serve serve` starts one")
+
+
 def _described(state_dir: Path) -> dict[str, Any]:
     """The values of ``server.json``; none where it is missing or damaged."""
     try:
-        return dict(json.loads((state_dir / _FILE).read_text(encoding="utf-8")))
+        return dict(json.loads((state_dir / STATE_FILE).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError):
         return {}
 

@@ -49,10 +49,11 @@ def install(folder: Path) -> Path:
     python, installed, wanted = folder / "bin" / "python3", folder / _INSTALLED, _requirements()
     package = Path(afd_serve.__file__).resolve().parent
     state = "\n".join([sys.version, str(package), *wanted])
-    if installed.is_file() and installed.read_text() == state:
+    lost = python.is_symlink() and not python.exists()  # once the Python that it was made with is moved or removed
+    if installed.is_file() and installed.read_text() == state and not lost:
         return python
     print(f"Triton gets an environment of its own in {folder}; pip says how far it is", file=sys.stderr, flush=True)
-    _run([sys.executable, "-P", "-m", "venv", str(folder)])
+    _run([sys.executable, "-P", "-m", "venv", *(["--clear"] if lost else []), str(folder)])
     _run([str(python), "-P", "-m", "pip", "install", *wanted])
     link = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages" / package.name
     link.unlink(missing_ok=True)

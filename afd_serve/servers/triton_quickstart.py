@@ -1,5 +1,6 @@
 """From a classifier's name to a Triton that has answered, doing only what is not done yet."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Final
@@ -84,8 +85,8 @@ def serve_triton(
 
 
 def _remove_others(repository: Path) -> None:
-    for other in repository.parent.glob(f"{_REPOSITORY}*"):
-        if other != repository:
+    for other in repository.parent.iterdir():
+        if re.fullmatch(rf"{_REPOSITORY}-[0-9a-f]{{12}}", other.name) and other != repository:
             shutil.rmtree(other, ignore_errors=True)
 
 

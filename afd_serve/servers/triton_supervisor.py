@@ -86,7 +86,8 @@ class Supervisor:
                 reason = self._watch(process)
             else:
                 failed_starts += 1
-            self._server.ready_file.unlink(missing_ok=True)
+            with suppress(OSError):  # a file system that became read-only is no reason to give up
+                self._server.ready_file.unlink(missing_ok=True)
             _say(f"tritonserver is not well: {reason}")
             # On a machine that is short of time, its backend's locks run out while it starts, and it aborts.
             crashed = (process.poll() or 0) < 0

@@ -100,7 +100,7 @@ def stay(exported: Path, booby_trapped: Path, tmp_path: Path) -> Iterator[Callab
                 stderr=subprocess.PIPE,
                 text=True,
                 cwd=booby_trapped,
-                env=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")},
+                env=os.environ | {"NOTIFY_SOCKET": str(tmp_path.with_suffix(".notify"))},
             )
             stack.enter_context(staying)
             stack.callback(staying.kill)
@@ -119,11 +119,11 @@ def test_a_server_in_the_foreground_ends_with_its_command_and_the_command_with_i
     stay: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
+        systemd.bind(str(tmp_path.with_suffix(".notify")))
         systemd.settimeout(30)
         staying = stay()
         assert systemd.recv(100) == b"READY=1"
-    (tmp_path / "notify").unlink()
+    (tmp_path.with_suffix(".notify")).unlink()
     server = torchserve.TorchServe.find(tmp_path)
     assert server is not None
     family = processes_of(server)

@@ -375,4 +375,6 @@ def test_a_token_that_is_none_is_not_passed_on(tmp_path: Path) -> None:
     command = [FOLDER / "pass-token.sh", tmp_path, tmp_path / "token.conf"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, f"{tmp_path}/inference.header holds no token\n")
-    assert not (tmp_path / "token.conf").exists()
+    (tmp_path / "inference.header").unlink()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+    assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,7 @@ import pytest
 from afd_serve.packaging.torchserve import package_torchserve
 from afd_serve.sample import sample_picture
 from afd_serve.servers import torchserve
+from afd_serve.servers.folders import make_state_dir
 from afd_serve.servers.http import Answer, ask
 from afd_serve.servers.processes import read_log
 from afd_serve.servers.torchserve import TorchServe
@@ -58,6 +59,7 @@ def lair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tiny_run: Path, lair: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
     """A server of the tiny classifier, in whose workflow store an archive lay before it was started."""
     state = tmp_path_factory.mktemp("small")
+    make_state_dir(state)
     (state / "workflow_store").mkdir()
     make_workflow(state / "workflow_store" / "planted.war", lair / "executed")
     archive = package_torchserve(tiny_run, tmp_path_factory.mktemp("store"))
