@@ -21,8 +21,10 @@ NO_COMPILER = (
 )
 
 
-def check_compiler() -> None:
-    """Exits with advice where CMake would only say that CMAKE_CXX_COMPILER is not set."""
+def check_tools() -> None:
+    """Exits with advice where Python would only say that there is no such file, or CMake that it has no compiler."""
+    if shutil.which("cmake") is None:
+        sys.exit("afd-serve is built with CMake: pip install cmake ninja, or build without --no-build-isolation.")
     named = os.environ.get("CXX")
     candidates = (named.split()[0],) if named else COMPILERS
     if not any(shutil.which(candidate) for candidate in candidates):
@@ -33,7 +35,7 @@ class CMakeBuild(build_ext):
     """Runs CMake for the one extension of the package."""
 
     def build_extension(self, ext: Extension) -> None:
-        check_compiler()
+        check_tools()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         configure = [

@@ -53,7 +53,7 @@ def examine() -> Iterator[Check]:
     yield _optional(
         "nvidia-pytriton",
         "`serve triton`",
-        "`make serve-triton`, or pip install 'afd-serve[triton-server]' in an environment of its own",
+        "`make serve-triton` or `afd-serve serve triton`, which make an environment of its own for it",
         module="pytriton",
     )
     yield _java()

@@ -366,15 +366,6 @@ class TestLimits:
             with pytest.raises(ValueError, match=field):
                 jpeg.JpegLimits(**{field: value})
 
-    def test_those_of_what_does_not_come_from_python_are_the_same(self) -> None:
-        header = (Path(__file__).parent.parent / "csrc" / "limits.h").read_text()
-        native = re.search(r"Limits kDefaultLimits\{(.*)\};", header)
-        assert native is not None
-        values = tuple(float(number) for number in native[1].replace("'", "").split(","))
-        of_jpegs = dataclasses.asdict(jpeg.DEFAULT_LIMITS)
-        del of_jpegs["max_other_pixels"]
-        assert values == tuple(of_jpegs.values())
-
     def test_limits_are_sizes_that_there_can_be(self) -> None:
         largest = {field.name: sys.maxsize for field in dataclasses.fields(jpeg.JpegLimits)}
         for limits in (jpeg.JpegLimits(**largest), jpeg.JpegLimits(max_blocks_per_byte=math.inf)):
