@@ -27,6 +27,8 @@ class Limits:
         max_scans: int,
         max_memory_bytes: int,
         max_blocks_per_byte: float,
+        max_scan_blocks: int,
+        max_arithmetic_blocks: int,
     ) -> None: ...
 
 class Component:

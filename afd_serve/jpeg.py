@@ -66,7 +66,8 @@ def is_jpeg(data: "Buffer") -> bool:
 
     Source: ITU-T T.81, B.2.1.
     """
-    return bytes(memoryview(data).cast("B")[:3]) == b"\xff\xd8\xff"
+    view = memoryview(data)
+    return view.nbytes > 0 and bytes(view.cast("B")[:3]) == b"\xff\xd8\xff"  # what is empty cannot always be cast
 
 
 def read_header(source: "JpegSource", *, limits: JpegLimits = DEFAULT_LIMITS) -> JpegHeader:
@@ -154,7 +155,7 @@ def read(
         OutputTooSmallError: ``out`` cannot hold the picture.
         TypeError: The source is no contiguous buffer and no path, ``scale`` is no whole number, or ``out`` holds
             something else than contiguous int16 and uint8 arrays in the processor's memory.
-        ValueError: ``scale`` is not in 1 to 8; or ``out`` is read-only, not aligned, or overlaps itself.
+        ValueError: ``scale`` is not in 1 to 8; or ``out`` is read-only, not aligned, or overlaps itself or the source.
 
     Source: ITU-T T.81; the pixels are those of libjpeg-turbo's ``JDCT_ISLOW`` with fancy upsampling.
     """
@@ -191,12 +192,15 @@ def read_batch(
         apply_orientation: As for :func:`read`.
         limits: Limits on each picture. Up to ``threads`` of them are decoded at a time, and the results of all of them
             are in memory in the end.
-        out: Memory for each result, none of which overlap; fresh memory by default. Do not touch it meanwhile.
+        out: Memory for each result, none of which overlap each other or a source; fresh memory by default. Do not touch
+            it meanwhile.
 
     Returns:
         For each source, in order, the picture or the exception that :func:`read` would raise.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C was pressed, and this is the main thread: no further picture is begun. The same goes
+            for whatever a signal's handler raises.
         TypeError: As for :func:`read`.
         ValueError: ``scale`` is not in 1 to 8, ``threads`` is not positive, there are more or fewer members of ``out``
             than sources, or as for :func:`read`.
@@ -257,6 +261,8 @@ def _made_native(limits: JpegLimits) -> _jpeg.Limits:
         max_scans=limits.max_scans,
         max_memory_bytes=limits.max_memory_bytes,
         max_blocks_per_byte=limits.max_blocks_per_byte,
+        max_scan_blocks=limits.max_scan_blocks,
+        max_arithmetic_blocks=limits.max_arithmetic_blocks,
     )
 
 

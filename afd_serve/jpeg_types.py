@@ -38,6 +38,12 @@ class JpegLimits:
             sixteenth of the coefficients for progressive ones.
         max_blocks_per_byte: 8x8 blocks of all components per byte of the file. A Huffman-coded block takes one bit at
             least, so that 8 refuses no complete one. Pictures of up to 65,536 blocks are exempt.
+        max_scan_blocks: 8x8 blocks of all scans together. A progressive file has each block in several scans, of which
+            those that change nothing take hardly any bytes. The default holds 100 megapixels in 4:4:4 with the scans
+            that encoders write, about five times each block.
+        max_arithmetic_blocks: 8x8 blocks of all components of an arithmetic-coded file. Such a block can take 10
+            microseconds and next to no bytes, so that the default bounds a decode to about one second. It holds 4.2
+            megapixels in 4:2:0. Blocks that come again in a later scan count again, unless it only refines them.
         max_other_pixels: Width times height of a picture that is no JPEG, besides ``max_pixels``; only
             `afd_serve.preprocess.prepare` reads such pictures. They are decoded whole, whatever the model's size, and
             in most formats a few kilobytes fill any number of pixels. 25 million hold a camera's 24 megapixels and a
@@ -49,6 +55,8 @@ class JpegLimits:
     max_scans: int = 64
     max_memory_bytes: int = 1 << 30
     max_blocks_per_byte: float = 8.0
+    max_scan_blocks: int = 40_000_000
+    max_arithmetic_blocks: int = 100_000
     max_other_pixels: int = 25_000_000
 
     def __post_init__(self) -> None:

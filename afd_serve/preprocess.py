@@ -118,9 +118,10 @@ def prepare(
         TypeError: The data are no contiguous buffer.
     """
     limits = limits or JpegLimits()
-    data = memoryview(data).cast("B")  # whose items are bytes, whatever those of the data are
-    if not len(data):
+    data = memoryview(data)
+    if not data.nbytes:
         raise EmptyInputError("the picture has no bytes; send the file's content")
+    data = data.cast("B")  # whose items are bytes, whatever those of the data are
     if not jpeg.is_jpeg(data):
         pixels = decode(data, limits)
         picture = _prepare_pixels(pixels, preprocessing, crop)

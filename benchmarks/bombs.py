@@ -1,7 +1,8 @@
 """What it costs to refuse small files that would cost a decoder much: seconds and gigabytes, where nobody looks first.
 
-Some are read: a JPEG whose metadata claim 13 billion entries and hold none, and pictures in other formats that are just
-within their limit on pixels, the most that one of these can cost.
+Some are read: a JPEG whose metadata claim 13 billion entries and hold none, JPEGs that are just within a limit, and
+pictures in other formats that are just within theirs on pixels, the most that one of these can cost. The densest
+arithmetic-coded one is made with libjpeg-turbo's jpegtran, and left out where there is none.
 
 Usage: python benchmarks/bombs.py
 
@@ -13,6 +14,7 @@ one with cold caches among them; "MiB" says how far the process's peak memory ro
 import argparse
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests import other_files  # noqa: E402 - the path is set above
-from tests.jpeg_files import after_soi, empty_exif_segment, make_jpeg, patched_size  # noqa: E402
+from tests.jpeg_files import (  # noqa: E402
+    COM,
+    SOS,
+    BitWriter,
+    after_soi,
+    empty_exif_segment,
+    make_jpeg,
+    patched_size,
+    segment,
+)
 
 ROUNDS = 5
 
@@ -58,6 +69,52 @@ def flat(process: str, size: int) -> bytes:
     return patched_size(data, size, size)
 
 
+def filled(data: bytes, blocks: int) -> bytes:
+    """The file with comments that make up for the bytes that so many blocks should have."""
+    return after_soi(data, segment(COM, bytes(0xFFFD)) * (blocks // 8 // 0xFFFD + 1))
+
+
+def arithmetic_without_data(side: int) -> bytes:
+    """A gray picture whose data end with its first blocks: what follows is decoded from zeros."""
+    data = (ROOT / "tests/data/jpeg/arithmetic-grayscale.jpg").read_bytes()
+    return filled(patched_size(data, side, side), (side // 8) ** 2)
+
+
+def dense_arithmetic(side: int) -> bytes:
+    """A gray picture without a coefficient that is zero; needs jpegtran."""
+    basis = np.cos((2 * np.arange(8) + 1) * 7 * np.pi / 16)
+    noise = np.random.default_rng(0).integers(-20, 21, (side, side))
+    samples = 128 + np.tile(100 * np.outer(basis, basis), (side // 8, side // 8)) + noise
+    out = io.BytesIO()
+    Image.fromarray(samples.clip(0, 255).astype(np.uint8)).save(out, "JPEG", qtables=[[1] * 64])
+    command = ["jpegtran", "-arithmetic"]
+    return subprocess.run(command, input=out.getvalue(), stdout=subprocess.PIPE, check=True).stdout
+
+
+def unchanging_scans(side: int, last_bit: int, *, junk: bytes) -> bytes:
+    """A progressive picture in 4:4:4 of one gray, whose scans of AC coefficients say that all blocks stay as they are.
+
+    Args:
+        side: Of the picture, in pixels.
+        last_bit: That of the first scan of each component; each further scan refines by one.
+        junk: What lies in front of the file's end. Any leaves the file to libjpeg, once ours has been through it.
+    """
+    head = make_jpeg(8, 8, [(1, 1)] * 3, process="progressive").data
+    head = patched_size(head[: head.index(b"\xff\xda")], side, side)
+    blocks = (side // 8) ** 2
+    runs = BitWriter()
+    for run in [*[0x7FFF] * (blocks // 0x7FFF), blocks % 0x7FFF]:
+        power = run.bit_length() - 1
+        runs.write(power << 4, 8)  # the tables give a symbol its own value for a code
+        runs.write(run - (1 << power), power)
+    unchanged = runs.flush()
+    scans = [segment(SOS, bytes([3, 1, 0, 2, 0, 3, 0, 0, 0, 0])) + bytes(3 * blocks // 2 + 1)]
+    for component in (1, 2, 3):
+        steps = [last_bit, *(bit + 1 << 4 | bit for bit in reversed(range(last_bit)))]
+        scans += [segment(SOS, bytes([1, component, 0, 1, 63, step])) + unchanged for step in steps]
+    return head + b"".join(scans) + junk + b"\xff\xd9"
+
+
 def claimed_metadata(segments: int) -> bytes:
     return after_soi(pillow_jpeg("RGB", (60, 40)), empty_exif_segment() * segments)
 
@@ -69,8 +126,17 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "progressive, no data, 2.4 GB": lambda: flat("progressive", 20_000),
     "no data, just within the limit on pixels": lambda: flat("baseline", 9_999),
     "12 megapixels, progressive, 1,000 scans": lambda: many_scans(1_000),
+    "arithmetic, no data, 1.6 million blocks": lambda: arithmetic_without_data(9_984),
+    "arithmetic, no data, just within the limit": lambda: arithmetic_without_data(2_528),
+    "22 scans, just within the limit on their blocks": lambda: unchanging_scans(9_984, 6, junk=b""),
+    "the same, left to libjpeg": lambda: unchanging_scans(9_984, 6, junk=b"\x12\x34"),
+    "34 scans, left to libjpeg": lambda: unchanging_scans(9_984, 10, junk=b"\x12\x34"),
     "200,000 EXIF segments without the entries": lambda: claimed_metadata(200_000),
 }
+
+
+if shutil.which("jpegtran"):
+    BOMBS["arithmetic, dense, just within the limit"] = lambda: dense_arithmetic(2_528)
 
 
 def flat_picture(kind: str, width: int, height: int, **options: object) -> bytes:

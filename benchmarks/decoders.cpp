@@ -21,8 +21,6 @@ namespace {
 
 using Bytes = std::vector<std::uint8_t>;
 
-constexpr afd::Limits kLimits{100'000'000, 64 << 20, 64, std::uint64_t{1} << 30, 8.0};
-
 void open(jpeg_decompress_struct& cinfo, jpeg_error_mgr& errors, const Bytes& file) {
   cinfo.err = jpeg_std_error(&errors);
   jpeg_create_decompress(&cinfo);
@@ -61,7 +59,7 @@ void libjpeg_pixels(const Bytes& file) {
 
 template <bool kPixels, afd::Decoder kDecoder>
 void ours(const Bytes& file) {
-  afd::JpegReader(file.data(), file.size(), kLimits, true).read({kPixels, 8, false, kDecoder});
+  afd::JpegReader(file.data(), file.size(), afd::kDefaultLimits, true).read({kPixels, 8, false, kDecoder});
 }
 
 struct Reader {

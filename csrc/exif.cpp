@@ -7,6 +7,7 @@ namespace {
 
 constexpr std::uint32_t kOrientationTag = 0x0112;
 constexpr std::uint32_t kShortType = 3;
+constexpr std::uint32_t kLongType = 4;
 constexpr std::size_t kEntryBytes = 12;
 
 // A TIFF structure in memory; every read is bounds-checked, and a read outside gives 0, which is no valid value of
@@ -57,8 +58,10 @@ int exif_orientation(const std::uint8_t* payload, std::size_t size) {
     const std::size_t entry = directory + 2 + i * kEntryBytes;
     if (entry >= tiff.size()) return 0;  // more are claimed than there are, perhaps in millions of segments
     if (tiff.read16(entry) != kOrientationTag) continue;
-    if (tiff.read16(entry + 2) != kShortType) return 0;
-    const std::uint32_t value = tiff.read16(entry + 8);
+    const std::uint32_t type = tiff.read16(entry + 2);
+    const std::uint32_t count = tiff.read32(entry + 4);
+    if (count == 0 || (type != kShortType && type != kLongType)) return 0;
+    const std::uint32_t value = type == kShortType ? tiff.read16(entry + 8) : tiff.read32(entry + 8);
     return value >= 1 && value <= 8 ? static_cast<int>(value) : 0;
   }
   return 0;

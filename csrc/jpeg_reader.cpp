@@ -211,6 +211,7 @@ void JpegReader::decode_new_scan() {
   const bool is_ready = arena_ != nullptr || band_;
   if (!is_ready || cinfo_.input_scan_number == scan_) return;
   scan_ = cinfo_.input_scan_number;
+  check_scan_blocks();
   if (cinfo_.unread_marker != 0 && !band_) return;
   const bool decodes = band_ ? decoder_->start_rows(cinfo_, *band_) : decoder_->decode_scan(cinfo_, *arena_);
   if (decodes) {

@@ -140,8 +140,12 @@ class JpegReader {
   Header describe();
   std::vector<PlaneShape> plane_shapes() const;
   void check_cost(const ReadOptions& options, const std::vector<PlaneShape>& shapes);
-  void check_blocks_per_byte() const;
+  std::uint64_t block_count() const;
+  void check_blocks_per_byte(std::uint64_t blocks) const;
+  void check_arithmetic_blocks(std::uint64_t blocks) const;
+  std::uint64_t blocks_named(const std::uint8_t* segment, std::size_t size) const;
   void check_scans() const;
+  void check_scan_blocks();
   void check_memory(const ReadOptions& options, const std::vector<PlaneShape>& shapes);
   void check_output(const ReadOptions& options, const std::vector<PlaneShape>& shapes) const;
   void set_output(const ReadOptions& options);
@@ -175,6 +179,8 @@ class JpegReader {
   CoefficientArena* arena_ = nullptr;
   std::optional<RowBand> band_;  // in place of the arena
   int scan_ = 0;
+  std::uint64_t scan_blocks_ = 0;       // of all scans so far
+  std::uint64_t new_coefficients_ = 0;  // likewise, those that are not refined
   int own_scans_ = 0;
   int orientation_ = 0;
   Header header_{};

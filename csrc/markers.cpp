@@ -28,7 +28,8 @@ std::size_t after_next_marker(const std::uint8_t* data, std::size_t size, std::s
 
 }  // namespace
 
-std::uint64_t count_scans(const std::uint8_t* data, std::size_t size, std::uint64_t stop_after) {
+std::uint64_t count_scans(const std::uint8_t* data, std::size_t size, std::uint64_t stop_after,
+                          const LookAtScan& look) {
   std::uint64_t scans = 0;
   std::size_t position = 0;
   while (scans < stop_after) {
@@ -36,7 +37,10 @@ std::uint64_t count_scans(const std::uint8_t* data, std::size_t size, std::uint6
     if (position >= size || data[position - 1] == kEoi) break;
     const std::uint8_t marker = data[position - 1];
     if (has_no_length(marker)) continue;
-    if (marker == kSos) ++scans;
+    if (marker == kSos) {
+      ++scans;
+      if (look) look(data + position, size - position);
+    }
     if (size - position < 2) break;
     position += std::size_t{data[position]} << 8 | data[position + 1];
     if (position >= size) break;

@@ -155,20 +155,44 @@ class OutputArrays {
   afd::Output memory_;
 };
 
-// Decoding into the same memory from two threads would be a race.
-void check_disjoint(const std::vector<OutputArrays>& outputs) {
-  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ranges;
+// Memory from one address up to another.
+struct Range {
+  Range(const void* data, std::size_t bytes) : start(reinterpret_cast<std::uintptr_t>(data)), end(start + bytes) {}
+
+  std::uintptr_t start;
+  std::uintptr_t end;
+};
+
+// In the order of their addresses.
+std::vector<Range> ranges_of(const std::vector<OutputArrays>& outputs) {
+  std::vector<Range> ranges;
   const auto add = [&ranges](const void* data, std::size_t bytes) {
-    const auto start = reinterpret_cast<std::uintptr_t>(data);
-    if (bytes > 0) ranges.emplace_back(start, start + bytes);
+    if (bytes > 0) ranges.emplace_back(data, bytes);
   };
   for (const OutputArrays& output : outputs) {
     add(output.memory().coefficients, output.memory().coefficient_count * sizeof(JCOEF));
     add(output.memory().samples, output.memory().sample_count);
   }
-  std::sort(ranges.begin(), ranges.end());
+  std::sort(ranges.begin(), ranges.end(), [](const Range& one, const Range& other) { return one.start < other.start; });
+  return ranges;
+}
+
+// Decoding into the same memory from two threads would be a race, and a source that is written over while it is read
+// would be another file.
+void check_disjoint(const std::vector<OutputArrays>& outputs, const std::vector<afd::Input>& inputs) {
+  const std::vector<Range> ranges = ranges_of(outputs);
   for (std::size_t i = 1; i < ranges.size(); ++i) {
-    if (ranges[i].first < ranges[i - 1].second) throw py::value_error("outputs overlap");
+    if (ranges[i].start < ranges[i - 1].end) throw py::value_error("outputs overlap");
+  }
+  for (const afd::Input& input : inputs) {
+    if (input.size == 0) continue;
+    const Range source(input.data, input.size);
+    const auto first_behind =
+        std::upper_bound(ranges.begin(), ranges.end(), source.start,
+                         [](std::uintptr_t start, const Range& range) { return start < range.end; });
+    if (first_behind != ranges.end() && first_behind->start < source.end) {
+      throw py::value_error("an output overlaps a source");
+    }
   }
 }
 
@@ -229,9 +253,9 @@ afd::ReadOptions options_of(bool pixels, int scale, bool apply_orientation, cons
 
 DecodedJpeg read(const ErrorClasses& errors, const py::object& source, const Limits& limits, bool tolerant,
                  afd::ReadOptions options, const OutputArrays& output) {
-  check_disjoint({output});
-  options.output = output.memory();
   const InputBytes input(source);
+  check_disjoint({output}, {{input.data(), input.size()}});
+  options.output = output.memory();
   Picture picture;
   try {
     const afd::WithoutGil unlocked;
@@ -242,23 +266,38 @@ DecodedJpeg read(const ErrorClasses& errors, const py::object& source, const Lim
   return hand_over(std::move(picture), output);
 }
 
-// A DecodedJpeg or an exception for each source.
+// Python handles signals, as that of Ctrl-C, in no other thread. Nor may another one ask for the GIL in between: once
+// the interpreter ends, it would not get it.
+bool is_main_thread() {
+  const auto threading = py::module_::import("threading");
+  return threading.attr("get_ident")().equal(threading.attr("main_thread")().attr("ident"));
+}
+
+// A DecodedJpeg or an exception for each source. In the main thread a signal ends the batch between two pictures.
 py::list read_batch(const ErrorClasses& errors, const std::vector<py::object>& sources, const Limits& limits,
                     bool tolerant, const afd::ReadOptions& options, std::size_t threads,
                     const std::vector<OutputArrays>& outputs) {
   if (threads < 1) throw py::value_error("threads must be positive");
-  check_disjoint(outputs);
   std::deque<InputBytes> buffers;
   std::vector<afd::Input> inputs;
   for (const py::object& source : sources) {
     const InputBytes& buffer = buffers.emplace_back(source);
     inputs.push_back({buffer.data(), buffer.size(), outputs[inputs.size()].memory()});
   }
+  check_disjoint(outputs, inputs);
   std::vector<afd::BatchItem> items;
+  const bool handles_signals = is_main_thread();
+  bool interrupted = false;
   {
     const afd::WithoutGil unlocked;
-    items = afd::read_batch(inputs, limits, tolerant, options, threads);
+    items = afd::read_batch(inputs, limits, tolerant, options, threads, [handles_signals, &interrupted] {
+      if (!handles_signals) return false;
+      const py::gil_scoped_acquire locked;
+      interrupted = PyErr_CheckSignals() != 0;
+      return interrupted;
+    });
   }
+  if (interrupted) throw py::error_already_set();
   py::list results;
   for (std::size_t i = 0; i < items.size(); ++i) {
     results.append(items[i].failure ? errors.made_of(items[i].failure)
@@ -283,9 +322,10 @@ std::vector<OutputArrays> outputs_for(std::size_t sources, const std::vector<Out
 
 void register_types(py::module_& module) {
   py::class_<Limits>(module, "Limits")
-      .def(py::init<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t, double>(), py::kw_only(),
-           py::arg("max_pixels"), py::arg("max_bytes"), py::arg("max_scans"), py::arg("max_memory_bytes"),
-           py::arg("max_blocks_per_byte"));
+      .def(py::init<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t, double, std::uint64_t, std::uint64_t>(),
+           py::kw_only(), py::arg("max_pixels"), py::arg("max_bytes"), py::arg("max_scans"),
+           py::arg("max_memory_bytes"), py::arg("max_blocks_per_byte"), py::arg("max_scan_blocks"),
+           py::arg("max_arithmetic_blocks"));
   py::class_<Component>(module, "Component")
       .def_readonly("id", &Component::id)
       .def_readonly("h", &Component::h)

@@ -83,8 +83,10 @@ def after_soi(data: bytes, *segments: bytes) -> bytes:
     return data[:2] + b"".join(segments) + data[2:]
 
 
-def exif_segment(orientation: int, byte_order: str = ">") -> bytes:
-    entry = struct.pack(f"{byte_order}HHIHH", 0x0112, 3, 1, orientation, 0)
+def exif_segment(orientation: int, byte_order: str = ">", *, kind: int = 3, count: int = 1) -> bytes:
+    """Its orientation is of TIFF's type ``kind``: 3 for a SHORT, 4 for a LONG."""
+    value = struct.pack(f"{byte_order}I" if kind in (4, 9) else f"{byte_order}Hxx", orientation)
+    entry = struct.pack(f"{byte_order}HHI", 0x0112, kind, count) + value
     tiff = (b"MM" if byte_order == ">" else b"II") + struct.pack(f"{byte_order}HIH", 42, 8, 1) + entry + bytes(4)
     return segment(APP1, b"Exif\0\0" + tiff)
 

@@ -232,6 +232,7 @@ class TestHeader:
         assert jpeg.is_jpeg(memoryview(b"\xff\xd8\xff"))
         for other in (b"", b"\xff", b"\xff\xd8", b"\x89PNG\r\n", b"\xff\xd8\x00\x00"):
             assert not jpeg.is_jpeg(other)
+        assert not jpeg.is_jpeg(np.zeros((0, 3), np.uint8))
         assert jpeg.is_jpeg(np.frombuffer(b"\xff\xd8\xff\0", np.uint16))
 
 
@@ -259,6 +260,17 @@ class TestOrientation:
             assert jpeg.read_header(after_soi(plain, segment(0xE1, payload[:length]))).orientation == 1
         far = payload[:10] + b"\xff\xff\xff\xf0" + payload[14:]
         assert jpeg.read_header(after_soi(plain, segment(0xE1, far))).orientation == 1
+
+    @pytest.mark.parametrize("byte_order", "<>")
+    @pytest.mark.parametrize(("kind", "count", "orientation"), [(3, 2, 6), (4, 1, 6), (3, 0, 1), (4, 0, 1), (2, 1, 1)])
+    def test_orientations_are_shorts_or_longs(self, byte_order: str, kind: int, count: int, orientation: int) -> None:
+        data = after_soi(pillow_jpeg(8, 8), exif_segment(6, byte_order, kind=kind, count=count))
+        assert jpeg.read_header(data).orientation == orientation
+
+    def test_a_long_that_is_no_orientation(self) -> None:
+        for value in (0, 9, 0x60000, 0x10006):
+            data = after_soi(pillow_jpeg(8, 8), exif_segment(value, kind=4))
+            assert jpeg.read_header(data).orientation == 1
 
     def test_the_first_exif_segment_counts(self) -> None:
         data = after_soi(pillow_jpeg(8, 8), segment(0xE1, b"http://ns.adobe.com/"), exif_segment(3), exif_segment(6))

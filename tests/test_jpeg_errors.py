@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from afd_serve import jpeg
+from afd_serve import _jpeg, jpeg
 from afd_serve.errors import (
     CorruptJpegError,
     EmptyInputError,
@@ -352,6 +352,65 @@ class TestLimits:
             jpeg.read(data, limits=jpeg.JpegLimits(max_blocks_per_byte=allowed * 0.999))
         small = pillow_jpeg(2048, 2048, "L", quality=5)  # 65536 blocks
         jpeg.read(small, limits=jpeg.JpegLimits(max_blocks_per_byte=0.001))
+
+    def test_arithmetic_blocks_are_exact_and_refused_before_they_are_decoded(self) -> None:
+        data = (DATA / "arithmetic-420.jpg").read_bytes()  # 37x29 pixels: 5 x 4 blocks of luma, 3 x 2 of each chroma
+        jpeg.read(data, limits=jpeg.JpegLimits(max_arithmetic_blocks=32))
+        with pytest.raises(JpegTooLargeError, match=r"32 .*max_arithmetic_blocks"):
+            jpeg.read(data, limits=jpeg.JpegLimits(max_arithmetic_blocks=31))
+        jpeg.read(make_jpeg(37, 29, YCC_420).data, limits=jpeg.JpegLimits(max_arithmetic_blocks=1))
+
+    @pytest.mark.parametrize("tolerant", [False, True])
+    def test_little_arithmetic_data_for_many_blocks_are_refused_quickly(self, tolerant: bool) -> None:
+        filler = segment(COM, bytes(65_533)) * 4  # so that there are no more than 8 blocks for each byte
+        for name in ("arithmetic-grayscale.jpg", "arithmetic-progressive-444.jpg"):
+            data = after_soi(patched_size((DATA / name).read_bytes(), 9000, 1500), filler)
+            assert_refused_quickly(data, "max_arithmetic_blocks", tolerant=tolerant)
+
+    def test_arithmetic_blocks_that_come_again_count_again(self) -> None:
+        data = (DATA / "arithmetic-progressive-444.jpg").read_bytes()  # 3 x 2 blocks for each of three components
+        start = data.index(bytes.fromhex("ffda 0008 01 0301 01 3f"))  # brings all but one for the first time
+        scan = data[start : data.index(b"\xff\xda", start + 2)]
+        again = data[:-2] + scan * 3 + data[-2:]
+        need = 18 + 3 * 6 * 63 // 64
+        jpeg.read(again, limits=jpeg.JpegLimits(max_arithmetic_blocks=need), tolerant=True)
+        with pytest.raises(JpegTooLargeError, match=r"come again.*max_arithmetic_blocks"):
+            jpeg.read(again, limits=jpeg.JpegLimits(max_arithmetic_blocks=need - 1), tolerant=True)
+
+    def test_what_only_refines_arithmetic_blocks_does_not_count(self) -> None:
+        data = (DATA / "arithmetic-progressive-444.jpg").read_bytes()  # 3 x 2 blocks for each of three components
+        assert data.count(bytes([0xFF, SOS])) == 10
+        jpeg.read(data, limits=jpeg.JpegLimits(max_arithmetic_blocks=18))
+
+    @pytest.mark.parametrize("tolerant", [False, True])
+    @pytest.mark.parametrize("decoder", ["fastest", "libjpeg"])
+    def test_blocks_of_all_scans_are_exact(self, tolerant: bool, decoder: Any) -> None:
+        data = make_jpeg(37, 29, YCC_420, process="progressive").data
+        # Three scans of all components' DC coefficients, five of each component's others.
+        for need, limits in ((32 * 8, jpeg.JpegLimits(max_scan_blocks=32 * 8)), (0, jpeg.DEFAULT_LIMITS)):
+            assert jpeg.read(data, limits=limits, tolerant=tolerant).warnings == (), need
+        native = jpeg.native_limits(jpeg.JpegLimits(max_scan_blocks=32 * 8 - 1))
+        for pixels in (False, True):
+            with pytest.raises(JpegTooLargeError, match=r"JpegLimits\(max_scan_blocks=\.\.\.\)"):
+                _jpeg.read(
+                    data, native, pixels=pixels, scale=8, tolerant=tolerant, apply_orientation=False, decoder=decoder
+                )
+
+    @pytest.mark.parametrize("tolerant", [False, True])
+    def test_many_blocks_in_all_scans_are_refused_quickly(self, tolerant: bool) -> None:
+        data = patched_size(pillow_jpeg(64, 64, progressive=True, subsampling="4:4:4"), 9900, 9900)
+        scans = data[data.index(b"\xff\xda") : -2]
+        filler = segment(COM, bytes(65_533)) * 9  # so that there are no more than 8 blocks for each byte
+        many = after_soi(data[:-2] + scans * 2 + data[-2:], filler)
+        assert_refused_quickly(many, "max_scan_blocks", tolerant=tolerant)
+
+    def test_blocks_of_all_scans_hold_what_encoders_write(self) -> None:
+        largest = jpeg.DEFAULT_LIMITS.max_pixels // 64
+        for sampling, options in (("4:4:4", {}), ("4:2:0", {}), ("4:4:4", {"keep_rgb": True})):
+            data = pillow_jpeg(64, 64, progressive=True, subsampling=sampling, **options)
+            jpeg.read(data, limits=jpeg.JpegLimits(max_scan_blocks=64 * jpeg.DEFAULT_LIMITS.max_scan_blocks // largest))
+        four = pillow_jpeg(64, 64, "CMYK", progressive=True)
+        jpeg.read(four, limits=jpeg.JpegLimits(max_scan_blocks=64 * jpeg.DEFAULT_LIMITS.max_scan_blocks // largest))
 
     def test_blocks_per_byte_refuses_no_flat_picture(self) -> None:
         for progressive in (False, True):

@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -274,6 +275,47 @@ class TestBatch:
             jpeg.read_batch([b""], scale=9)
         with pytest.raises(TypeError):
             jpeg.read_batch([3])  # type: ignore[list-item]
+
+    def test_an_interruption_ends_it(self) -> None:
+        data = pillow_jpeg(640, 480, quality=95)
+        outs = [jpeg.JpegOutput(coefficients=np.full(640 * 480 * 3 // 2, 9999, np.int16)) for _ in range(150)]
+        gc.collect()
+        before = _jpeg.live_buffers()
+        sent, main_thread = [], threading.main_thread().ident
+        assert main_thread is not None
+
+        def interrupt_once_it_runs() -> None:
+            while outs[0].coefficients[-1] == 9999:  # type: ignore[index]
+                pass
+            sent.append(signal.pthread_kill(main_thread, signal.SIGINT))
+
+        thread = threading.Thread(target=interrupt_once_it_runs)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            jpeg.read_batch([data] * len(outs), threads=2, out=outs)
+        thread.join()
+        assert sent
+        assert outs[-1].coefficients[-1] == 9999  # type: ignore[index]
+        assert _jpeg.live_buffers() == before
+        assert len(jpeg.read_batch([data] * 3)) == 3
+
+    def test_a_signal_that_is_handled_does_not_end_it(self) -> None:
+        handled = []
+        previous = signal.signal(signal.SIGUSR1, lambda number, _: handled.append(number))
+        try:
+            thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGUSR1))
+            thread.start()
+            results = jpeg.read_batch([pillow_jpeg(64, 64)] * 20, threads=2)
+            thread.join()
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+        assert handled == [signal.SIGUSR1]
+        assert all(isinstance(result, jpeg.JpegImage) for result in results)
+
+    def test_other_threads_read_batches_too(self) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            (result,) = pool.submit(jpeg.read_batch, [pillow_jpeg(64, 64)]).result()
+        assert isinstance(result, jpeg.JpegImage)
 
     def test_views_own_their_memory(self) -> None:
         gc.collect()

@@ -170,6 +170,32 @@ class TestRefusals:
         with pytest.raises(ValueError, match="overlap"):
             jpeg.read(made().data, out=jpeg.JpegOutput(coefficients=memory, pixels=memory[8:].view(np.uint8)))
 
+    @pytest.mark.parametrize("offset", [16, 8 * PADDED - 16])
+    def test_overlap_with_the_source(self, offset: int) -> None:
+        data = made().data
+        memory = np.zeros(8 * PADDED + len(data), np.uint8)
+        source = memory[offset : offset + len(data)]
+        source[:] = np.frombuffer(data, np.uint8)
+        kept = source.copy()
+        out = jpeg.JpegOutput(coefficients=memory[: 8 * PADDED].view(np.int16))
+        with pytest.raises(ValueError, match="overlaps a source"):
+            jpeg.read(source, out=out)
+        with pytest.raises(ValueError, match="overlaps a source"):
+            jpeg.read_batch([data, source], out=[out, jpeg.JpegOutput()])
+        np.testing.assert_array_equal(source, kept)
+
+    def test_memory_beside_the_source_is_no_overlap(self) -> None:
+        data = made().data
+        length = -(-len(data) // 16) * 16
+        memory = np.zeros(length + 4 * PADDED, np.uint8)
+        source = memory[2 * PADDED : 2 * PADDED + len(data)]
+        source[:] = np.frombuffer(data, np.uint8)
+        before, behind = memory[: 2 * PADDED], memory[2 * PADDED + length :]
+        outs = [jpeg.JpegOutput(coefficients=part.view(np.int16)) for part in (before, behind)]
+        for image in jpeg.read_batch([source, source], out=outs):
+            assert isinstance(image, jpeg.JpegImage)
+            assert_equal(image, jpeg.read(data))
+
     def test_a_failed_read_leaves_the_memory_to_its_owner(self) -> None:
         out = output()
         with pytest.raises(CorruptJpegError):

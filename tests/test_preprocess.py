@@ -24,7 +24,7 @@ from afd_serve.errors import (
 )
 from afd_serve.jpeg import JpegLimits
 from afd_serve.models.backbones import Preprocessing
-from afd_serve.preprocess import PreparedPicture, prepare, stack
+from afd_serve.preprocess import Buffer, PreparedPicture, prepare, stack
 from afd_serve.quality import compression_history, scaled_table
 from afd_serve.transforms import Box, block_grid, crop_box, resize_crop
 from tests.conftest import decoded, encoded, recompressed, scene
@@ -339,6 +339,7 @@ def test_a_step_of_zero_which_the_standard_does_not_know_counts_as_one(mode: str
     ("data", "error"),
     [
         (b"", EmptyInputError),
+        (np.zeros((0, 3), np.uint8), EmptyInputError),
         (b"hello", NotAnImageError),
         (bytes(1000), NotAnImageError),
         (encoded(scene(), "PNG")[:300], NotAnImageError),
@@ -346,7 +347,7 @@ def test_a_step_of_zero_which_the_standard_does_not_know_counts_as_one(mode: str
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", NotAnImageError),
     ],
 )
-def test_bad_input_gets_its_own_error(data: bytes, error: type[InputError]) -> None:
+def test_bad_input_gets_its_own_error(data: Buffer, error: type[InputError]) -> None:
     with pytest.raises(error):
         prepare(data, PREPROCESSING)
 

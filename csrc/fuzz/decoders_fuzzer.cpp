@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr afd::Limits kLimits{1 << 16, 1 << 20, 20, 4 << 20, 64.0};
+constexpr afd::Limits kLimits{1 << 16, 1 << 20, 20, 4 << 20, 64.0, 1 << 20, 1 << 16};
 
 }  // namespace
 

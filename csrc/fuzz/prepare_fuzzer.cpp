@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr afd::Limits kLimits{1 << 16, 1 << 20, 20, 4 << 20, 64.0};
+constexpr afd::Limits kLimits{1 << 16, 1 << 20, 20, 4 << 20, 64.0, 1 << 20, 1 << 16};
 
 void require(bool condition) {
   if (!condition) std::abort();
@@ -82,8 +82,8 @@ std::optional<afd::PreparedJpeg> prepared(const std::uint8_t* data, std::size_t 
   }
 }
 
-void compare_processors(const std::uint8_t* data, std::size_t size) {
-  const auto fastest = prepared(data, size, afd::Instructions::kFastest);
+void compare_with_portable(const std::uint8_t* data, std::size_t size, afd::Instructions instructions) {
+  const auto fastest = prepared(data, size, instructions);
   const auto portable = prepared(data, size, afd::Instructions::kPortable);
   require(fastest.has_value() == portable.has_value());
   if (!fastest) return;
@@ -100,6 +100,7 @@ void compare_processors(const std::uint8_t* data, std::size_t size) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   compare_parts(data, size);
-  compare_processors(data, size);
+  compare_with_portable(data, size, afd::Instructions::kFastest);
+  compare_with_portable(data, size, afd::Instructions::kAvx2);
   return 0;
 }

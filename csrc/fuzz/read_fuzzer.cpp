@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr afd::Limits kLimits{1 << 18, 1 << 20, 20, 16 << 20, 64.0};
+constexpr afd::Limits kLimits{1 << 18, 1 << 20, 20, 16 << 20, 64.0, 1 << 20, 1 << 16};
 
 // The options come from the size, so that the bytes stay a plain JPEG and any JPEG is a seed.
 afd::ReadOptions options_for(std::size_t size) {

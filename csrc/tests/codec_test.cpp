@@ -96,7 +96,7 @@ void flipped_bytes_fail_or_decode_and_leak_nothing() {
         damaged[i] = static_cast<std::uint8_t>(damaged[i] ^ flip);
         for (const bool tolerant : {false, true}) {
           try {
-            read(damaged, {true, 8, true}, tolerant, {1 << 20, 1 << 20, 20, 64 << 20, 8.0});
+            read(damaged, {true, 8, true}, tolerant, {1 << 20, 1 << 20, 20, 64 << 20, 8.0, 1 << 20, 1 << 16});
           } catch (const afd::JpegFailure& failure) {
             CHECK(std::strlen(failure.what()) > 0);
           }
@@ -120,10 +120,52 @@ void limits_name_themselves() {
   CHECK(fails_with(ErrorKind::kTooLarge, file, limits));
   limits.max_scans = 10;
   CHECK(!fails_with(ErrorKind::kTooLarge, file, limits));
+  // Ten scans: two of the DC coefficients of all 96 blocks, four of luma's 64, and two of each chroma's 16.
+  limits.max_scan_blocks = 2 * 96 + 4 * 64 + 4 * 16;
+  CHECK(!fails_with(ErrorKind::kTooLarge, file, limits));
+  limits.max_scan_blocks -= 1;
+  CHECK(fails_with(ErrorKind::kTooLarge, file, limits));
+  limits.max_scan_blocks = kDefaultLimits.max_scan_blocks;
   limits.max_memory_bytes = 64 * 64 * 3;  // two bytes for each of 1.5 samples per pixel
   CHECK(!fails_with(ErrorKind::kTooLarge, file, limits));
   limits.max_memory_bytes -= 1;
   CHECK(fails_with(ErrorKind::kTooLarge, file, limits));
+}
+
+void arithmetic_blocks_have_a_limit_of_their_own() {
+  for (const bool progressive : {false, true}) {
+    afd::Limits limits = kDefaultLimits;
+    limits.max_arithmetic_blocks = 96;
+    CHECK(!fails_with(ErrorKind::kTooLarge, encode(64, 64, {3, 2, 2, progressive, true}), limits));
+    limits.max_arithmetic_blocks = 95;
+    CHECK(fails_with(ErrorKind::kTooLarge, encode(64, 64, {3, 2, 2, progressive, true}), limits));
+    CHECK(!fails_with(ErrorKind::kTooLarge, encode(64, 64, {3, 2, 2, progressive}), limits));
+  }
+}
+
+// Nothing of this is an error to libjpeg.
+void arithmetic_blocks_that_come_again_count_again() {
+  EncodeOptions kind{3, 2, 2, false, true};
+  kind.interleaved = false;
+  Bytes file = encode(64, 64, kind);
+  const std::uint8_t start_of_scan[] = {0xFF, 0xDA};
+  const auto last = std::find_end(file.begin(), file.end(), start_of_scan, start_of_scan + 2);
+  const Bytes scan(last, file.end() - 2);
+  file.insert(file.end() - 2, scan.begin(), scan.end());
+  afd::Limits limits = kDefaultLimits;
+  limits.max_arithmetic_blocks = 96 + 16;
+  CHECK(!fails_with(ErrorKind::kTooLarge, file, limits));
+  limits.max_arithmetic_blocks -= 1;
+  CHECK(fails_with(ErrorKind::kTooLarge, file, limits));
+}
+
+void an_interrupted_batch_begins_no_other_picture() {
+  const Bytes file = encode(20, 20);
+  const std::vector<afd::Input> inputs(50, {file.data(), file.size()});
+  int asked = 0;
+  const auto items = afd::read_batch(inputs, kDefaultLimits, false, {}, 1, [&asked] { return ++asked == 4; });
+  for (std::size_t i = 0; i < inputs.size(); ++i) CHECK((items[i].picture.coefficients != nullptr) == (i < 3));
+  CHECK(asked == 4);
 }
 
 void scans_are_counted_without_decoding() {
@@ -286,6 +328,9 @@ int main(int argc, char** argv) {
           {"truncation_at_every_byte_is_typed", truncation_at_every_byte_is_typed},
           {"flipped_bytes_fail_or_decode_and_leak_nothing", flipped_bytes_fail_or_decode_and_leak_nothing},
           {"limits_name_themselves", limits_name_themselves},
+          {"arithmetic_blocks_have_a_limit_of_their_own", arithmetic_blocks_have_a_limit_of_their_own},
+          {"arithmetic_blocks_that_come_again_count_again", arithmetic_blocks_that_come_again_count_again},
+          {"an_interrupted_batch_begins_no_other_picture", an_interrupted_batch_begins_no_other_picture},
           {"scans_are_counted_without_decoding", scans_are_counted_without_decoding},
           {"what_only_looks_like_a_scan_is_not_counted", what_only_looks_like_a_scan_is_not_counted},
           {"exif_is_read_within_its_bounds", exif_is_read_within_its_bounds},

@@ -73,6 +73,24 @@ void vector_and_portable_resamples_are_equal() {
   }
 }
 
+// The vector versions take several rows at a time, and those that are left one by one: here in each pass.
+void any_number_of_rows_resamples_alike() {
+  std::minstd_rand random(8);
+  for (std::uint32_t height = 1; height <= 9; ++height) {
+    for (std::uint32_t size = 1; size <= 9; ++size) {
+      for (const std::uint32_t width : {1U, 3U, 40U, 300U}) {
+        const auto samples = random_samples(std::size_t{3} * width * height, random);
+        const Box box{0, 0, 1.0 * width, 1.0 * height};
+        const Bytes expected =
+            resampled(samples.get(), width, height, box, size, Filter::kBicubic, Instructions::kPortable);
+        for (const Instructions instructions : {Instructions::kFastest, Instructions::kAvx2}) {
+          CHECK(resampled(samples.get(), width, height, box, size, Filter::kBicubic, instructions) == expected);
+        }
+      }
+    }
+  }
+}
+
 void a_part_resamples_as_the_whole_does() {
   std::minstd_rand random(2);
   constexpr std::uint32_t kWidth = 80;
@@ -322,6 +340,7 @@ int main(int argc, char** argv) {
   return afd::run_tests(
       {
           {"vector_and_portable_resamples_are_equal", vector_and_portable_resamples_are_equal},
+          {"any_number_of_rows_resamples_alike", any_number_of_rows_resamples_alike},
           {"a_part_resamples_as_the_whole_does", a_part_resamples_as_the_whole_does},
           {"a_flat_picture_stays_flat", a_flat_picture_stays_flat},
           {"a_box_that_single_precision_puts_behind_the_picture_reads_nothing",

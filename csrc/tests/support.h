@@ -55,6 +55,7 @@ struct EncodeOptions {
   bool optimize = false;
   bool noise = false;  // blocks without a zero: codes of every length, and blocks without an end
   bool flat = false;
+  bool interleaved = true;  // of sequential files
 };
 
 inline Bytes encode(int width, int height, const EncodeOptions& options = {}) {
@@ -77,6 +78,12 @@ inline Bytes encode(int width, int height, const EncodeOptions& options = {}) {
   cinfo.optimize_coding = options.optimize ? TRUE : FALSE;
   jpeg_set_quality(&cinfo, options.quality, TRUE);
   if (options.progressive) jpeg_simple_progression(&cinfo);
+  std::vector<jpeg_scan_info> scans;
+  for (int i = 0; i < options.components; ++i) scans.push_back({1, {i}, 0, DCTSIZE2 - 1, 0, 0});
+  if (!options.interleaved) {
+    cinfo.scan_info = scans.data();
+    cinfo.num_scans = options.components;
+  }
   jpeg_start_compress(&cinfo, TRUE);
   std::minstd_rand random(1);
   Bytes row(static_cast<std::size_t>(width * options.components));
