@@ -139,6 +139,41 @@ def test_an_error_in_a_process_that_loads_pictures_is_no_interruption() -> None:
     assert in_a_process_of_its_own(_LOADER_FAILED) == (0, "RuntimeError: out of pictures\n", "")
 
 
+# Ctrl-C while a module is imported, where Python drops what is raised, as in the callbacks of the import's own locks.
+_IMPORTING = """
+import signal, sys, time
+from afd_serve.cli import main
+
+class Dropping:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == sys.argv[1]:
+            Dropping()
+            time.sleep(60)
+
+sys.meta_path.insert(0, Finder)
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "goes_on"),
+    [
+        ("afd_serve.training.fit", ("fit", "--backbone", "efficientnet-lite0", "--images"), "from the last saved step"),
+        ("afd_serve.evaluation.report", ("evaluate", "--images"), "from here"),
+        ("afd_serve.evaluation.compare", ("compare", "--labelled", ".", "--images"), "from the row that is not done"),
+    ],
+)
+def test_an_interruption_while_modules_are_imported_is_not_lost(
+    tmp_path: Path, module: str, command: tuple[str, ...], goes_on: str
+) -> None:
+    ended = in_a_process_of_its_own(_IMPORTING, module, *command, str(tmp_path), "--out", str(tmp_path / "out"))
+    assert ended == (130, "", f"interrupted; the same command goes on {goes_on}\n")
+
+
 _STARTED = """
 import signal, sys
 from pathlib import Path

@@ -351,6 +351,29 @@ def test_a_comparison_of_one_row_leaves_no_plot_of_an_earlier_one(config: Compar
     assert "comparison.png" not in (tmp_path / "report.md").read_text()
 
 
+def test_shares_that_are_not_defined_are_said_so_and_not_drawn(config: CompareConfig, tmp_path: Path) -> None:
+    write_comparison(summarize_rows(known_rows(), config), tmp_path)
+    direct, _, lite = known_rows()
+    nothing_lost = [replace(row, hits=dict.fromkeys(row.hits, direct.hits["clean"])) for row in (direct, lite)]
+    comparison = summarize_rows(nothing_lost, config)
+    assert {path.name for path in write_comparison(comparison, tmp_path)} == {"report.json", "report.md"}
+    assert not (tmp_path / "comparison.png").exists()
+    text = (tmp_path / "report.md").read_text()
+    rows = {name: next(line for line in text.splitlines() if ROWS[name] in line) for name in ("direct", "lite")}
+    assert {name: "not defined" in row for name, row in rows.items()} == {"direct": False, "lite": True}
+
+
+def test_a_plot_that_fails_takes_no_figures_with_it(
+    config: CompareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", None)
+    with pytest.raises(TypeError):
+        write_comparison(summarize_rows(known_rows(), config), tmp_path)
+    assert ROWS["lite"] in (tmp_path / "report.md").read_text()
+    assert "comparison.png" not in (tmp_path / "report.md").read_text()
+
+
 def test_no_readable_picture_is_an_error(config: CompareConfig) -> None:
     rows = [replace(row, hits={key: [-1] for key in row.hits}) for row in known_rows()]
     with pytest.raises(ConfigError, match="could be classified"):

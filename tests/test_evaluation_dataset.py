@@ -53,6 +53,29 @@ def test_only_files_are_pictures_and_missing_ones_are_not_passed_over(tmp_path: 
     assert names == {"0.JPEG", "1.JPEG", "2.JPEG", "3.JPEG", "more.jpg/a.png", "lost.jpg"}
 
 
+def test_links_below_a_class_are_followed_and_other_classes_are_not_entered(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "set", "dog", "2")
+    make_folders(tmp_path / "elsewhere", "more")
+    (root / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "dog" / "around").symlink_to(root)
+    (root / "dog" / "again").symlink_to(root / "dog")
+    found = load_labelled(root, LABELS)
+    assert [p.id for p in found if p.label == 1] == [
+        *(f"dog/{index}.JPEG" for index in range(4)),
+        *(f"dog/linked/more/{index}.JPEG" for index in range(4)),
+    ]
+    assert len(found) == 12
+    assert all(p.path == root / p.id for p in found)
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "set.csv").write_text("file,label\npipe.jpg,dog\n")
+    (picture,) = load_labelled(tmp_path / "set.csv", LABELS)
+    with pytest.raises(OSError, match=r"pipe\.jpg' is no regular file"):
+        picture.read()
+
+
 def test_folders_named_by_wnid(tmp_path: Path) -> None:
     pictures = load_labelled(make_folders(tmp_path, "n01484850", "n01440764"), imagenet_labels())
     assert [p.label for p in pictures] == [0] * 4 + [2] * 4
@@ -96,7 +119,8 @@ def test_csv_with_split(tmp_path: Path) -> None:
         ("file,label\n,1\n", None, "line 2, names no file"),
         ("file,label\na.png,1\nb.png,0\n./a.png,1\n", None, "line 4, names a.png a second time"),
         ("", None, "no column file, label"),
-        ("file; label\na.png;1\n", None, "it has 'file; label'"),
+        ("file; label\na.png;1\n", None, "it has 'file; label'; columns are separated by commas"),
+        ("file\tlabel\na.png\t1\n", None, "columns are separated by commas"),
         ("\xff\xfe", None, "no CSV file"),
     ],
 )
@@ -108,7 +132,7 @@ def test_bad_csv_files_are_explained(tmp_path: Path, text: str, split: str | Non
 
 
 def test_bad_folders_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no labelled pictures"):
+    with pytest.raises(ConfigError, match="no labelled pictures; what is taken is a folder per class, or a CSV file"):
         load_labelled(tmp_path, LABELS)
     with pytest.raises(ConfigError, match="neither"):
         load_labelled(tmp_path / "none", LABELS)
@@ -116,3 +140,30 @@ def test_bad_folders_are_explained(tmp_path: Path) -> None:
         load_labelled(make_folders(tmp_path, "horse"), LABELS)
     with pytest.raises(ConfigError, match="CSV"):
         load_labelled(tmp_path, LABELS, split="dev")
+
+
+def test_pictures_in_no_classs_folder_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"those in it are in no class's folder; .* folder per class, or a CSV file"):
+        load_labelled(tmp_path, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "name", "message"),
+    [
+        (
+            imagenet_labels(),
+            "Crane",
+            r"; names like it: 'crane \(bird\)', 'crane \(machine\)'; .* WordNet ids, indices$",
+        ),
+        (LABELS, "wal clok", r"; names like it: 'wall clock'; what is taken: names, indices$"),
+        (LABELS, "1000", r"'1000' is none of the classifier's 3 classes; what is taken: names, indices$"),
+        (("1", "eleven"), "elevn", r"; names like it: 'eleven'; what is taken: names$"),
+        (("crane", "Crane"), "crane", r"is the name of several classes; what is taken: names, indices$"),
+    ],
+)
+def test_an_unknown_class_is_answered_with_those_that_may_be_meant(
+    tmp_path: Path, labels: tuple[str, ...], name: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_labelled(make_folders(tmp_path, name), labels)

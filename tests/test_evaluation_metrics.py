@@ -74,6 +74,11 @@ def test_interval_leaves_out_what_is_not_defined() -> None:
     assert math.isnan(interval(math.nan, np.array([np.nan])).low)
 
 
+def test_what_is_not_defined_has_no_ends_even_if_some_resamples_have_values() -> None:
+    found = interval(math.nan, np.array([np.nan, 0.4, 0.6]))
+    assert [math.isnan(end) for end in (found.value, found.low, found.high)] == [True] * 3
+
+
 @pytest.mark.parametrize(
     ("gained", "lost", "expected"), [(0, 0, 1.0), (5, 5, 1.0), (6, 0, 2 / 64), (9, 1, 22 / 1024), (1, 9, 22 / 1024)]
 )

@@ -1,5 +1,6 @@
 """The plots, and the drift maps of examples: what is chosen, what is drawn, what the maps say."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,35 @@ def test_many_classes_and_long_names_are_cut(tmp_path: Path) -> None:
         assert picture.height < 1000
 
 
+def test_dollars_in_names_are_no_formulas(tmp_path: Path) -> None:
+    priced = ClassGain(r"$\nothing$ \$ $5", 1, 0.2, 0.8), ClassGain("50 $ note", 1, 0.8, 0.2)
+    drift = replace(example(), title="$\\frac$\nwithout AFD: $_$\nwith AFD: $")
+    assert "drift_maps.png" in plotted(report_of("clean", "A", classes=priced), tmp_path, (drift,))
+
+
+def test_names_that_no_font_can_show_are_drawn_and_nobody_is_told(tmp_path: Path) -> None:
+    foreign = ClassGain("\u9db4", 1, 0.2, 0.8), ClassGain("no utf-8: \udcff", 1, 0.8, 0.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drift = replace(example(), title="\u9db4\n\udcff\nwith AFD: crow")
+        assert "classes.png" in plotted(report_of("clean", "A", classes=foreign), tmp_path, (drift,))
+
+
+def test_a_colour_bar_that_some_cell_is_beyond_ends_in_an_arrow() -> None:
+    plots = pytest.importorskip("afd_serve.evaluation.plots")
+    even = replace(example(), **dict.fromkeys(("found", "actual", "remaining"), np.full((8, 8), 0.5, np.float32)))
+    bars = [plots._drift_maps([shown]).axes[-1] for shown in (even, example(), replace(even, found=2 * even.found))]
+    assert [len(bar.patches) for bar in bars] == [0, 1, 1]
+
+
+def test_ticks_of_neighbouring_panels_are_apart() -> None:
+    plots = pytest.importorskip("afd_serve.evaluation.plots")
+    figure = plots._reliability(report_of("clean", "A", "B", "C").protocols)
+    figure.draw_without_rendering()
+    first, second = (panel.get_xticklabels() for panel in figure.axes[:2])
+    assert second[0].get_window_extent().x0 - first[-1].get_window_extent().x1 > 1.5 * first[-1].get_fontsize()
+
+
 @pytest.mark.parametrize(
     ("protocols", "expected"),
     [
@@ -131,3 +161,5 @@ def test_the_maps_of_an_example(tiny: Backbone, tiny_run: Path, tmp_path: Path) 
     assert not clean.found.any()
     assert not clean.actual.any()
     assert not clean.remaining.any()
+    torn = drift_example(explainer, picture, Condition("clean"), evaluation, ["two\nlines"] * 10)
+    assert torn.title.splitlines()[0] == r"two\nlines, as it is"

@@ -1,5 +1,9 @@
 # ruff: noqa: PLC0415
-"""Commands that work for long, and can be interrupted: fit, evaluate, compare."""
+"""Commands that work for long, and can be interrupted: fit, evaluate, compare.
+
+Their imports take seconds and can be interrupted too, so they stand inside `interruptible`: Python drops what is raised
+in some of an import's callbacks, and would go on.
+"""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,7 +15,7 @@ from rich.console import Console
 
 from afd_serve.cli.interruption import interruptible
 from afd_serve.cli.options import DEFAULT_MODEL, ModelOption
-from afd_serve.config import PRESETS, SERVED_PRESET
+from afd_serve.config import PRESETS, SERVED_PRESET, FitConfig
 from afd_serve.progress import task
 
 __all__ = ["app"]
@@ -39,9 +43,6 @@ def fit(
     size: Annotated[list[int] | None, typer.Option(help="Side of crops, a multiple of 32; may be repeated.")] = None,
 ) -> None:
     """Fit AFD to a classifier on unlabelled pictures."""
-    from afd_serve.config import FitConfig
-    from afd_serve.training.fit import fit as run_fit
-
     chosen = {
         "steps": steps,
         "batch_size": batch_size,
@@ -54,6 +55,8 @@ def fit(
         backbone, _folders(images), out, preset=preset, seed=seed, exclude=tuple(exclude or ()), init=init, **settings
     )
     with interruptible("interrupted; the same command goes on from the last saved step"):
+        from afd_serve.training.fit import fit as run_fit
+
         result = run_fit(config)
     for remark in result.remarks:
         typer.echo(remark)
@@ -81,15 +84,16 @@ def evaluate(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the answers that --out holds.")] = False,
 ) -> None:
     """Measure accuracy on compressed pictures, with and without AFD."""
-    from afd_serve.evaluation.protocols import parse_protocols
-    from afd_serve.evaluation.report import print_report
-    from afd_serve.evaluation.study import Study, run_study
+    with interruptible("interrupted; the same command goes on from here"):
+        from afd_serve.evaluation.protocols import parse_protocols
+        from afd_serve.evaluation.report import print_report
+        from afd_serve.evaluation.study import Study, run_study
 
-    study = Study(model, images, out, parse_protocols(protocol), split, limit, seed, threads, latency)
-    with interruptible("interrupted; the same command goes on from here"), task("classifying") as progress:
-        report, files = run_study(study, progress, fresh=fresh)
-    print_report(report, Console())
-    _say_what_was_written(files)
+        study = Study(model, images, out, parse_protocols(protocol), split, limit, seed, threads, latency)
+        with task("classifying") as progress:
+            report, files = run_study(study, progress, fresh=fresh)
+        print_report(report, Console())
+        _say_what_was_written(files)
 
 
 @app.command()
@@ -111,19 +115,18 @@ def compare(
     latency: Annotated[int, typer.Option(min=0, help="Rounds to time each method against the bare backbone.")] = 0,
 ) -> None:
     """Compare AFD with other methods, fitted on the same pictures: accuracy, size, cost."""
-    from afd_serve.evaluation import compare as comparing
-    from afd_serve.evaluation.compare_report import print_comparison, summarize_rows, write_comparison
-
-    given: dict[str, Any] = {} if steps is None else {"steps": steps}
-    config = comparing.CompareConfig(
-        backbone, _folders(images), labelled, out, split, limit, seed=seed, workers=workers, rounds=latency, **given
-    )
-    wanted = list(comparing.ROWS) if rows is None else [row.strip() for row in rows.split(",") if row.strip()]
     with interruptible("interrupted; the same command goes on from the row that is not done"):
-        found = comparing.compare(config, wanted, ours or ())
-    comparison = summarize_rows(found, config)
-    print_comparison(comparison, Console())
-    _say_what_was_written(write_comparison(comparison, out))
+        from afd_serve.evaluation import compare as comparing
+        from afd_serve.evaluation.compare_report import print_comparison, summarize_rows, write_comparison
+
+        given: dict[str, Any] = {} if steps is None else {"steps": steps}
+        config = comparing.CompareConfig(
+            backbone, _folders(images), labelled, out, split, limit, seed=seed, workers=workers, rounds=latency, **given
+        )
+        wanted = list(comparing.ROWS) if rows is None else [row.strip() for row in rows.split(",") if row.strip()]
+        comparison = summarize_rows(comparing.compare(config, wanted, ours or ()), config)
+        print_comparison(comparison, Console())
+        _say_what_was_written(write_comparison(comparison, out))
 
 
 def _say_what_was_written(files: Sequence[Path]) -> None:

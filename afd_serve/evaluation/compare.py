@@ -268,7 +268,7 @@ class _Comparison:
         """1 or 0 for each condition; nothing at all if the picture cannot be read."""
         preprocessing, answers = self.backbone.preprocessing, {}
         try:
-            data = picture.path.read_bytes()
+            data = picture.read()
             for condition in CONDITIONS:
                 file = compress(data, condition, preprocessing, picture_id=picture.id, seed=self.config.seed)
                 prepared = prepare(file, preprocessing, crop=condition.crop)

@@ -16,6 +16,7 @@ from afd_serve.evaluation.compare import CONDITIONS, FITTED_HERE, GATED_CLEAN, P
 from afd_serve.evaluation.latency import Latency
 from afd_serve.evaluation.metrics import Floats, Interval, bootstrap_means, interval, recovered_share
 from afd_serve.evaluation.report_json import write_json
+from afd_serve.evaluation.wording import counted, left_out, printable
 from afd_serve.runs import write_text
 
 __all__ = ["Comparison", "Method", "print_comparison", "summarize_rows", "write_comparison"]
@@ -150,7 +151,7 @@ def _cells(method: Method) -> list[str]:
         method.title,
         *(f"{100 * top1.value:.1f}" for top1 in method.top1.values()),
         _percent(method.mean),
-        _percent(method.recovered),
+        "" if method.name == "direct" else _percent(method.recovered),
         f"{100 * method.clean.value:.1f}",
         "" if method.clean_gated is None else f"{100 * method.clean_gated.value:.1f}",
         f"{method.parameters:,}",
@@ -160,9 +161,9 @@ def _cells(method: Method) -> list[str]:
 
 
 def _percent(value: Interval) -> str:
-    """An interval as ``53.4 [50.1, 56.7]``; nothing where it is not defined."""
+    """An interval as ``53.4 [50.1, 56.7]``."""
     if math.isnan(value.value):
-        return ""
+        return "not defined"
     return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
@@ -175,11 +176,13 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         cells = dict(zip(_COLUMNS, _cells(method), strict=True))
         table.add_row(*(cells[column] for column in _SHOWN))
     console.print(table)
-    console.print(_footer(comparison), style="dim", highlight=False)
+    console.print(_footer(comparison), style="dim", highlight=False, markup=False)
 
 
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
-    """Write ``report.json``, ``report.md`` and, of several rows where matplotlib is installed, ``comparison.png``.
+    """Write ``report.json``, ``report.md`` and, where there are shares and matplotlib is, ``comparison.png``.
+
+    The plot comes last, so that one which cannot be drawn takes no figures with it.
 
     Args:
         comparison: What to write; in the JSON, what is not defined is null.
@@ -190,21 +193,22 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     """
     json_file, markdown_file, plot_file = out / "report.json", out / "report.md", out / PLOT_NAME
     write_json(json_file, comparison)
-    plotted = len(comparison.methods) > 1 and importlib.util.find_spec("matplotlib") is not None
+    write_text(markdown_file, _markdown(comparison, None))
     plot_file.unlink(missing_ok=True)  # an earlier comparison's
-    if plotted:
-        _plot(comparison, plot_file)
-    lines = list(_markdown(comparison, plot_file.name if plotted else None))
-    write_text(markdown_file, "\n".join(lines) + "\n")
-    return [json_file, markdown_file, *([plot_file] if plotted else [])]
+    shares = [method.recovered.value for method in comparison.methods]
+    if not np.isfinite(shares).any() or importlib.util.find_spec("matplotlib") is None:
+        return [json_file, markdown_file]
+    _plot(comparison, plot_file)
+    write_text(markdown_file, _markdown(comparison, plot_file.name))
+    return [json_file, markdown_file, plot_file]
 
 
 def _footer(comparison: Comparison) -> str:
-    left_out = f"; {comparison.left_out} could not be read and are left out" if comparison.left_out else ""
+    used = f"{counted(comparison.pictures, 'picture')} of {printable(comparison.labelled)}"
     return (
-        f"{comparison.backbone}, {comparison.pictures} pictures of {comparison.labelled}{left_out}. Per cent top-1, "
-        "protocol A, with 95% bootstrap intervals paired over pictures. Recovered = (with - without) / (clean without "
-        f"- without), means over the qualities. MMACs: million multiply-accumulates per picture, beside the backbone's "
+        f"{comparison.backbone}, {used}{left_out(comparison.left_out)}. Per cent top-1, protocol A, with 95% bootstrap "
+        "intervals paired over pictures. Recovered = (with - without) / (clean without - without), means over the "
+        "qualities. MMACs: million multiply-accumulates per picture, beside the backbone's "
         f"{comparison.backbone_macs / _MILLION:,.0f}. Latency: times the bare backbone, open gate, one thread, batch 1."
     )
 
@@ -222,7 +226,11 @@ _NOTES = {
 }
 
 
-def _markdown(comparison: Comparison, plot: str | None) -> Iterator[str]:
+def _markdown(comparison: Comparison, plot: str | None) -> str:
+    return "\n".join(_lines(comparison, plot)) + "\n"
+
+
+def _lines(comparison: Comparison, plot: str | None) -> Iterator[str]:
     yield from ("# AFD beside what else could be done", "")
     yield "| " + " | ".join(_COLUMNS) + " |"
     yield "| --- |" + " --: |" * (len(_COLUMNS) - 1)
@@ -232,7 +240,8 @@ def _markdown(comparison: Comparison, plot: str | None) -> Iterator[str]:
     if plot:
         yield from (f"![Recovered share of each method]({plot})", "")
     yield from (_footer(comparison), "")
-    yield f"Fitted on {', '.join(comparison.fitted_on)} for {comparison.steps} steps, seed {comparison.seed}."
+    folders, steps = ", ".join(map(printable, comparison.fitted_on)), counted(comparison.steps, "step")
+    yield f"Fitted on {folders} for {steps}, seed {comparison.seed}."
     given = [f"{method.title}: `{method.weights}`" for method in comparison.methods if method.weights != FITTED_HERE]
     if given:
         yield f"Weights that were given instead: {'; '.join(given)}."

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from afd_serve.evaluation.dataset import LabelledPicture
 from afd_serve.evaluation.protocols import Condition, compress, conditions
 from afd_serve.evaluation.runner import Answer, Evaluation, Key
+from afd_serve.evaluation.wording import printable
 from afd_serve.explain import Explainer, relative_distance
 
 __all__ = ["DriftExample", "choose_examples", "drift_example", "example_condition"]
@@ -83,17 +84,18 @@ def drift_example(
         InputError: the picture cannot be read.
         OSError: its file cannot be read.
     """
-    data = picture.path.read_bytes()
+    data = picture.read()
     file = compress(data, condition, evaluation.preprocessing, picture_id=picture.id, seed=evaluation.seed)
     explanation = explainer.explain(file, top_k=1, crop=condition.crop)
     prepared = explainer.pipeline.prepare(file, crop=condition.crop)
     clean = explainer.features(explainer.pipeline.prepare(data), protected=False)
     bare = explainer.features(prepared, protected=False)
     corrected = explainer.features(prepared, protected=explanation.prediction.protected)
-    without = explainer.pipeline.classify(prepared, protect=False, top_k=1).labels[0]
-    with_afd = explanation.prediction.labels[0]
+    unprotected = explainer.pipeline.classify(prepared, protect=False, top_k=1)
+    firsts = (found.labels[0] for found in (unprotected, explanation.prediction))
+    label, without, with_afd = map(printable, (labels[picture.label], *firsts))
     return DriftExample(
-        f"{labels[picture.label]}, {condition.title}\nwithout AFD: {without}\nwith AFD: {with_afd}",
+        f"{label}, {condition.title}\nwithout AFD: {without}\nwith AFD: {with_afd}",
         explanation.rgb,
         explanation.map,
         relative_distance(bare, clean).numpy(),

@@ -75,9 +75,12 @@ def bootstrap_means(values: Floats, *, resamples: int = 2000, seed: int = 0) -> 
 
 
 def interval(value: float, resampled: Floats) -> Interval:
-    """Join an estimate with the 2.5% and 97.5% quantiles of its resamples ``[R]``, NaN left out."""
+    """Join an estimate with the 2.5% and 97.5% quantiles of its resamples ``[R]``, NaN left out.
+
+    What is not defined has no ends either, though some of its resamples may be.
+    """
     finite = resampled[np.isfinite(resampled)]
-    if not len(finite):
+    if math.isnan(value) or not len(finite):
         return Interval(value, math.nan, math.nan)
     low, high = np.quantile(finite, [0.025, 0.975])
     return Interval(value, float(low), float(high))

@@ -4,6 +4,7 @@ Matplotlib is optional, and slow to import; nothing else may import this module 
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from afd_serve.evaluation.drift_maps import DriftExample
 from afd_serve.evaluation.metrics import ReliabilityBin
 from afd_serve.evaluation.protocols import TITLES
 from afd_serve.evaluation.summary import ClassGain, ProtocolReport, Report
+from afd_serve.evaluation.wording import printable
 
 __all__ = ["Plot", "draw_plots"]
 
@@ -79,15 +82,24 @@ _MAPS: Final = (
 
 
 def _save(figure: Figure, path: Path, caption: str, note: str) -> Plot:
-    figure.savefig(path, dpi=_DPI)
+    with warnings.catch_warnings():
+        # Boxes stand for what the font has no glyphs of; whoever sees them needs no line for each.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")
+        figure.savefig(path, dpi=_DPI)
     return Plot(path, caption, note)
+
+
+def _verbatim(text: str) -> str:
+    """A name as a text of a plot: Matplotlib takes what is between two dollars for a formula."""
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
 
 
 def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
     """So many panels, in rows of ``columns``."""
     columns = min(count, columns)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(4.8 * columns, 4.0 * rows), layout="constrained")
+    # Wide enough apart for the last tick of a panel and the first of its neighbour.
+    figure = Figure(figsize=(4.8 * columns, 4.0 * rows), layout=ConstrainedLayoutEngine(w_pad=0.12))
     panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for unused in panels[count:]:
         unused.remove()
@@ -159,8 +171,9 @@ def _classes(classes: Sequence[ClassGain]) -> Figure:
 
 
 def _class_label(gain: ClassGain) -> str:
-    label = gain.label if len(gain.label) <= _LONGEST_LABEL else gain.label[: _LONGEST_LABEL - 1] + "…"
-    return label if gain.pictures == 1 else f"{label} ({gain.pictures})"
+    label = printable(gain.label)
+    label = label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
+    return _verbatim(label if gain.pictures == 1 else f"{label} ({gain.pictures})")
 
 
 def _drift_maps(examples: Sequence[DriftExample]) -> Figure:
@@ -169,7 +182,7 @@ def _drift_maps(examples: Sequence[DriftExample]) -> Figure:
     top = float(np.quantile([example.actual for example in examples], 0.99))
     for row, example in zip(rows, examples, strict=True):
         row[0].imshow(example.rgb)
-        row[0].set_title(example.title, fontsize=8)
+        row[0].set_title(_verbatim(example.title), fontsize=8)
         for panel, values, title in (
             (row[1], example.found, "found by AFD"),
             (row[2], example.actual, "actual, without AFD"),
@@ -179,6 +192,8 @@ def _drift_maps(examples: Sequence[DriftExample]) -> Figure:
             panel.set_title(f"{title}: {values.mean():.0%}", fontsize=9)
     for panel in rows.flat:
         panel.set_axis_off()
-    bar = figure.colorbar(shown, ax=rows, shrink=min(1.0, 1.6 / len(examples)), pad=0.01)
+    beyond = max(float(values.max()) for e in examples for values in (e.found, e.actual, e.remaining)) > top
+    end, shrink = "max" if beyond else "neither", min(1.0, 1.6 / len(examples))
+    bar = figure.colorbar(shown, ax=rows, shrink=shrink, pad=0.01, extend=end)
     bar.set_label("relative distance of features, %")
     return figure

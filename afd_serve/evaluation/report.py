@@ -16,6 +16,7 @@ from afd_serve.evaluation.metrics import Interval
 from afd_serve.evaluation.protocols import RESAVED, SAVED_ONCE, TITLES
 from afd_serve.evaluation.report_json import write_json
 from afd_serve.evaluation.summary import ConditionReport, ProtocolReport, Report
+from afd_serve.evaluation.wording import counted, left_out, printable
 from afd_serve.runs import write_text
 
 if TYPE_CHECKING:
@@ -52,14 +53,16 @@ def print_report(report: Report, console: Console) -> None:
         for row in _rows(protocol):
             table.add_row(*row[:_SHOWN], style="bold" if row[0] == "mean" else None)
         console.print(table)
-        console.print(_verdict(protocol, report), style="bold", highlight=False)
+        console.print(_verdict(protocol, report), style="bold", highlight=False, markup=False)
     if report.latency is not None:
-        console.print(_latency(report.latency), style="bold", highlight=False)
-    console.print(_footer(report), style="dim", highlight=False)
+        console.print(_latency(report.latency), style="bold", highlight=False, markup=False)
+    console.print(_footer(report), style="dim", highlight=False, markup=False)
 
 
 def write_report(report: Report, out: Path, examples: Sequence[DriftExample] = ()) -> list[Path]:
     """Write ``report.json``, ``report.md`` and, where matplotlib is installed, the plots; an earlier report's go.
+
+    Plots come last, so that one which cannot be drawn takes no figures with it.
 
     Args:
         report: what to write; shares in the JSON are 0..1, and null where they are not defined.
@@ -71,11 +74,12 @@ def write_report(report: Report, out: Path, examples: Sequence[DriftExample] = (
     """
     json_file, markdown_file = out / "report.json", out / "report.md"
     write_json(json_file, report)
-    plots: list[Plot] = []
-    if importlib.util.find_spec("matplotlib") is not None:
-        from afd_serve.evaluation.plots import draw_plots  # noqa: PLC0415 (optional, and slow to import)
+    write_text(markdown_file, _markdown(report, ()))
+    if importlib.util.find_spec("matplotlib") is None:
+        return [json_file, markdown_file]
+    from afd_serve.evaluation.plots import draw_plots  # noqa: PLC0415 (optional, and slow to import)
 
-        plots = draw_plots(report, out, examples)
+    plots = draw_plots(report, out, examples)
     write_text(markdown_file, _markdown(report, plots))
     return [json_file, markdown_file, *(plot.path for plot in plots)]
 
@@ -118,11 +122,19 @@ def _verdict(protocol: ProtocolReport, report: Report) -> str:
     if protocol.recovered is not None:
         recovered = f"Recovered of the lost top-1: {_percent(protocol.recovered)}"
         if protocol.name == RESAVED.protocol and report.resave_gap is not None:
-            recovered += f"; beside {SAVED_ONCE.title} alone {_percent(report.resave_gap, sign='+')} points"
+            recovered += f"; {_beside_saved_once(report.resave_gap)}"
         return recovered
     opened = protocol.conditions[0].gates_opened
     cost = _percent(protocol.gain, sign="+")
-    return f"Clean cost: top-1 changes by {cost} points; the gate opened for {opened} of {report.pictures} pictures"
+    pictures = counted(report.pictures, "picture")
+    return f"Clean cost: top-1 changes by {cost} points; the gate opened for {opened} of {pictures}"
+
+
+def _beside_saved_once(gap: Interval) -> str:
+    """How what was saved again compares with what was saved once."""
+    if math.isnan(gap.value):
+        return f"how that compares with {SAVED_ONCE.title} alone is not defined"
+    return f"beside {SAVED_ONCE.title} alone {_percent(gap, sign='+')} points"
 
 
 def _latency(latency: Latency) -> str:
@@ -132,16 +144,16 @@ def _latency(latency: Latency) -> str:
     )
     return (
         f"Latency, times the bare backbone's {latency.bare_ms:.1f} ms: gate open {opened}, gate closed {closed} "
-        f"(one thread, batch {latency.batch}, interleaved, medians of {latency.rounds} rounds)"
+        f"(one thread, batch {latency.batch}, interleaved, medians of {counted(latency.rounds, 'round')})"
     )
 
 
 def _footer(report: Report) -> str:
-    left_out = f"; {len(report.failures)} could not be read and are left out" if report.failures else ""
+    used = f"{counted(report.pictures, 'picture')} of {printable(report.dataset)}{left_out(len(report.failures))}"
     return (
-        f"{report.pictures} pictures of {report.dataset}{left_out}. Per cent, with 95% bootstrap intervals over "
-        "pictures; p: McNemar's exact test. As clean: the first class is that of the clean picture without AFD, right "
-        "or wrong. Recovered = (with - without) / (clean without - without), means over rows."
+        f"{used}. Per cent, with 95% bootstrap intervals over pictures; p: McNemar's exact test. As clean: the first "
+        "class is that of the clean picture without AFD, right or wrong. Recovered = (with - without) / (clean without "
+        "- without), means over rows."
     )
 
 
@@ -158,8 +170,14 @@ def _markdown(report: Report, plots: "Sequence[Plot]") -> str:
         lines += [f"## {plot.caption}", "", f"![{plot.caption}]({plot.path.name})", "", plot.note, ""]
     lines.append(_footer(report))
     if report.failures:
-        lines += ["", "Left out:", "", *(f"- `{name}`: {reason}" for name, reason in report.failures.items())]
+        reasons = ((printable(name), printable(reason)) for name, reason in report.failures.items())
+        lines += ["", "Left out:", "", *(f"- {_code(name)}: {reason}" for name, reason in reasons)]
     return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    """As code, with the ends that Markdown wants where the text itself has backticks."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _markdown_row(cells: tuple[str, ...] | list[str]) -> str:

@@ -13,6 +13,7 @@ from afd_serve.evaluation.protocols import Condition, compress, conditions
 from afd_serve.pipeline import Failure, Prediction
 from afd_serve.preprocess import UNREADABLE
 from afd_serve.progress import Step
+from afd_serve.training.pictures import file_size
 from afd_serve.transforms import Preprocessing
 
 __all__ = ["Answer", "Evaluation", "Predictor", "evaluate"]
@@ -86,7 +87,8 @@ def evaluate(
 ) -> dict[Key, Answer]:
     """Classify every picture under every condition, with AFD and without.
 
-    Answers are appended to ``out/results.jsonl`` as they come; a run that was interrupted goes on from there.
+    Answers are appended to ``out/results.jsonl`` as they come; a run that was interrupted goes on from there. A picture
+    whose file has another size by then is classified again.
 
     Args:
         pipeline: bytes in, predictions out.
@@ -103,7 +105,8 @@ def evaluate(
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / RESULTS_FILE
-    known = _read_answers(path, evaluation)
+    sizes = {picture.id: file_size(picture.path) for picture in pictures}
+    known = _read_answers(path, evaluation, sizes)
     wanted = conditions(evaluation.protocols)
     total = 2 * len(pictures) * len(wanted)
     done = sum((picture.id, c.key, afd) in known for picture in pictures for c in wanted for afd in (True, False))
@@ -112,7 +115,7 @@ def evaluate(
             answers = _classify(pipeline, lot, condition, evaluation)
             fresh = {key: answer for key, answer in answers.items() if key not in known}
             known.update(fresh)
-            _append(file, fresh)
+            _append(file, fresh, sizes)
             done += len(fresh)
             if progress:
                 progress(done, total)
@@ -156,7 +159,7 @@ def _classify(
 def _file_to_send(picture: LabelledPicture, condition: Condition, evaluation: Evaluation) -> bytes | Answer:
     """Compress a picture; where it cannot be read, say so in an answer."""
     try:
-        data = picture.path.read_bytes()
+        data = picture.read()
         return compress(data, condition, evaluation.preprocessing, picture_id=picture.id, seed=evaluation.seed)
     except UNREADABLE as error:
         return Answer(failure=f"cannot be read: {error}")
@@ -174,15 +177,18 @@ def _answer(result: Prediction | Failure) -> Answer:
     )
 
 
-def _append(file: IO[str], answers: Mapping[Key, Answer]) -> None:
+def _append(file: IO[str], answers: Mapping[Key, Answer], sizes: Mapping[str, int]) -> None:
     for (picture, condition, afd), answer in answers.items():
-        row = {"picture": picture, "condition": condition, "afd": afd, **asdict(answer)}
+        row = {"picture": picture, "size": sizes[picture], "condition": condition, "afd": afd, **asdict(answer)}
         file.write(json.dumps(row) + "\n")
     file.flush()
 
 
-def _read_answers(path: Path, evaluation: Evaluation) -> dict[Key, Answer]:
-    """Read an earlier run's answers, but not its failures, to the same evaluation; start the file if there was none."""
+def _read_answers(path: Path, evaluation: Evaluation, sizes: Mapping[str, int]) -> dict[Key, Answer]:
+    """Read an earlier run's answers to the same evaluation; start the file if there was none.
+
+    Left out are failures, because the picture may be readable by now, and answers of files that had another size.
+    """
     identity = _identity(evaluation)
     lines = _whole_lines(path) if path.exists() else []
     if not lines:
@@ -191,17 +197,22 @@ def _read_answers(path: Path, evaluation: Evaluation) -> dict[Key, Answer]:
     try:
         if json.loads(lines[0])["evaluation"] != identity:
             raise ConfigError(f"{path} holds another evaluation's answers; choose another folder or delete the file")
-        answers = dict(map(_read_answer, lines[1:]))
+        return {key: answer for key, answer, size in map(_read_answer, lines[1:]) if _holds(key, answer, size, sizes)}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); choose another folder or delete the file") from error
-    return {key: answer for key, answer in answers.items() if answer.failure is None}  # it may be readable by now
 
 
-def _read_answer(line: bytes) -> tuple[Key, Answer]:
-    """One row as `_append` wrote it; one that is damaged raises whatever its kind of damage does."""
+def _read_answer(line: bytes) -> tuple[Key, Answer, int | None]:
+    """One row as `_append` wrote it, and the picture's size; a damaged row raises whatever its kind of damage does."""
     row: dict[str, Any] = json.loads(line)
-    key = row.pop("picture"), row.pop("condition"), row.pop("afd")
-    return key, Answer(**row | {"indices": tuple(row["indices"])})
+    key, size = (row.pop("picture"), row.pop("condition"), row.pop("afd")), row.pop("size", None)
+    return key, Answer(**row | {"indices": tuple(row["indices"])}), size
+
+
+def _holds(key: Key, answer: Answer, size: int | None, sizes: Mapping[str, int]) -> bool:
+    """Whether this is an answer to a picture as it is now, as far as its size tells; earlier versions kept none."""
+    unchanged = size is None or sizes.get(key[0], size) == size
+    return unchanged and answer.failure is None
 
 
 def _whole_lines(path: Path) -> list[bytes]:

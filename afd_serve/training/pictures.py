@@ -9,7 +9,7 @@ from pathlib import Path
 from afd_serve.errors import ConfigError
 from afd_serve.preprocess import PICTURE_SUFFIXES
 
-__all__ = ["digest_of", "file_size", "find_pictures", "pictures_digest"]
+__all__ = ["digest_of", "file_size", "files_below", "find_pictures", "pictures_digest"]
 
 
 def find_pictures(folders: Sequence[Path], exclude: Sequence[Path] = ()) -> list[Path]:
@@ -20,34 +20,40 @@ def find_pictures(folders: Sequence[Path], exclude: Sequence[Path] = ()) -> list
     Raises:
         ConfigError: A folder does not exist, or there are fewer than two pictures.
     """
-    excluded = _files_below(exclude)
-    pictures = sorted(path for path in _files_below(folders) if path not in excluded)
+    excluded = _pictures_below(exclude)
+    pictures = sorted(path for path in _pictures_below(folders) if path not in excluded)
     if len(pictures) < 2:
         where = ", ".join(map(str, folders))
         raise ConfigError(f"fitting needs at least two pictures; {where} hold {len(pictures) or 'none'}")
     return pictures
 
 
-def _files_below(folders: Sequence[Path]) -> set[Path]:
+def _pictures_below(folders: Sequence[Path]) -> set[Path]:
     found: set[Path] = set()
     for folder in folders:
         if not folder.exists():
             raise ConfigError(f"{folder} does not exist")
-        files = [folder] if folder.is_file() else _walk(folder)
+        files = [folder] if folder.is_file() else files_below(folder)
         found.update(path.resolve() for path in files if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
     return found
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder and below those that it links to, each of which is entered once: links may go round."""
-    entered: set[Path] = set()
+def files_below(folder: Path, without: Iterable[Path] = ()) -> Iterator[Path]:
+    """The files below a folder and below those that it links to, each of which is entered once: links may go round.
+
+    Args:
+        folder: where to begin; paths begin with it, whatever links they lead through.
+        without: folders that are not entered.
+    """
+    entered = {place.resolve() for place in without}
     for place, folders, files in os.walk(folder, followlinks=True):
         here = Path(place).resolve()
         if here in entered:
             folders.clear()
             continue
         entered.add(here)
-        yield from (here / name for name in files)
+        folders.sort()  # so that a folder with several names is found under the same one everywhere
+        yield from (Path(place, name) for name in files)
 
 
 def pictures_digest(pictures: Iterable[Path], folders: Sequence[Path]) -> str:
@@ -63,8 +69,11 @@ def _name(path: Path, roots: Sequence[Path]) -> str:
 
 
 def file_size(path: Path) -> int:
-    """Bytes; -1 for a picture that is missing."""
-    return path.stat().st_size if path.exists() else -1
+    """Bytes; -1 for a picture that is missing or out of reach."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # which a name with a null character raises
+        return -1
 
 
 def digest_of(pictures: Iterable[tuple[object, ...]]) -> str:
