@@ -277,25 +277,26 @@ class TestBatch:
             jpeg.read_batch([3])  # type: ignore[list-item]
 
     def test_an_interruption_ends_it(self) -> None:
-        data = pillow_jpeg(640, 480, quality=95)
-        outs = [jpeg.JpegOutput(coefficients=np.full(640 * 480 * 3 // 2, 9999, np.int16)) for _ in range(150)]
+        data = pillow_jpeg(160, 120, quality=95, progressive=True)
+        last = np.full(160 * 120 * 3, 9999, np.int16)
+        # So many that none but a thread which sleeps for seconds comes too late to interrupt them.
+        outs = [*[jpeg.JpegOutput()] * 9_999, jpeg.JpegOutput(coefficients=last)]
         gc.collect()
         before = _jpeg.live_buffers()
-        sent, main_thread = [], threading.main_thread().ident
+        main_thread = threading.main_thread().ident
         assert main_thread is not None
 
         def interrupt_once_it_runs() -> None:
-            while outs[0].coefficients[-1] == 9999:  # type: ignore[index]
-                pass
-            sent.append(signal.pthread_kill(main_thread, signal.SIGINT))
+            while _jpeg.live_buffers() == before:
+                time.sleep(0.001)
+            signal.pthread_kill(main_thread, signal.SIGINT)
 
-        thread = threading.Thread(target=interrupt_once_it_runs)
+        thread = threading.Thread(target=interrupt_once_it_runs, daemon=True)
         thread.start()
         with pytest.raises(KeyboardInterrupt):
             jpeg.read_batch([data] * len(outs), threads=2, out=outs)
         thread.join()
-        assert sent
-        assert outs[-1].coefficients[-1] == 9999  # type: ignore[index]
+        assert (last == 9999).all()
         assert _jpeg.live_buffers() == before
         assert len(jpeg.read_batch([data] * 3)) == 3
 

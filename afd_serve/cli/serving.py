@@ -31,7 +31,7 @@ app.add_typer(serve_app, name="serve")
 DefaultModeOption = Annotated[
     Mode, typer.Option("--mode", help="For requests that name none: AFD answers, is off, or runs for the metrics only.")
 ]
-StateDirOption = Annotated[Path, typer.Option("--state-dir", help="Where the server's settings and logs lie.")]
+StateDirOption = Annotated[Path, typer.Option("--state-dir", help="The server's own folder, with settings and logs.")]
 ForegroundOption = Annotated[
     bool,
     typer.Option(
