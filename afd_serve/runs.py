@@ -37,16 +37,26 @@ def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         _lock(handle, folder, wait)
-        yield
-    except BaseException as error:
-        with suppress(OSError):  # which one that is not empty raises
-            for place in missing:
-                place.rmdir()
-        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+        with _leaving_nothing_empty(missing):
+            yield
+    except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:
             raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _leaving_nothing_empty(made: list[Path]) -> Iterator[None]:
+    """Remove folders that are empty where the work fails; the innermost comes first."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # which one that is not empty raises
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -58,6 +68,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         write(partial)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # else a power failure may leave an empty file under the new name
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

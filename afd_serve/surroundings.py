@@ -1,4 +1,4 @@
-"""What an application has set for all of torch, kept away from classifiers that are loaded and asked in it."""
+"""The default type and the CPU's autocast of an application, kept away from classifiers that it loads and asks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ __all__ = ["in_float32", "inference"]
 
 @contextmanager
 def in_float32() -> Iterator[None]:
-    """What is built here is in float32, whatever the application's default type, also under its `torch.autocast`.
+    """What is built here is in float32, whatever the application's default type and its `torch.autocast` for CPUs say.
 
     Decorates functions as well.
     """
@@ -25,6 +25,6 @@ def in_float32() -> Iterator[None]:
 
 @contextmanager
 def inference() -> Iterator[None]:
-    """Answers are the classifier's own, bit for bit, also under the application's `torch.autocast`."""
+    """Answers are the classifier's own, bit for bit, also under the application's `torch.autocast` for CPUs."""
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         yield

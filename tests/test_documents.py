@@ -105,6 +105,8 @@ def test_the_limits_of_requests_are_those_that_the_page_on_serving_tells() -> No
     pixels = JpegLimits().max_pixels, JpegLimits().max_other_pixels, MAX_OTHER_PIXELS_PER_REQUEST
     in_words = r"(\d+) megapixels for a JPEG, (\d+) for any other picture, and (\d+) for all of a request's"
     assert page_says("docs/serving.md", in_words) == [tuple(count // 10**6 for count in pixels)]
+    blocks = page_says("docs/serving.md", r"(\d+),000 blocks, .* limit for an arithmetic-coded JPEG")
+    assert blocks == [(JpegLimits().max_arithmetic_blocks // 1000,)]
 
 
 def test_the_gate_closes_from_the_qualities_on_that_the_pages_tell() -> None:

@@ -44,7 +44,11 @@ def test_a_folder_with_files_of_others_is_no_state_directory(tmp_path: Path, oth
 
 
 @pytest.mark.parametrize(
-    "left", ["server.json", "archives/afd.sources", "backends/python/libtriton_python.so", "lost+found/x"]
+    "left",
+    [
+        *("server.json", "archives/afd.sources", "log4j2.xml", "backends/python/libtriton_python.so"),
+        *("environment/bin/python3", "model_repository-0123456789ab/afd/config.pbtxt", "lost+found/x"),
+    ],
 )
 def test_state_directories_of_earlier_versions_and_empty_file_systems_are_taken(tmp_path: Path, left: str) -> None:
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +56,12 @@ def test_state_directories_of_earlier_versions_and_empty_file_systems_are_taken(
     make_state_dir(tmp_path)
     (tmp_path / "server.json").unlink(missing_ok=True)
     (tmp_path / "logs").mkdir()
+    make_state_dir(tmp_path)
+
+
+def test_two_starts_may_make_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_state_dir(tmp_path)
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # as it was a moment ago
     make_state_dir(tmp_path)
 
 

@@ -291,22 +291,33 @@ class TestBatch:
                 time.sleep(0.001)
             signal.pthread_kill(main_thread, signal.SIGINT)
 
-        thread = threading.Thread(target=interrupt_once_it_runs, daemon=True)
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            jpeg.read_batch([data] * len(outs), threads=2, out=outs)
-        thread.join()
+        # Where a shell has started Python in the background, SIGINT is ignored.
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            thread = threading.Thread(target=interrupt_once_it_runs, daemon=True)
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                jpeg.read_batch([data] * len(outs), threads=2, out=outs)
+            thread.join()
+        finally:
+            signal.signal(signal.SIGINT, previous)
         assert (last == 9999).all()
         assert _jpeg.live_buffers() == before
         assert len(jpeg.read_batch([data] * 3)) == 3
 
     def test_a_signal_that_is_handled_does_not_end_it(self) -> None:
-        handled = []
+        data, before, handled = pillow_jpeg(160, 120), _jpeg.live_buffers(), []
         previous = signal.signal(signal.SIGUSR1, lambda number, _: handled.append(number))
+
+        def send_once_it_runs() -> None:
+            while _jpeg.live_buffers() == before:
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
         try:
-            thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGUSR1))
+            thread = threading.Thread(target=send_once_it_runs, daemon=True)
             thread.start()
-            results = jpeg.read_batch([pillow_jpeg(64, 64)] * 20, threads=2)
+            results = jpeg.read_batch([data] * 2000, threads=2)
             thread.join()
         finally:
             signal.signal(signal.SIGUSR1, previous)

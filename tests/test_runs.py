@@ -40,6 +40,15 @@ def test_a_failure_leaves_no_empty_folder_that_was_not_there_before(tmp_path: Pa
     assert [path.name for path in folder.parent.iterdir()] == ["second"]
 
 
+def test_a_run_that_finds_another_one_leaves_its_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    with alone_in(folder), monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", lambda _: False)  # as both saw it, when they began
+        with pytest.raises(ConfigError, match="another run is at work"), alone_in(folder):
+            pass
+        assert folder.is_dir()
+
+
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from afd_serve.runs import alone_in\n"

@@ -1,4 +1,4 @@
-"""What an application sets for all of torch changes no answer, and is as it was afterwards."""
+"""An application's default type and autocast change no answer, and are as they were afterwards."""
 
 from pathlib import Path
 

@@ -160,18 +160,21 @@ class Talk:
 
         Raises:
             ConfigError: No server takes these options.
-            TypeError: A picture has no bytes.
+            TypeError: A picture has no bytes; those of earlier requests have been answered then.
         """
         deadline = self._deadline(timeout)
         _check(options)
+        held: dict[int, bytes] = {}
         results: dict[int, Prediction | Failure] = {}
         waiting = list(range(len(pictures)))
         while waiting:
-            # No more than a request's at a time: the sequence may read its pictures when they are asked for.
-            next_ones = [_bytes_of(pictures[index]) for index in waiting[:MAX_PICTURES]]
-            part = self._first_request(next_ones)
+            # As many as a request may have, and each once: the sequence may read its pictures when asked for them.
+            window = waiting[:MAX_PICTURES]
+            held = {index: held[index] if index in held else _bytes_of(pictures[index]) for index in window}
+            part = self._first_request(list(held.values()))
             if not part:
-                results[waiting.pop(0)] = _too_large(next_ones[0])
+                first = waiting.pop(0)
+                results[first] = _too_large(held[first])
                 continue
             asked, waiting = waiting[: len(part)], waiting[len(part) :]
             answers = yield from self._persist(self._ask, part, options, deadline, request_id or uuid.uuid4().hex)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afd_serve.evaluation.dataset import LabelledPicture
-from afd_serve.training.pictures import digest_of, file_size, pictures_digest
+from afd_serve.picture_files import digest_of, file_size
+from afd_serve.training.pictures import pictures_digest
 
 __all__ = ["Contents"]
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from afd_serve.errors import ConfigError
 from afd_serve.labels import imagenet_labels, label_key, label_lookup
+from afd_serve.picture_files import files_below
 from afd_serve.preprocess import PICTURE_SUFFIXES
-from afd_serve.training.pictures import files_below
 
 __all__ = ["LabelledPicture", "load_labelled"]
 

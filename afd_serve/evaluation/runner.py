@@ -10,10 +10,10 @@ from typing import IO, Any, Protocol
 from afd_serve.errors import ConfigError
 from afd_serve.evaluation.dataset import LabelledPicture
 from afd_serve.evaluation.protocols import Condition, compress, conditions
+from afd_serve.picture_files import file_size
 from afd_serve.pipeline import Failure, Prediction
 from afd_serve.preprocess import UNREADABLE
 from afd_serve.progress import Step
-from afd_serve.training.pictures import file_size
 from afd_serve.transforms import Preprocessing
 
 __all__ = ["Answer", "Evaluation", "Predictor", "evaluate"]

@@ -17,10 +17,18 @@ PRIVATE_UMASK: Final = 0o077
 _MARK: Final = ".afd-serve"
 _WORDS: Final = "The state directory of a server: afd-serve removes and overwrites what lies here.\n"
 
-_EARLIER: Final = ("server.json", "archives/*.sources", "backends/python/libtriton_python.so")
+_EARLIER: Final = (
+    "server.json",
+    "archives/*.sources",
+    "log4j2.xml",
+    "backends/python",
+    "environment/bin/python3",
+    "model_repository-" + 12 * "[0-9a-f]",
+)
 """What earlier versions, which did not write the mark, left in theirs."""
 
-_FILE_SYSTEMS_OWN: Final = "lost+found"
+_NOBODYS: Final = ("lost+found", _MARK)
+"""What a file system makes, and what another start may have written by now."""
 
 
 def make_state_dir(folder: Path) -> None:
@@ -42,7 +50,7 @@ def make_state_dir(folder: Path) -> None:
 
 
 def _check_ours(folder: Path) -> None:
-    other = next((path.name for path in sorted(folder.iterdir()) if path.name != _FILE_SYSTEMS_OWN), None)
+    other = next((path.name for path in sorted(folder.iterdir()) if path.name not in _NOBODYS), None)
     if other is not None and not any(next(folder.glob(sign), None) for sign in _EARLIER):
         raise ServingError(
             f"{folder} holds {other}, which is no server's and could be overwritten: let --state-dir name an empty "

@@ -1,6 +1,7 @@
 """A server in the background, as its state directory describes it to the calls that come later."""
 
 import json
+import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
@@ -165,6 +166,8 @@ class BackgroundServer(ABC):
 def no_server(state_dir: Path) -> ServingError:
     """What to say where a state directory does not tell of a server."""
     path = state_dir / STATE_FILE
+    if path.exists() and not os.access(path, os.R_OK):
+        return ServingError(f"{path} may not be read by this account: its server is another's")
     if path.exists():
         return ServingError(
             f"{path} cannot be read, as where another version wrote it: stop the server with that version, or end its "

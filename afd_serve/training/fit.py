@@ -185,6 +185,7 @@ class Trainer:
         done = self._resume()
         self.step, self.mean_loss = done.step, done.loss
         self._changed = done.pictures not in (None, self._pictures)
+        self._pictures = done.pictures or self._pictures  # so that later runs see the change as well
         if not self._changed:
             self._unreadable |= {index for index in done.unreadable if index < len(pictures)}
         self._whole = True
@@ -231,7 +232,10 @@ class Trainer:
         """What the figures do not tell; ``left`` is what AFD leaves of the distance, as a share."""
         yield from self._cautions
         if self._changed and begun:
-            yield f"the first {begun} steps saw other pictures: --images, or what is there, has changed since"
+            yield (
+                f"the first {begun} steps, or some of them, saw other pictures: --images or --exclude, or what is "
+                "there, has changed since"
+            )
         if begun == self.config.steps:
             yield f"all {begun} steps were done before: the pictures were only used to estimate drift and sharpness"
         if left > 1:

@@ -1,15 +1,13 @@
 """Which pictures a fit sees, and whether they are the same as before."""
 
-import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from afd_serve.errors import ConfigError
+from afd_serve.picture_files import digest_of, file_size, files_below
 from afd_serve.preprocess import PICTURE_SUFFIXES
 
-__all__ = ["digest_of", "file_size", "files_below", "find_pictures", "pictures_digest"]
+__all__ = ["find_pictures", "pictures_digest"]
 
 
 def find_pictures(folders: Sequence[Path], exclude: Sequence[Path] = ()) -> list[Path]:
@@ -38,24 +36,6 @@ def _pictures_below(folders: Sequence[Path]) -> set[Path]:
     return found
 
 
-def files_below(folder: Path, without: Iterable[Path] = ()) -> Iterator[Path]:
-    """The files below a folder and below those that it links to, each of which is entered once: links may go round.
-
-    Args:
-        folder: where to begin; paths begin with it, whatever links they lead through.
-        without: folders that are not entered.
-    """
-    entered = {place.resolve() for place in without}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        here = Path(place).resolve()
-        if here in entered:
-            folders.clear()
-            continue
-        entered.add(here)
-        folders.sort()  # so that a folder with several names is found under the same one everywhere
-        yield from (Path(place, name) for name in files)
-
-
 def pictures_digest(pictures: Iterable[Path], folders: Sequence[Path]) -> str:
     """Digest of the names, relative to the first of the folders that holds them, and sizes of unlabelled pictures."""
     roots = [folder.resolve() for folder in folders]
@@ -66,16 +46,3 @@ def _name(path: Path, roots: Sequence[Path]) -> str:
     """A picture's name inside the first of the folders that holds it; its own where a link leads out of them all."""
     inside = (path.relative_to(root).as_posix() for root in roots if root != path and path.is_relative_to(root))
     return next(inside, path.name)
-
-
-def file_size(path: Path) -> int:
-    """Bytes; -1 for a picture that is missing or out of reach."""
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # which a name with a null character raises
-        return -1
-
-
-def digest_of(pictures: Iterable[tuple[object, ...]]) -> str:
-    """SHA-256 (hex) of what is known of a set of pictures, whatever their order."""
-    return hashlib.sha256(json.dumps(sorted(pictures)).encode()).hexdigest()

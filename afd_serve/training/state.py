@@ -30,7 +30,7 @@ class Done:
         step: The number of steps done.
         loss: Their mean loss, the last ones weighing most; NaN before the first.
         unreadable: The pictures, by their index, that could not be read.
-        pictures: `pictures_digest` of the pictures that the last step saw; none in states of earlier versions.
+        pictures: `pictures_digest` of the pictures that the first step saw; none in states of earlier versions.
     """
 
     step: int = 0
