@@ -155,6 +155,8 @@ class Finder:
             time.sleep(60)
 
 sys.meta_path.insert(0, Finder)
+# Where a shell has started Python in the background, SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main(sys.argv[2:])
 """
 
